@@ -1,0 +1,49 @@
+"""The user's mistakes: one exception type, and the one place that turns it into a line and an exit status."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+EXIT_DONE = 0
+EXIT_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+# What a machine can run out of or refuse; the user can mend these, a traceback would not help.
+_MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+
+
+class InputError(Exception):
+    """What the user gave cannot be used. The message is one line: file, id, what was found, what was expected."""
+
+
+def summarize(problems: Sequence[str], shown: int = 5) -> str:
+    """Join problems into one line: the first `shown` in full, the rest as a count."""
+    rest = len(problems) - shown
+    return "; ".join(problems[:shown]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def run_command(main: Callable[[], object]) -> None:
+    """Run `main` as the whole program and leave the process with the exit status of the command line contract.
+
+    0 done, 2 the user's input is wrong (one line on stderr, no traceback), 130 interrupted.
+    """
+    try:
+        main()
+        sys.stdout.flush()
+    except InputError as error:
+        _leave(f"error: {error}", EXIT_INPUT)
+    except KeyboardInterrupt:
+        _leave("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_DONE)
+    except OSError as error:
+        if error.errno not in _MACHINE_ERRNOS:
+            raise
+        _leave(f"error: {error.filename or 'a file'}: {os.strerror(error.errno)}", EXIT_INPUT)
+
+
+def _leave(line: str, status: int) -> None:
+    print(" ".join(line.split()), file=sys.stderr)
+    sys.exit(status)
