@@ -1,0 +1,61 @@
+"""Caption files: one `VIDEOID#enc#K the caption` a line; the video id is all before the first `#`."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from method.errors import InputError, summarize
+from method.files import require_file
+
+_LINE = re.compile(r"([^#]+#\S*)\s+(\S.*)")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A sentence that describes a moment of one video."""
+
+    id: str
+    video_id: str
+    text: str
+
+
+def read_captions(path: Path) -> list[Caption]:
+    """Read a caption file in its order.
+
+    A byte-order mark, Windows line ends, tabs after the id and blank lines are accepted. InputError for a file that is
+    missing, empty or not UTF-8, a line without `#` in its id or without a caption, and a caption id that occurs twice.
+    """
+    require_file(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8 text") from error
+    captions: dict[str, Caption] = {}
+    problems = []
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
+        line = line.strip()
+        if not line:
+            continue
+        match = _LINE.fullmatch(line)
+        if match is None:
+            problems.append(f"line {number}: expected 'VIDEOID#enc#K the caption', found {line[:60]!r}")
+            continue
+        caption_id, sentence = match.groups()
+        if caption_id in captions:
+            problems.append(f"line {number}: caption id {caption_id!r} occurs a second time")
+            continue
+        captions[caption_id] = Caption(caption_id, caption_id.split("#", 1)[0], sentence)
+    if problems:
+        raise InputError(f"{path}: {summarize(problems)}")
+    if not captions:
+        raise InputError(f"{path}: no captions, expected one 'VIDEOID#enc#K the caption' a line")
+    return list(captions.values())
+
+
+def group_by_video(captions: Sequence[Caption]) -> dict[str, list[Caption]]:
+    """Captions of each video, videos in the order in which they are first mentioned."""
+    videos: dict[str, list[Caption]] = {}
+    for caption in captions:
+        videos.setdefault(caption.video_id, []).append(caption)
+    return videos
