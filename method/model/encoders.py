@@ -1,0 +1,81 @@
+"""Frames and words of one branch become vectors of width D (spec section 4).
+
+Letters: B sequences, N rows of all of them, L the longest, I input width, D width, H heads.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from method.data.ragged import Ragged
+
+
+class SelfAttention(nn.Module):
+    """One block of self-attention over each sequence: LayerNorm(x + dropout(Linear(attended))), no feed-forward."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, rows: Ragged) -> Ragged:
+        """Let the rows of each sequence (N, D) attend to its real rows."""
+        layout = rows.layout
+        # One product for the three projections; separate weights, since the optimiser clips each tensor by itself.
+        projections = (self.query, self.key, self.value)
+        weight = torch.cat([layer.weight for layer in projections])
+        bias = torch.cat([layer.bias for layer in projections])
+        projected_BL3D = layout.pad(F.linear(rows.values, weight, bias))
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projected_BL3D.chunk(3, -1)
+        )
+        mask = None if layout.is_dense and layout.real == layout.lengths else layout.real_BL[:, None, None, :]
+        attended_BHLd = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
+        )
+        attended_ND = layout.unpad(attended_BHLd.transpose(1, 2).flatten(2))
+        output_ND = F.dropout(self.output(attended_ND), self.dropout, self.training)
+        return rows.with_values(self.norm(rows.values + output_ND))
+
+
+class SequenceEncoder(nn.Module):
+    """Projection, learned positions and one self-attention block; frames and queries alike."""
+
+    def __init__(
+        self, input_width: int, width: int, heads: int, max_length: int, input_dropout: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.input_dropout = input_dropout
+        self.dropout = dropout
+        self.input_norm = nn.LayerNorm(input_width)
+        self.input = nn.Linear(input_width, width)
+        self.positions = nn.Embedding(max_length, width)
+        self.position_norm = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads, dropout)
+
+    def forward(self, rows: Ragged) -> Ragged:
+        """Encode rows (N, I) into (N, D)."""
+        normed_NI = F.dropout(self.input_norm(rows.values), self.input_dropout, self.training)
+        projected_ND = F.relu(self.input(normed_NI))
+        placed_ND = self.position_norm(projected_ND + self.positions(rows.layout.position_N))
+        return self.attention(rows.with_values(F.dropout(placed_ND, self.dropout, self.training)))
+
+
+class QueryPooling(nn.Module):
+    """A softmax over the words of each query, from one learned vector, and the weighted sum of its words."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Linear(width, 1, bias=False)
+
+    def forward(self, words: Ragged) -> Tensor:
+        """Pool words (N, D) into one vector a query, (B, D)."""
+        layout = words.layout
+        logits_BL = layout.pad(self.weight(words.values)).squeeze(-1)
+        weights_BL = logits_BL.masked_fill(~layout.real_BL, -torch.inf).softmax(-1)
+        return torch.einsum("bl,bld->bd", weights_BL, layout.pad(words.values))

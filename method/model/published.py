@@ -1,0 +1,181 @@
+"""Names of the published checkpoints' weights (spec section 9), read into ours and written back.
+
+The published names mislead: `_phrase`, `_action` and `phrase_action` all mean the object branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from method.errors import InputError, summarize
+from method.model.architecture import Architecture
+from method.model.retrieval import RetrievalModel
+
+_TEMPERATURES = {"action": "temp", "object": "temp2"}
+_ENCODER = {
+    "input_norm": "input_proj{s}.LayerNorm",
+    "input": "input_proj{s}.net.1",
+    "positions": "pos_embed{s}.position_embeddings",
+    "position_norm": "pos_embed{s}.LayerNorm",
+    "attention.query": "encoder{s}.self.query",
+    "attention.key": "encoder{s}.self.key",
+    "attention.value": "encoder{s}.self.value",
+    "attention.output": "encoder{s}.output.dense",
+    "attention.norm": "encoder{s}.output.LayerNorm",
+}
+_ATTENTION_FUSION = {
+    "query": "ca.msa.linears.0",
+    "key": "ca.msa.linears.1",
+    "value": "ca.msa.linears.2",
+    "output": "ca.msa.linears.3",
+    "feed_forward.attended_norm": "ca.norm1",
+    "feed_forward.inner": "ca.ffn.0",
+    "feed_forward.outer": "ca.ffn.3",
+    "feed_forward.output_norm": "ca.norm2",
+}
+_DEFORMABLE_FUSION = {
+    "to_query.first": "to_q.0",
+    "to_query.second": "to_q.3",
+    "to_key.first": "to_k.0",
+    "to_key.second": "to_k.3",
+    "to_value.first": "to_v.0",
+    "to_value.second": "to_v.3",
+    "offset_convolution": "to_offsets.0",
+    "offset_output": "to_offsets.2",
+    "logit_scale": "scales_make_attn_diff",
+    "asking_positions.table": "pos_encoder_Q.0",
+    "asking_positions.norm": "pos_encoder_Q.1",
+    "answering_positions.table": "pos_encoder_KV.0",
+    "answering_positions.norm": "pos_encoder_KV.1",
+    "feed_forward.attended_norm": "norm1",
+    "feed_forward.inner": "ffn.0",
+    "feed_forward.outer": "ffn.3",
+    "feed_forward.output_norm": "norm2",
+}
+_FIRST_FUSION, _SECOND_FUSION = "cross_branch_fusion_A1", "cross_branch_fusion_B1"
+_NEVER_USED = ("channel_proj", "cross_branch_fusion_SA.", "cross_branch_fusion_SB.", "roberta_model.")
+_NEVER_USED += tuple(f"mapping_linear{branch}.{n}." for branch in ("", "_phrase_action") for n in (1, 2))
+_CHANNEL_PROJECTION_WIDTH = 1024  # written into the published program, whatever the features' width
+
+
+def is_published(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has the published names."""
+    return any(name.startswith("query_input_proj") or name.startswith("frame_input_proj") for name in state)
+
+
+def published_architecture(architecture: Architecture) -> Architecture:
+    """The architecture that a published checkpoint of these options has: padded, with a temperature a branch."""
+    return replace(architecture, fusion_extent="padded", temperatures=architecture.branches)
+
+
+def from_published(state: Mapping[str, Tensor], architecture: Architecture, source: str) -> dict[str, Tensor]:
+    """Rename published weights to ours.
+
+    Args:
+        state: published name -> weight.
+        architecture: what the options say the weights are.
+        source: name of the file, for errors.
+
+    Raises:
+        InputError: listing every name that is missing, unknown or of another shape than the architecture's.
+    """
+    shapes = {name: weight.shape for name, weight in _meta_model(architecture).state_dict().items()}
+    published_of = {ours: published_name(ours, architecture) for ours in shapes}
+    unused = _NEVER_USED if len(_fusion_prefixes(architecture)) == 2 else (*_NEVER_USED, f"{_SECOND_FUSION}.")
+    problems = [f"{name} is missing" for name in published_of.values() if name not in state]
+    known = set(published_of.values()) | set(_TEMPERATURES.values())
+    problems += [f"{name} is not expected" for name in state if name not in known and not name.startswith(unused)]
+    problems += [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(shapes[ours])}"
+        for ours, name in published_of.items()
+        if name in state and state[name].shape != shapes[ours]
+    ]
+    if problems:
+        raise InputError(f"{source}: weights do not fit the options: {summarize(problems, shown=len(problems))}")
+    return {ours: state[name] for ours, name in published_of.items()}
+
+
+def to_published(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
+    """Rename our weights to the published names, and add those that the published program has and never uses.
+
+    The latter are zeros. A logit scale learned with extent 'valid' is given the factor by which the published program
+    divides it at full length.
+    """
+    weights = {published_name(ours, architecture): weight for ours, weight in state.items()}
+    if architecture.fusion_extent == "valid":
+        for prefix in _fusion_prefixes(architecture).values():
+            name = f"{prefix}.scales_make_attn_diff"
+            if name in weights:
+                weights[name] = weights[name] * architecture.max_frames**0.5
+    for name in _TEMPERATURES.values():
+        weights.setdefault(name, torch.tensor(1 / 0.07))
+    for name, shape in unused_shapes(architecture).items():
+        weights[name] = torch.zeros(shape)
+    return weights
+
+
+def published_name(ours: str, architecture: Architecture) -> str:
+    """The published name of one of our weights."""
+    kind, which, rest = ours.split(".", 2) if ours.count(".") > 1 else (*ours.split(".", 1), "")
+    if kind == "temperatures":
+        return _TEMPERATURES[which]
+    if kind == "fusions":
+        names = _DEFORMABLE_FUSION if architecture.fusion == "deformable" else _ATTENTION_FUSION
+        return f"{_fusion_prefixes(architecture)[which]}.{_renamed(rest, names)}"
+    part, _, rest = rest.partition(".")
+    if part == "pooling":
+        return {"action": "modular_vector_mapping.weight", "object": "modular_vector_mapping_phrase.weight"}[which]
+    if part == "key":
+        return {"action": "mapping_linear.0.weight", "object": "mapping_linear_phrase_action.0.weight"}[which]
+    side, suffix = {"frames": ("frame", "_action"), "words": ("query", "_phrase")}[part]
+    return f"{side}_{_renamed(rest, _ENCODER).format(s=suffix if which == 'object' else '')}"
+
+
+def unused_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights that the published program has and never uses."""
+    width = architecture.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {}
+    inputs = {
+        "": (_CHANNEL_PROJECTION_WIDTH, "mapping_linear"),
+        "_action": (architecture.object_width, "mapping_linear_phrase_action"),
+    }
+    for suffix, (input_width, mapping) in inputs.items():
+        if input_width is None:
+            continue
+        for layer, columns in ((0, input_width), (3, width)):
+            shapes[f"channel_proj{suffix}.{layer}.weight"] = (width, columns)
+            shapes[f"channel_proj{suffix}.{layer}.bias"] = (width,)
+        shapes.update({f"{mapping}.{n}.weight": (width, width) for n in (1, 2)})
+    if architecture.fusion == "none":
+        return shapes
+    idle = ["cross_branch_fusion_SA", "cross_branch_fusion_SB"]
+    idle += [_SECOND_FUSION] if len(_fusion_prefixes(architecture)) == 1 else []
+    attention = _meta_model(replace(architecture, fusion="attention", fusion_asks="i3d_q")).fusions["action"]
+    for prefix in idle:
+        for ours, weight in attention.state_dict().items():
+            shapes[f"{prefix}.{_renamed(ours, _ATTENTION_FUSION)}"] = tuple(weight.shape)
+    return shapes
+
+
+def _fusion_prefixes(architecture: Architecture) -> dict[str, str]:
+    """The published name of the fusion in which a branch asks: the first has one name whoever asks."""
+    if architecture.fusion_asks == "double_q":
+        return {"action": _FIRST_FUSION, "object": _SECOND_FUSION}
+    return {"action" if architecture.fusion_asks == "i3d_q" else "object": _FIRST_FUSION}
+
+
+def _renamed(ours: str, names: Mapping[str, str]) -> str:
+    """Rename the module of a weight and keep its last part, or rename a parameter of its own."""
+    if ours in names:
+        return names[ours]
+    module, _, parameter = ours.rpartition(".")
+    return f"{names[module]}.{parameter}"
+
+
+def _meta_model(architecture: Architecture) -> RetrievalModel:
+    with torch.device("meta"):
+        return RetrievalModel(architecture)

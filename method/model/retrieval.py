@@ -1,0 +1,112 @@
+"""The A3PRVR model: two branches, each with frames and queries of its own, and the fusion between them.
+
+Letters: B videos, Q queries, N rows, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from method.data.ragged import Ragged
+from method.model.architecture import Architecture
+from method.model.encoders import QueryPooling, SequenceEncoder
+from method.model.fusion import AttentionFusion, DeformableFusion
+
+SECOND_OFFSET_SCALE = 2.0
+
+
+class Branch(nn.Module):
+    """One way to see a video and to read a query."""
+
+    def __init__(self, frame_width: int, architecture: Architecture) -> None:
+        super().__init__()
+        a = architecture
+        shared = (a.hidden_size, a.heads)
+        self.frames = SequenceEncoder(frame_width, *shared, a.max_frames, a.input_dropout, a.dropout)
+        self.words = SequenceEncoder(a.query_width, *shared, a.max_words, a.input_dropout, a.dropout)
+        self.pooling = QueryPooling(a.hidden_size)
+        self.key = nn.Linear(a.hidden_size, a.hidden_size, bias=False)
+
+    def encode_queries(self, words: Ragged) -> Tensor:
+        """Token features of Q queries as one vector each, (Q, D)."""
+        return self.pooling(self.words(words))
+
+    def frame_keys(self, frames: Ragged) -> Ragged:
+        """The vector by which each frame, fused or not, is found."""
+        return frames.with_values(self.key(frames.values))
+
+
+class RetrievalModel(nn.Module):
+    """Encodes videos into frame keys and queries into vectors, a branch each.
+
+    Args:
+        architecture: the sizes; a branch whose width is None does not exist.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        widths = {"action": architecture.action_width, "object": architecture.object_width}
+        self.branches = nn.ModuleDict(
+            {name: Branch(width, architecture) for name, width in widths.items() if width is not None}
+        )
+        # By the branch that asks; its frames attend to those of the other.
+        self.fusions = nn.ModuleDict(
+            {
+                asking: AttentionFusion(architecture.hidden_size, architecture.fusion_heads)
+                if architecture.fusion == "attention"
+                else DeformableFusion(architecture, scale)
+                for asking, scale in _fusions(architecture).items()
+            }
+        )
+        self.temperatures = nn.ParameterDict(
+            {branch: nn.Parameter(torch.tensor(1 / 0.07)) for branch in architecture.temperatures}
+        )
+        self.apply(self._initialize)
+
+    def _initialize(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.architecture.initializer_range)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def encode_frames(self, streams: Mapping[str, Ragged]) -> dict[str, Ragged]:
+        """Features (N, I) of the stream of each branch as fused frames (N, D), real rows only."""
+        extended = self._extend(streams)
+        frames = {name: branch.frames(extended[name]) for name, branch in self.branches.items()}
+        fused = dict(frames)
+        for asking, fusion in self.fusions.items():
+            answering = frames["object" if asking == "action" else "action"]
+            # No gradient of one branch's loss reaches the other's encoder.
+            fused[asking] = fusion(frames[asking], answering.with_values(answering.values.detach()))
+        return {name: rows.real() for name, rows in fused.items()}
+
+    def encode_videos(self, streams: Mapping[str, Ragged]) -> dict[str, Ragged]:
+        """Features of B videos as frame keys (N, D) of each branch."""
+        return {name: self.branches[name].frame_keys(rows) for name, rows in self.encode_frames(streams).items()}
+
+    def encode_queries(self, words: Ragged) -> dict[str, Tensor]:
+        """Token features of Q queries as one vector (Q, D) for each branch."""
+        return {name: branch.encode_queries(words) for name, branch in self.branches.items()}
+
+    def _extend(self, streams: Mapping[str, Ragged]) -> dict[str, Ragged]:
+        """Add the rows behind a video's end that its fusions read."""
+        lengths = {name: list(streams[name].layout.lengths) for name in self.branches}
+        for asking, fusion in self.fusions.items():
+            answering = "object" if asking == "action" else "action"
+            needed = fusion.rows_needed(streams[asking].layout, streams[answering].layout)
+            for name, rows in zip((asking, answering), needed, strict=True):
+                lengths[name] = [max(pair) for pair in zip(lengths[name], rows, strict=True)]
+        return {name: streams[name].extended(rows) for name, rows in lengths.items()}
+
+
+def _fusions(architecture: Architecture) -> dict[str, float]:
+    """The branches that ask, each with its largest offset."""
+    if architecture.fusion == "none":
+        return {}
+    asking = {"i3d_q": ("action",), "clip_q": ("object",), "double_q": ("action", "object")}[architecture.fusion_asks]
+    scales = (architecture.offset_scale, SECOND_OFFSET_SCALE)
+    return dict(zip(asking, scales, strict=False))

@@ -1,0 +1,56 @@
+"""Scores of queries against videos: a video scores as well as its best frame.
+
+Letters: Q queries, B videos, N real frames of all of them, L the longest video, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from method.data.ragged import Layout, Ragged
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """What the losses need of one branch.
+
+    cosine_QB: largest cosine of query and frame key in each video.
+    raw_QB: the same with unnormalised dot products.
+    best_frame_QB: the frame, in its video, that gives the cosine.
+    """
+
+    cosine_QB: Tensor
+    raw_QB: Tensor
+    best_frame_QB: Tensor
+
+
+def similarity(keys: Ragged, queries_QD: Tensor) -> Similarity:
+    """Score every query against every video by its best frame.
+
+    >>> keys = Ragged.of([torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, -3.0]])])
+    >>> scores = similarity(keys, torch.tensor([[0.0, 4.0]]))
+    >>> scores.cosine_QB.tolist(), scores.raw_QB.tolist(), scores.best_frame_QB.tolist()
+    ([[1.0, -1.0]], [[4.0, -12.0]], [[1, 0]])
+    """
+    dots_NQ = (keys.values @ queries_QD.t()).float()
+    key_norms_N1 = keys.values.float().norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    query_norms_Q = queries_QD.float().norm(dim=-1).clamp(min=1e-12)
+    cosine_BQ, best_frame_BQ = best_frames(dots_NQ / (key_norms_N1 * query_norms_Q), keys.layout)
+    raw_BQ, _ = best_frames(dots_NQ, keys.layout)
+    return Similarity(cosine_BQ.t(), raw_BQ.t(), best_frame_BQ.t())
+
+
+def best_frames(scores_NQ: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Largest score among the frames of each video and the frame that has it, both (B, Q)."""
+    scores_BLQ = layout.pad(scores_NQ)
+    if not layout.is_dense:
+        scores_BLQ = scores_BLQ.masked_fill(~layout.real_BL[..., None], -torch.inf)
+    best = scores_BLQ.max(dim=1)
+    return best.values, best.indices
+
+
+def normalized(keys: Ragged) -> Ragged:
+    """Keys of length 1, whose dot products with normalised queries are cosines."""
+    return keys.with_values(F.normalize(keys.values.float(), dim=-1))
