@@ -1,0 +1,152 @@
+"""Losses of one step (spec sections 5 and 6), without a loop over videos or captions.
+
+Letters: Q captions, B videos, E edited captions, D width. labels_Q[q] is the batch's video of caption q.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from method.data.ragged import Ragged
+from method.model.retrieval import RetrievalModel
+from method.model.scoring import Similarity, similarity
+
+NCE_WEIGHT = 0.02
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What the losses take from the options.
+
+    hard_pool_size: how many of the highest-scoring videos a hard negative is drawn from.
+    """
+
+    margin: float
+    hard_pool_size: int
+    negative_weight: float
+    label_smoothing: float
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Edited captions of a batch: their token features and owner_E, the caption of the batch that each is made of."""
+
+    words: Ragged
+    owner_E: Tensor
+
+
+def training_losses(
+    model: RetrievalModel,
+    streams: Mapping[str, Ragged],
+    words: Ragged,
+    labels_Q: Tensor,
+    settings: LossSettings,
+    hard: bool,
+    edits: Mapping[str, Edits],
+) -> dict[str, Tensor]:
+    """Every term of the loss by name, weighted, so that their sum is what is minimised.
+
+    Args:
+        streams: preprocessed features of the stream of each branch.
+        words: token features of the captions.
+        hard: whether triplet negatives are the hardest ones instead of random ones.
+        edits: edited captions for each branch that has any.
+    """
+    keys = model.encode_videos(streams)
+    queries = model.encode_queries(words)
+    terms = {}
+    for name, branch in model.branches.items():
+        scores = similarity(keys[name], queries[name])
+        terms[f"{name}/triplet"] = triplet_loss(scores.cosine_QB, labels_Q, settings, hard)
+        terms[f"{name}/nce"] = NCE_WEIGHT * nce_loss(scores.raw_QB, labels_Q)
+        if name in edits:
+            edited_ED = branch.encode_queries(edits[name].words)
+            best_QD = own_best_frames(keys[name], scores, labels_Q)
+            terms[f"{name}/negative_queries"] = settings.negative_weight * negative_query_loss(
+                best_QD,
+                queries[name],
+                edited_ED,
+                edits[name].owner_E,
+                model.temperatures[name],
+                settings.label_smoothing,
+            )
+    return terms
+
+
+def triplet_loss(cosine_QB: Tensor, labels_Q: Tensor, settings: LossSettings, hard: bool) -> Tensor:
+    """Margin loss in both directions, each averaged over its anchors; zero where an anchor has no negative."""
+    captions, videos = cosine_QB.shape
+    if videos < 2:
+        return cosine_QB.sum() * 0.0
+    own_QB = labels_Q[:, None] == torch.arange(videos, device=labels_Q.device)
+    negatives_QB = cosine_QB.detach().masked_fill(own_QB, -torch.inf)
+    every_Q = torch.arange(captions, device=labels_Q.device)
+    own_Q = cosine_QB[every_Q, labels_Q]
+
+    # Video to text: the mean of its captions against one caption of another video.
+    chosen_B = (negatives_QB if hard else _random_like(negatives_QB)).argmax(dim=0)
+    negative_B = cosine_QB[chosen_B, torch.arange(videos, device=labels_Q.device)]
+    positive_B = torch.zeros_like(negative_B).index_add(0, labels_Q, own_Q) / own_QB.sum(0).clamp(min=1)
+    video_to_text = (settings.margin + negative_B - positive_B).clamp(min=0).mean()
+
+    # Text to video: one of the pool's videos.
+    pool = min(settings.hard_pool_size, videos - 1) if hard else videos - 1
+    if hard:
+        candidates_QP = negatives_QB.topk(pool, dim=1).indices
+        drawn_Q = torch.randint(0, pool, (captions,), device=labels_Q.device)
+        chosen_Q = candidates_QP[every_Q, drawn_Q]
+    else:
+        chosen_Q = _random_like(negatives_QB).argmax(dim=1)
+    text_to_video = (settings.margin + cosine_QB[every_Q, chosen_Q] - own_Q).clamp(min=0).mean()
+    return video_to_text + text_to_video
+
+
+def _random_like(negatives_QB: Tensor) -> Tensor:
+    """Random scores that keep excluded pairs at minus infinity, so that argmax draws evenly from the others."""
+    return torch.rand_like(negatives_QB).masked_fill(negatives_QB.isneginf(), -torch.inf)
+
+
+def nce_loss(raw_QB: Tensor, labels_Q: Tensor) -> Tensor:
+    """Contrast each caption with all videos and each video with all captions, averaged over each."""
+    own_QB = labels_Q[:, None] == torch.arange(raw_QB.shape[1], device=labels_Q.device)
+    text_to_video_Q = raw_QB.logsumexp(1) - raw_QB.gather(1, labels_Q[:, None]).squeeze(1)
+    video_to_text_B = raw_QB.logsumexp(0) - raw_QB.masked_fill(~own_QB, -torch.inf).logsumexp(0)
+    return text_to_video_Q.mean() + video_to_text_B.mean()
+
+
+def own_best_frames(keys: Ragged, scores: Similarity, labels_Q: Tensor) -> Tensor:
+    """The key of the frame of its own video that a caption scores highest, (Q, D)."""
+    lengths_B = keys.layout.lengths_B
+    starts_B = lengths_B.cumsum(0) - lengths_B
+    frame_Q = scores.best_frame_QB.gather(1, labels_Q[:, None]).squeeze(1)
+    return keys.values[starts_B[labels_Q] + frame_Q]
+
+
+def negative_query_loss(
+    best_QD: Tensor, queries_QD: Tensor, edited_ED: Tensor, owner_E: Tensor, temperature: Tensor, smoothing: float
+) -> Tensor:
+    """Cross entropy that puts a caption before its edits on its own best moment (spec section 6).
+
+    Mean over the captions that have edits, with label smoothing over each caption's own number of choices.
+    """
+    true_Q = temperature * torch.cosine_similarity(best_QD.float(), queries_QD.float(), dim=-1)
+    edited_E = temperature * torch.cosine_similarity(best_QD.float()[owner_E], edited_ED.float(), dim=-1)
+    count_Q = torch.zeros_like(true_Q).index_add(0, owner_E, torch.ones_like(edited_E))
+    # A softmax over each caption's choices; the largest possible logit bounds the exponentials.
+    bound = temperature.detach().abs()
+    total_Q = (true_Q - bound).exp().index_add(0, owner_E, (edited_E - bound).exp())
+    log_total_Q = total_Q.log() + bound
+    sum_Q = true_Q.index_add(0, owner_E, edited_E)
+    choices_Q = count_Q + 1
+    smoothed_Q = (1 - smoothing) * true_Q + smoothing * sum_Q / choices_Q
+    has_edits_Q = count_Q > 0
+    return ((log_total_Q - smoothed_Q) * has_edits_Q).sum() / has_edits_Q.sum()
+
+
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    """The sum of all terms."""
+    return torch.stack(list(terms.values())).sum()

@@ -1,0 +1,101 @@
+"""The published optimiser (spec section 7): Adam without bias correction, each tensor's gradient clipped by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-6
+TENSOR_CLIP = 1.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up and linear decay.
+
+    peak: highest learning rate; warmup: share of all steps over which it rises; steps: all steps of the training.
+    """
+
+    peak: float
+    warmup: float
+    steps: int
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step counted from 0; the first is 0 when there is a warm-up, and so is all past the last.
+
+        >>> schedule = Schedule(peak=1.0, warmup=0.1, steps=20)
+        >>> [schedule.learning_rate(step) for step in (0, 1, 2, 11, 20)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
+        """
+        progress = step / self.steps
+        if progress < self.warmup:
+            return self.peak * progress / self.warmup
+        return self.peak * max((1 - progress) / (1 - self.warmup), 0.0) if self.warmup < 1 else self.peak
+
+
+class ClippedAdam(torch.optim.Optimizer):
+    """Adam without bias correction, decoupled weight decay, and every tensor's gradient clipped to norm 1 by itself.
+
+    The update is m / (sqrt(v) + eps) + wd * w, times the learning rate of the schedule at `step`, the number of
+    updates so far.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], schedule: Schedule) -> None:
+        super().__init__(groups, {"weight_decay": 0.0})
+        self.schedule = schedule
+        for group in self.param_groups:
+            group.setdefault("step", 0)
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the next step."""
+        return self.schedule.learning_rate(self.param_groups[0]["step"])
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every weight that has a gradient; gradients are left clipped."""
+        if closure is not None:
+            raise ValueError("a closure is not supported")
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                self._update(weights, group["weight_decay"], self.schedule.learning_rate(group["step"]))
+            group["step"] += 1
+
+    def _update(self, weights: list[Tensor], weight_decay: float, learning_rate: float) -> None:
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        first = [self._moment(weight, "first_moment") for weight in weights]
+        second = [self._moment(weight, "second_moment") for weight in weights]
+        norms = torch.stack(list(torch._foreach_norm(gradients)))
+        factors = (TENSOR_CLIP / (norms + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, list(factors.unbind()))
+        torch._foreach_lerp_(first, gradients, 1 - BETAS[0])
+        torch._foreach_mul_(second, BETAS[1])
+        torch._foreach_addcmul_(second, gradients, gradients, 1 - BETAS[1])
+        divisors = torch._foreach_sqrt(second)
+        torch._foreach_add_(divisors, EPSILON)
+        updates = torch._foreach_div(first, divisors)
+        if weight_decay:
+            torch._foreach_add_(updates, weights, alpha=weight_decay)
+        torch._foreach_add_(weights, updates, alpha=-learning_rate)
+
+    def _moment(self, weight: Tensor, name: str) -> Tensor:
+        state = self.state[weight]
+        if name not in state:
+            state[name] = torch.zeros_like(weight)
+        moment: Tensor = state[name]
+        return moment
+
+
+def make_optimizer(model: nn.Module, schedule: Schedule, weight_decay: float) -> ClippedAdam:
+    """The optimiser of a model's weights; biases and LayerNorms do not decay."""
+    norms = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
+    decayed, kept = [], []
+    for name, weight in model.named_parameters():
+        (kept if id(weight) in norms or name.endswith("bias") else decayed).append(weight)
+    return ClippedAdam([{"params": decayed, "weight_decay": weight_decay}, {"params": kept}], schedule)
