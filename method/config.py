@@ -1,0 +1,251 @@
+"""Options: a flag's value, else the dataset's YAML file's, else the default; checked here, in one place.
+
+The rest of the program sees one EasyDict with a value for every flag of `method/flags.py`, paths made absolute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from easydict import EasyDict
+
+from method.errors import InputError
+from method.files import require_file
+from method.flags import IGNORED, Parser, boolean, make_parser
+from method.model.architecture import Architecture
+
+log = logging.getLogger(__name__)
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+DATA_FILES = ("video_feat_path", "text_feat_path", "caption_train_txt", "caption_test_txt")
+VOCABULARY_FILES = ("id_action_dict", "total_action_dict", "id_object_dict", "total_object_dict")
+PATHS = (*DATA_FILES, *VOCABULARY_FILES, "results_root", "eval_ckpt", "text_encoder", "neg_cache")
+# Flags that belong to one call and never come from a YAML file or a checkpoint.
+OF_THE_CALL = ("dataset_name", "root_path", "description", "only_eval", "eval_ckpt", "debug", "device", "device_ids")
+
+_AT_LEAST_ONE = (
+    *("visual_feat_dim", "visual_flow_feat_dim", "q_feat_size", "max_ctx_l", "max_desc_l", "cross_attn_head"),
+    *("deformable_heads", "deformable_offset_groups", "deformable_offset_num", "hidden_size", "n_heads", "bsz"),
+    *("n_epoch", "hard_pool_size", "neg_action_num", "neg_object_num", "eval_query_bsz", "eval_context_bsz"),
+    *("eval_memory_mb",),
+)
+_AT_LEAST_ZERO = ("num_workers", "seed", "wd", "margin", "deformable_offset_scale", "neg_query_loss_weight")
+_POSITIVE = ("lr", "initializer_range")
+_FRACTIONS = ("fusion_weight", "lr_warmup_proportion")
+_FRACTIONS_BELOW_ONE = ("input_drop", "drop", "neg_loss_label_smoothing", "holdout_fraction")
+
+
+def read_options(
+    arguments: Sequence[str] | None,
+    description: str = "Train or evaluate A3PRVR.",
+    extra: Callable[[Parser], None] | None = None,
+    stored: Callable[[Path], Mapping[str, Any] | None] | None = None,
+) -> EasyDict:
+    """Read the command line into checked options.
+
+    Args:
+        arguments: the words after the program's name; None reads sys.argv.
+        description: what --help says of the program.
+        extra: adds the flags of one command to the parser.
+        stored: gives the options kept in the checkpoint `--eval_ckpt`, or None; they come before the YAML file.
+
+    Raises:
+        InputError: naming the flag, the value and what was expected.
+    """
+    parser = make_parser(description)
+    if extra is not None:
+        extra(parser)
+    given = _parse_given(parser, arguments)
+    defaults = {name: action.default for name, action in _actions(parser).items()}
+    kept: Mapping[str, Any] = {}
+    if given.get("eval_ckpt") and stored is not None:
+        kept = stored(_absolute(given["eval_ckpt"], given.get("root_path", defaults["root_path"]))) or {}
+    # A launcher's flags name files and dimensions; of a checkpoint of ours they need not be repeated.
+    name = given.get("dataset_name", kept.get("dataset_name"))
+    if name is None:
+        raise InputError(f"--dataset_name is missing, expected one of {', '.join(known_datasets())}")
+    from_yaml = read_yaml(CONFIGS / f"{name}.yaml", parser)
+    kept = {key: value for key, value in kept.items() if key in defaults and key not in OF_THE_CALL[2:]}
+    options = EasyDict({**defaults, **from_yaml, **kept, **given})
+    for flag in IGNORED:
+        if flag in given:
+            log.info("--%s is accepted and ignored: it never did anything", flag)
+    check_options(options)
+    _resolve_paths(options)
+    return options
+
+
+def known_datasets() -> list[str]:
+    """Names of the files in configs/."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def read_yaml(path: Path, parser: Parser) -> dict[str, Any]:
+    """Read one dataset's options; InputError for a file that is missing or not YAML, and for keys that are no flags."""
+    if not path.exists():
+        raise InputError(f"--dataset_name {path.stem}: no {path}, expected one of {', '.join(known_datasets())}")
+    require_file(path)
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected 'flag: value' lines, found {type(values).__name__}")
+    actions = {name: action for name, action in _actions(parser).items() if name not in OF_THE_CALL}
+    unknown = [str(key) for key in values if key not in actions]
+    if unknown:
+        raise InputError(f"{path}: {', '.join(unknown)}: no such flag")
+    return {key: _typed(actions[key], value, path) for key, value in values.items()}
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """InputError naming the first flag whose value cannot be used, alone or together with others."""
+
+    def require(flag: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise InputError(f"--{flag} {options[flag]}: expected {expected}")
+
+    for flag in _AT_LEAST_ONE:
+        require(flag, options[flag] >= 1, "at least 1")
+    for flag in _AT_LEAST_ZERO:
+        require(flag, 0 <= options[flag] < float("inf"), "at least 0")
+    for flag in _POSITIVE:
+        require(flag, 0 < options[flag] < float("inf"), "a number above 0")
+    for flag in _FRACTIONS:
+        require(flag, 0 <= options[flag] <= 1, "a fraction from 0 to 1")
+    for flag in _FRACTIONS_BELOW_ONE:
+        require(flag, 0 <= options[flag] < 1, "a fraction from 0 to below 1")
+    require("max_es_cnt", options["max_es_cnt"] >= -1, "-1 or more")
+    require("hard_negative_start_epoch", options["hard_negative_start_epoch"] >= 0, "0 or more")
+    require("grad_clip", options["grad_clip"] == -1 or options["grad_clip"] > 0, "-1 or a norm above 0")
+    require("deformable_offset_kernel_size", options["deformable_offset_kernel_size"] % 2 == 1, "an odd number")
+    _check_model(options, require)
+    require("only_eval", not options["only_eval"] or bool(options["eval_ckpt"]), "--eval_ckpt FILE beside it")
+    if options["device_ids"] is not None:
+        require("device_ids", len(options["device_ids"]) == 1, "one GPU")
+
+
+def _check_model(options: Mapping[str, Any], require: Callable[[str, bool, str], None]) -> None:
+    width = options["hidden_size"]
+    heads = ["n_heads"]
+    if options["cross_branch_fusion"]:
+        deformable = ["deformable_heads", "deformable_offset_groups"]
+        heads += deformable if options["deformable_attn"] else ["cross_attn_head"]
+        both = options["action_branch"] and options["phrase_action_branch"]
+        require("cross_branch_fusion", both, "both branches on (--action_branch, --phrase_action_branch)")
+    for flag in heads:
+        require(flag, width % options[flag] == 0, f"a divisor of --hidden_size {width}")
+    branches = options["action_branch"] or options["phrase_action_branch"]
+    require("action_branch", branches, "true when --phrase_action_branch is false: a model needs one branch")
+    if options["fusion_positions"]:
+        require("max_ctx_l", options["max_ctx_l"] <= 128, "at most 128 with --fusion_positions")
+    if options["neg_query_loss"] and options["neg_query_loss_branch"] != "both":
+        flag = {"i3d": "action_branch", "clip": "phrase_action_branch"}[options["neg_query_loss_branch"]]
+        require("neg_query_loss_branch", options[flag], f"a branch that is on (--{flag})")
+
+
+def make_architecture(options: Mapping[str, Any]) -> Architecture:
+    """What the model needs of the options."""
+    fusion = "none"
+    if options["cross_branch_fusion"]:
+        fusion = "deformable" if options["deformable_attn"] else "attention"
+    return Architecture(
+        action_width=options["visual_feat_dim"] if options["action_branch"] else None,
+        object_width=(options["visual_flow_feat_dim"] if options["flow_feat"] else options["visual_feat_dim"])
+        if options["phrase_action_branch"]
+        else None,
+        object_sees="clip" if options["flow_feat"] else "i3d",
+        query_width=options["q_feat_size"],
+        hidden_size=options["hidden_size"],
+        heads=options["n_heads"],
+        max_frames=options["max_ctx_l"],
+        max_words=options["max_desc_l"],
+        input_dropout=options["input_drop"],
+        dropout=options["drop"],
+        initializer_range=options["initializer_range"],
+        fusion=fusion,
+        fusion_asks=options["cross_attn_q"],
+        fusion_extent=options["fusion_extent"] or "valid",
+        fusion_positions=options["fusion_positions"] and fusion == "deformable",
+        fusion_heads=options["deformable_heads"] if fusion == "deformable" else options["cross_attn_head"],
+        offset_groups=options["deformable_offset_groups"],
+        offset_count=options["deformable_offset_num"],
+        offset_scale=options["deformable_offset_scale"],
+        offset_kernel=options["deformable_offset_kernel_size"],
+        temperatures=negative_branches(options),
+    )
+
+
+def negative_branches(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The branches that are trained with hard negative queries, in order."""
+    if options["neg_query_loss"] is None:
+        return ()
+    chosen = {"i3d": ("action",), "clip": ("object",), "both": ("action", "object")}[options["neg_query_loss_branch"]]
+    on = {"action": options["action_branch"], "object": options["phrase_action_branch"]}
+    return tuple(branch for branch in chosen if on[branch])
+
+
+def choose_device(options: Mapping[str, Any]) -> torch.device:
+    """The device that the options ask for; InputError when the machine has no such GPU."""
+    gpus = torch.cuda.device_count()
+    wanted = options["device"]
+    if wanted is None:
+        wanted = (options["device_ids"] or [0])[0] if gpus else -1
+    if wanted < 0:
+        return torch.device("cpu")
+    if wanted >= gpus:
+        raise InputError(f"--device {wanted}: this machine has {gpus} usable GPUs; -1 is the CPU")
+    return torch.device("cuda", wanted)
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as JSON and checkpoints keep them: paths as text."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+
+
+def _parse_given(parser: Parser, arguments: Sequence[str] | None) -> dict[str, Any]:
+    missing = object()
+    namespace = parser.parse_args(arguments, _prefilled(parser, missing))
+    return {name: value for name, value in vars(namespace).items() if value is not missing}
+
+
+def _prefilled(parser: Parser, value: object) -> Any:
+    # argparse leaves attributes that are already there alone, so what still holds `value` was not on the command line.
+    namespace = argparse.Namespace()
+    for name in _actions(parser):
+        setattr(namespace, name, value)
+    return namespace
+
+
+def _actions(parser: Parser) -> dict[str, Any]:
+    return {action.dest: action for action in parser._actions if action.dest != "help"}
+
+
+def _typed(action: Any, value: Any, path: Path) -> Any:
+    """A YAML value as the flag would have read it."""
+    try:
+        if isinstance(action.default, bool):
+            return boolean(str(value))
+        typed = str(value) if action.type is None else action.type(str(value))
+    except ValueError:
+        raise InputError(f"{path}: {action.dest}: {value!r} is no {action.type.__name__}") from None
+    if action.choices is not None and typed not in action.choices:
+        raise InputError(f"{path}: {action.dest}: {value!r} is none of {', '.join(action.choices)}")
+    return typed
+
+
+def _absolute(path: str, root: str) -> Path:
+    return (Path(root).expanduser() / Path(path).expanduser()).absolute()
+
+
+def _resolve_paths(options: EasyDict) -> None:
+    options.root_path = Path(options.root_path).expanduser().absolute()
+    for name in PATHS:
+        if options[name] is not None:
+            options[name] = _absolute(options[name], options.root_path)
