@@ -18,16 +18,16 @@ from easydict import EasyDict
 from method.errors import InputError
 from method.files import require_file
 from method.flags import IGNORED, Parser, boolean, make_parser
-from method.model.architecture import Architecture
+from method.model.architecture import Architecture, Fusion
 
 log = logging.getLogger(__name__)
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DATA_FILES = ("video_feat_path", "text_feat_path", "caption_train_txt", "caption_test_txt")
 VOCABULARY_FILES = ("id_action_dict", "total_action_dict", "id_object_dict", "total_object_dict")
-PATHS = (*DATA_FILES, *VOCABULARY_FILES, "results_root", "eval_ckpt", "text_encoder", "neg_cache")
-# Flags that belong to one call and never come from a YAML file or a checkpoint.
-OF_THE_CALL = ("dataset_name", "root_path", "description", "only_eval", "eval_ckpt", "debug", "device", "device_ids")
+PATHS = (*DATA_FILES, *VOCABULARY_FILES, "results_root", "eval_ckpt", "resume", "text_encoder", "neg_cache")
+# Flags that belong to one call and never come from a YAML file or an earlier run.
+OF_THE_CALL = ("description", "only_eval", "eval_ckpt", "resume", "debug", "device", "device_ids", "save_scores")
 
 _AT_LEAST_ONE = (
     *("visual_feat_dim", "visual_flow_feat_dim", "q_feat_size", "max_ctx_l", "max_desc_l", "cross_attn_head"),
@@ -35,7 +35,15 @@ _AT_LEAST_ONE = (
     *("n_epoch", "hard_pool_size", "neg_action_num", "neg_object_num", "eval_query_bsz", "eval_context_bsz"),
     *("eval_memory_mb",),
 )
-_AT_LEAST_ZERO = ("num_workers", "seed", "wd", "margin", "deformable_offset_scale", "neg_query_loss_weight")
+_AT_LEAST_ZERO = (
+    "num_workers",
+    "save_every_steps",
+    "seed",
+    "wd",
+    "margin",
+    "deformable_offset_scale",
+    "neg_query_loss_weight",
+)
 _POSITIVE = ("lr", "initializer_range")
 _FRACTIONS = ("fusion_weight", "lr_warmup_proportion")
 _FRACTIONS_BELOW_ONE = ("input_drop", "drop", "neg_loss_label_smoothing", "holdout_fraction")
@@ -45,7 +53,7 @@ def read_options(
     arguments: Sequence[str] | None,
     description: str = "Train or evaluate A3PRVR.",
     extra: Callable[[Parser], None] | None = None,
-    stored: Callable[[Path], Mapping[str, Any] | None] | None = None,
+    kept: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> EasyDict:
     """Read the command line into checked options.
 
@@ -53,7 +61,7 @@ def read_options(
         arguments: the words after the program's name; None reads sys.argv.
         description: what --help says of the program.
         extra: adds the flags of one command to the parser.
-        stored: gives the options kept in the checkpoint `--eval_ckpt`, or None; they come before the YAML file.
+        kept: gives the options of an earlier run that the given flags point to; they come before the YAML file's.
 
     Raises:
         InputError: naming the flag, the value and what was expected.
@@ -61,23 +69,26 @@ def read_options(
     parser = make_parser(description)
     if extra is not None:
         extra(parser)
+    actions = _actions(parser)
+    defaults = {name: action.default for name, action in actions.items()}
     given = _parse_given(parser, arguments)
-    defaults = {name: action.default for name, action in _actions(parser).items()}
-    kept: Mapping[str, Any] = {}
-    if given.get("eval_ckpt") and stored is not None:
-        kept = stored(_absolute(given["eval_ckpt"], given.get("root_path", defaults["root_path"]))) or {}
-    # A launcher's flags name files and dimensions; of a checkpoint of ours they need not be repeated.
-    name = given.get("dataset_name", kept.get("dataset_name"))
+    root = Path(given.get("root_path", ".")).expanduser().absolute()
+    given = {name: _absolute(value, root) if name in PATHS and value else value for name, value in given.items()}
+    earlier = kept(given) if kept is not None else {}
+    earlier = {name: value for name, value in earlier.items() if name in actions and name not in OF_THE_CALL}
+    name = given.get("dataset_name", earlier.get("dataset_name"))
     if name is None:
         raise InputError(f"--dataset_name is missing, expected one of {', '.join(known_datasets())}")
     from_yaml = read_yaml(CONFIGS / f"{name}.yaml", parser)
-    kept = {key: value for key, value in kept.items() if key in defaults and key not in OF_THE_CALL[2:]}
-    options = EasyDict({**defaults, **from_yaml, **kept, **given})
+    options = EasyDict({**defaults, **from_yaml, **earlier, **given})
     for flag in IGNORED:
         if flag in given:
             log.info("--%s is accepted and ignored: it never did anything", flag)
     check_options(options)
-    _resolve_paths(options)
+    options.root_path = _root(options.root_path, "root_path" in given)
+    for path in PATHS:
+        if options[path]:
+            options[path] = _absolute(options[path], options.root_path)
     return options
 
 
@@ -97,7 +108,8 @@ def read_yaml(path: Path, parser: Parser) -> dict[str, Any]:
         raise InputError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected 'flag: value' lines, found {type(values).__name__}")
-    actions = {name: action for name, action in _actions(parser).items() if name not in OF_THE_CALL}
+    of_the_call = (*OF_THE_CALL, "dataset_name", "root_path")
+    actions = {name: action for name, action in _actions(parser).items() if name not in of_the_call}
     unknown = [str(key) for key in values if key not in actions]
     if unknown:
         raise InputError(f"{path}: {', '.join(unknown)}: no such flag")
@@ -152,7 +164,7 @@ def _check_model(options: Mapping[str, Any], require: Callable[[str, bool, str],
 
 def make_architecture(options: Mapping[str, Any]) -> Architecture:
     """What the model needs of the options."""
-    fusion = "none"
+    fusion: Fusion = "none"
     if options["cross_branch_fusion"]:
         fusion = "deformable" if options["deformable_attn"] else "attention"
     return Architecture(
@@ -205,8 +217,15 @@ def choose_device(options: Mapping[str, Any]) -> torch.device:
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as JSON and checkpoints keep them: paths as text."""
-    return {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+    """The options as JSON and checkpoints keep them: paths as text, those below the root relative to it."""
+    root = options["root_path"]
+
+    def text(name: str, value: Any) -> Any:
+        if not isinstance(value, Path):
+            return value
+        return str(value.relative_to(root) if name != "root_path" and value.is_relative_to(root) else value)
+
+    return {name: text(name, value) for name, value in options.items()}
 
 
 def _parse_given(parser: Parser, arguments: Sequence[str] | None) -> dict[str, Any]:
@@ -240,12 +259,13 @@ def _typed(action: Any, value: Any, path: Path) -> Any:
     return typed
 
 
-def _absolute(path: str, root: str) -> Path:
-    return (Path(root).expanduser() / Path(path).expanduser()).absolute()
+def _absolute(path: str | Path, root: Path) -> Path:
+    return (root / Path(path).expanduser()).absolute()
 
 
-def _resolve_paths(options: EasyDict) -> None:
-    options.root_path = Path(options.root_path).expanduser().absolute()
-    for name in PATHS:
-        if options[name] is not None:
-            options[name] = _absolute(options[name], options.root_path)
+def _root(root: str, given: bool) -> Path:
+    """The root folder; one that an earlier run remembers may not exist on this machine."""
+    path = Path(root).expanduser().absolute()
+    if given and not path.is_dir():
+        raise InputError(f"--root_path {root}: no such folder")
+    return path if path.is_dir() else Path.cwd()

@@ -17,6 +17,14 @@ class InputError(Exception):
     """What the user gave cannot be used. The message is one line: file, id, what was found, what was expected."""
 
 
+class Stopped(Exception):
+    """A signal asked the program to end, and everything worth keeping has been saved; `signal` is its number."""
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 def summarize(problems: Sequence[str], shown: int = 5) -> str:
     """Join problems into one line: the first `shown` in full, the rest as a count."""
     rest = len(problems) - shown
@@ -26,13 +34,15 @@ def summarize(problems: Sequence[str], shown: int = 5) -> str:
 def run_command(main: Callable[[], object]) -> None:
     """Run `main` as the whole program and leave the process with the exit status of the command line contract.
 
-    0 done, 2 the user's input is wrong (one line on stderr, no traceback), 130 interrupted.
+    0 done, 2 the user's input is wrong (one line on stderr, no traceback), 130 interrupted, 143 terminated.
     """
     try:
         main()
         sys.stdout.flush()
     except InputError as error:
         _leave(f"error: {error}", EXIT_INPUT)
+    except Stopped as stop:
+        _leave(str(stop), 128 + stop.signal)
     except KeyboardInterrupt:
         _leave("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`

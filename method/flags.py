@@ -66,6 +66,9 @@ def _add_run(parser: Parser) -> None:
     add("--results_root", default="results", help="folder of all runs")
     add("--exp_id", default="a3prvr", help="name of the experiment: results/<dataset>/<exp_id>/<description>")
     add("--description", help="name of the run's folder (default: its start time)")
+    add("--resume", nargs="?", const="", help="go on with a run: its folder, or the one that the flags name, or the "
+        "latest unfinished one")  # fmt: skip
+    add("--save_every_steps", type=int, default=0, help="steps between saves within an epoch; 0: after epochs only")
     add("--seed", type=int, default=2026, help="seed of everything random")
     add("--device", type=int, help="GPU number, -1 for the CPU (default: a GPU when there is one)")
     add("--device_ids", type=int, nargs="+", help="GPU to use when --device does not say; one only")
@@ -102,8 +105,8 @@ def _add_model(parser: Parser) -> None:
     add("--flow_feat", action=Switch, default=False, help="feed the object branch clip_feat instead of i3d_feat")
     add("--cross_branch_fusion", action=Switch, default=False, help="let one branch's frames attend to the other's")
     add("--deformable_attn", action=Switch, default=False, help="deformable instead of ordinary cross attention")
-    add("--fusion_extent", choices=("padded", "valid"), help="whether padding leaks into the deformable fusion as in the "
-        "published program (default: valid; padded for published checkpoints)")  # fmt: skip
+    add("--fusion_extent", choices=("padded", "valid"), help="whether padding leaks into the deformable fusion as in "
+        "the published program (default: valid; padded for published checkpoints)")  # fmt: skip
     add("--fusion_positions", action=Switch, default=False, help="position embeddings inside the deformable fusion")
     add("--cross_attn_q", choices=("i3d_q", "clip_q", "double_q"), default="i3d_q", help="whose frames ask")
     add("--cross_attn_head", type=int, default=4, help="heads of the ordinary cross attention")

@@ -157,7 +157,7 @@ class DeformableFusion(nn.Module):
         if self.extent == "padded":
             longest_M = max(answering.layout.real)
             place = _padded_place(positions_NGJ, max(asking.real), longest_M)
-            last = longest_M - 1
+            last: Tensor | int = longest_M - 1
         else:
             last_L = (real.real_B[owner_N] - 1)[:, None, None]
             last = (answering.layout.real_B[owner_N] - 1)[:, None, None]

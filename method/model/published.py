@@ -57,14 +57,16 @@ _DEFORMABLE_FUSION = {
     "feed_forward.output_norm": "norm2",
 }
 _FIRST_FUSION, _SECOND_FUSION = "cross_branch_fusion_A1", "cross_branch_fusion_B1"
-_NEVER_USED = ("channel_proj", "cross_branch_fusion_SA.", "cross_branch_fusion_SB.", "roberta_model.")
-_NEVER_USED += tuple(f"mapping_linear{branch}.{n}." for branch in ("", "_phrase_action") for n in (1, 2))
+_NEVER_USED: tuple[str, ...] = (
+    *("channel_proj", "cross_branch_fusion_SA.", "cross_branch_fusion_SB.", "roberta_model."),
+    *(f"mapping_linear{branch}.{layer}." for branch in ("", "_phrase_action") for layer in (1, 2)),
+)
 _CHANNEL_PROJECTION_WIDTH = 1024  # written into the published program, whatever the features' width
 
 
 def is_published(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict has the published names."""
-    return any(name.startswith("query_input_proj") or name.startswith("frame_input_proj") for name in state)
+    return any(name.startswith(("query_input_proj", "frame_input_proj")) for name in state)
 
 
 def published_architecture(architecture: Architecture) -> Architecture:

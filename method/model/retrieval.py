@@ -5,7 +5,8 @@ Letters: B videos, Q queries, N rows, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,10 @@ class RetrievalModel(nn.Module):
         )
         self.apply(self._initialize)
 
+    def branch(self, name: str) -> Branch:
+        """The branch 'action' or 'object'."""
+        return cast(Branch, self.branches[name])
+
     def _initialize(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.architecture.initializer_range)
@@ -76,9 +81,9 @@ class RetrievalModel(nn.Module):
     def encode_frames(self, streams: Mapping[str, Ragged]) -> dict[str, Ragged]:
         """Features (N, I) of the stream of each branch as fused frames (N, D), real rows only."""
         extended = self._extend(streams)
-        frames = {name: branch.frames(extended[name]) for name, branch in self.branches.items()}
+        frames = {name: self.branch(name).frames(extended[name]) for name in self.branches}
         fused = dict(frames)
-        for asking, fusion in self.fusions.items():
+        for asking, fusion in self._fusions():
             answering = frames["object" if asking == "action" else "action"]
             # No gradient of one branch's loss reaches the other's encoder.
             fused[asking] = fusion(frames[asking], answering.with_values(answering.values.detach()))
@@ -86,16 +91,19 @@ class RetrievalModel(nn.Module):
 
     def encode_videos(self, streams: Mapping[str, Ragged]) -> dict[str, Ragged]:
         """Features of B videos as frame keys (N, D) of each branch."""
-        return {name: self.branches[name].frame_keys(rows) for name, rows in self.encode_frames(streams).items()}
+        return {name: self.branch(name).frame_keys(rows) for name, rows in self.encode_frames(streams).items()}
 
     def encode_queries(self, words: Ragged) -> dict[str, Tensor]:
         """Token features of Q queries as one vector (Q, D) for each branch."""
-        return {name: branch.encode_queries(words) for name, branch in self.branches.items()}
+        return {name: self.branch(name).encode_queries(words) for name in self.branches}
+
+    def _fusions(self) -> Iterator[tuple[str, AttentionFusion | DeformableFusion]]:
+        yield from cast(Iterable[tuple[str, AttentionFusion | DeformableFusion]], self.fusions.items())
 
     def _extend(self, streams: Mapping[str, Ragged]) -> dict[str, Ragged]:
         """Add the rows behind a video's end that its fusions read."""
         lengths = {name: list(streams[name].layout.lengths) for name in self.branches}
-        for asking, fusion in self.fusions.items():
+        for asking, fusion in self._fusions():
             answering = "object" if asking == "action" else "action"
             needed = fusion.rows_needed(streams[asking].layout, streams[answering].layout)
             for name, rows in zip((asking, answering), needed, strict=True):

@@ -59,12 +59,12 @@ def training_losses(
     keys = model.encode_videos(streams)
     queries = model.encode_queries(words)
     terms = {}
-    for name, branch in model.branches.items():
+    for name in model.branches:
         scores = similarity(keys[name], queries[name])
         terms[f"{name}/triplet"] = triplet_loss(scores.cosine_QB, labels_Q, settings, hard)
         terms[f"{name}/nce"] = NCE_WEIGHT * nce_loss(scores.raw_QB, labels_Q)
         if name in edits:
-            edited_ED = branch.encode_queries(edits[name].words)
+            edited_ED = model.branch(name).encode_queries(edits[name].words)
             best_QD = own_best_frames(keys[name], scores, labels_Q)
             terms[f"{name}/negative_queries"] = settings.negative_weight * negative_query_loss(
                 best_QD,

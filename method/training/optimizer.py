@@ -95,7 +95,8 @@ class ClippedAdam(torch.optim.Optimizer):
 def make_optimizer(model: nn.Module, schedule: Schedule, weight_decay: float) -> ClippedAdam:
     """The optimiser of a model's weights; biases and LayerNorms do not decay."""
     norms = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, weight in model.named_parameters():
         (kept if id(weight) in norms or name.endswith("bias") else decayed).append(weight)
     return ClippedAdam([{"params": decayed, "weight_decay": weight_decay}, {"params": kept}], schedule)

@@ -1,0 +1,153 @@
+"""Batches: items joined into ragged rows, moved to the device, and the order in which epochs draw them."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from method.data.captions import Caption
+from method.data.dataset import QueryItem, VideoItem
+from method.data.ragged import Ragged
+from method.errors import InputError
+
+_PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
+
+
+@dataclass(frozen=True)
+class VideoBatch:
+    """B videos and their Q captions; labels_Q[q] is the place in the batch of caption q's video.
+
+    A batch to be searched has no captions, and then no words.
+    """
+
+    video_ids: tuple[str, ...]
+    streams: dict[str, Ragged]
+    captions: tuple[Caption, ...]
+    words: Ragged | None
+    labels_Q: Tensor
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> VideoBatch:
+        """The same batch on another device."""
+        streams = {branch: rows.to(device, non_blocking) for branch, rows in self.streams.items()}
+        words = self.words.to(device, non_blocking) if self.words is not None else None
+        return VideoBatch(self.video_ids, streams, self.captions, words, self.labels_Q.to(device, non_blocking=True))
+
+    def pin_memory(self) -> VideoBatch:
+        """The same batch in page-locked memory."""
+        streams = {branch: rows.pin_memory() for branch, rows in self.streams.items()}
+        words = self.words.pin_memory() if self.words is not None else None
+        return VideoBatch(self.video_ids, streams, self.captions, words, self.labels_Q.pin_memory())
+
+
+@dataclass(frozen=True)
+class QueryBatch:
+    """Captions and their token features."""
+
+    captions: tuple[Caption, ...]
+    words: Ragged
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> QueryBatch:
+        """The same batch on another device."""
+        return QueryBatch(self.captions, self.words.to(device, non_blocking))
+
+    def pin_memory(self) -> QueryBatch:
+        """The same batch in page-locked memory."""
+        return QueryBatch(self.captions, self.words.pin_memory())
+
+
+def join_videos(items: Sequence[VideoItem]) -> VideoBatch:
+    """Join videos, each with its captions, in their order."""
+    queries = [query for item in items for query in item.queries]
+    return VideoBatch(
+        video_ids=tuple(item.video_id for item in items),
+        streams={branch: Ragged.of([item.streams[branch] for item in items]) for branch in items[0].streams},
+        captions=tuple(caption for item in items for caption in item.captions),
+        words=Ragged.of(queries) if queries else None,
+        labels_Q=torch.repeat_interleave(torch.tensor([len(item.queries) for item in items])),
+    )
+
+
+def join_queries(items: Sequence[QueryItem]) -> QueryBatch:
+    """Join captions in their order."""
+    return QueryBatch(tuple(item.caption for item in items), Ragged.of([item.query for item in items]))
+
+
+class EpochBatches(Sampler[list[int]]):
+    """The order of an epoch, from (seed, epoch) alone, so that a resumed run and any number of workers agree.
+
+    `epoch` and `start`, the first batch that is drawn, are set before each pass.
+    """
+
+    def __init__(self, items: int, batch_size: int, seed: int) -> None:
+        self.items = items
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        return -(-self.items // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.items).tolist()
+        for batch in range(self.start, len(self)):
+            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+
+class Loader:
+    """Batches of a dataset, read ahead by workers.
+
+    Args:
+        dataset: items, or the InputError that reading one met, which is raised here, in the main process.
+        batches: how many items a batch has, in order, or an EpochBatches.
+        workers: processes; 0 reads in this one.
+        pinned: whether batches are put into page-locked memory for a GPU.
+    """
+
+    def __init__(self, dataset: Dataset[Any], batches: int | EpochBatches, workers: int, pinned: bool) -> None:
+        batched: dict[str, Any] = {"batch_size": batches}
+        if isinstance(batches, EpochBatches):
+            batched = {"batch_sampler": batches}
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,
+            **batched,
+            collate_fn=_join,
+            num_workers=workers,
+            pin_memory=pinned,
+            persistent_workers=workers > 0,
+            worker_init_fn=_follow_the_main_process,
+            # Its own generator: with the global one, looking at the data would change the dropout of a resumed run.
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+
+
+def _join(items: Sequence[Any]) -> VideoBatch | QueryBatch | InputError:
+    for item in items:
+        if isinstance(item, InputError):
+            return item
+    return join_videos(items) if isinstance(items[0], VideoItem) else join_queries(items)
+
+
+def _follow_the_main_process(worker: int) -> None:
+    """Leave Ctrl-C to the main process, and end when it ends, even by SIGKILL (at once on Linux, else in seconds)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

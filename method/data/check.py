@@ -1,0 +1,69 @@
+"""Everything that a run will need of its files, checked before the first step."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from method.data.captions import Caption, group_by_video, read_captions
+from method.data.dataset import FeatureReader
+from method.errors import InputError, summarize
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Captions of one split and, from the headers of the files, how long everything is.
+
+    frames: branch -> rows of each video's stream as stored. words: rows of each caption's token features as stored.
+    """
+
+    name: str
+    captions: list[Caption]
+    frames: dict[str, dict[str, int]]
+    words: dict[str, int]
+
+    @property
+    def video_ids(self) -> list[str]:
+        """Videos in the order in which the caption file first mentions them."""
+        return list(group_by_video(self.captions))
+
+
+def check_files(paths: dict[str, Path], dataset: str) -> None:
+    """InputError naming every file of a dataset that is missing, where it belongs and how to get it."""
+    missing = [f"--{flag}: no {path}" for flag, path in paths.items() if not path.exists()]
+    if missing:
+        raise InputError(
+            f"the files of dataset {dataset} are not all there: {summarize(missing, shown=len(missing))}; "
+            f"put them there, or fetch the released ones with: python utils/download_data.py {dataset}"
+        )
+
+
+def check_split(name: str, path: Path, reader: FeatureReader) -> Split:
+    """Read one split's captions and check that every video and caption has features of the right width.
+
+    Only the headers of the feature files are read, so that this takes seconds for a hundred thousand captions.
+    """
+    captions = read_captions(path)
+    split = Split(name, captions, {}, {})
+    words = reader.texts.check([caption.id for caption in captions], reader.query_width)
+    frames = {}
+    for branch, (key, width) in reader.streams.items():
+        rows = reader.videos.check([f"{video_id}/{key}" for video_id in split.video_ids], width)
+        frames[branch] = {name.rsplit("/", 1)[0]: count for name, count in rows.items()}
+    return Split(name, captions, frames, words)
+
+
+def warn_of_shared_videos(first: Split, second: Split) -> None:
+    """Log a warning when a video is in both splits: what was trained on would be reported on."""
+    evaluated = set(second.video_ids)
+    shared = [repr(video_id) for video_id in first.video_ids if video_id in evaluated]
+    if shared:
+        log.warning("%d videos are in both %s and %s: %s", len(shared), first.name, second.name, summarize(shared))
+
+
+def describe(split: Split) -> str:
+    """One line on the size of a split."""
+    return f"{split.name}: {len(split.video_ids)} videos, {len(split.captions)} captions"

@@ -1,0 +1,142 @@
+r"""Evaluate a checkpoint, ours or a published one.
+
+    python method/evaluate.py --eval_ckpt results/charades/a3prvr/2026-01-31_12-00-00/model.ckpt
+    python method/evaluate.py --dataset_name tvr --eval_ckpt checkpoints/tvr.ckpt --phrase_action_branch --flow_feat \
+        --cross_branch_fusion --deformable_attn
+
+A checkpoint of ours carries its options; a published one needs the flags of its launcher. Results go to a new run
+folder: metrics.json and, with --save_scores, scores.npz.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from easydict import EasyDict
+
+from method.config import DATA_FILES, choose_device, make_architecture, plain, read_options
+from method.data.batch import Loader
+from method.data.check import Split, check_files, check_split, describe
+from method.data.dataset import CorpusVideos, FeatureReader, Queries, stream_keys
+from method.data.features import FeatureFile
+from method.errors import InputError, run_command
+from method.evaluation.evaluate import Evaluation, evaluate
+from method.files import sha256, write_json
+from method.model.architecture import Architecture
+from method.model.retrieval import RetrievalModel
+from method.run_folder import OPTIONS, RunFolder, circumstances, log_to_terminal, new_run
+from method.training.checkpoint import load_model
+from method.training.resume import kept_options
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Evaluate the checkpoint that the command line names; returns the folder of the results."""
+    log_to_terminal()
+    options = read_options(arguments, "Evaluate a checkpoint of A3PRVR.", kept=kept_options)
+    if options.eval_ckpt is None:
+        raise InputError("--eval_ckpt FILE is missing")
+    return evaluate_checkpoint(options)
+
+
+def evaluate_checkpoint(options: EasyDict) -> Path:
+    """Evaluate `options.eval_ckpt` on the evaluated split, into a run folder of its own."""
+    device = choose_device(options)
+    loaded = load_model(options.eval_ckpt, make_architecture(options))
+    model = loaded.model.to(device)
+    _say_what_the_checkpoint_decides(make_architecture(options), model.architecture, loaded.options is not None)
+    reader = open_features(options, model.architecture)
+    split = check_split("evaluated split", options.caption_test_txt, reader)
+    log.info(describe(split))
+    with new_run(options) as folder:
+        write_json(folder.path / OPTIONS, plain(options))
+        evaluation = SplitEvaluator(options, reader, split, device).evaluate(model, keep_scores=options.save_scores)
+        report(folder, evaluation, options, loaded.epoch, options.eval_ckpt)
+    return folder.path
+
+
+def open_features(options: Mapping[str, Any], architecture: Architecture) -> FeatureReader:
+    """Open the feature files of a dataset for a model. InputError naming every file of the dataset that is missing."""
+    check_files({name: options[name] for name in DATA_FILES}, options["dataset_name"])
+    return FeatureReader(
+        FeatureFile(options["video_feat_path"]),
+        FeatureFile(options["text_feat_path"]),
+        stream_keys(architecture.action_width, architecture.object_width, architecture.object_sees),
+        architecture.query_width,
+        architecture.max_frames,
+        architecture.max_words,
+    )
+
+
+class SplitEvaluator:
+    """Evaluates models on one split, with the same data workers each time."""
+
+    def __init__(self, options: Mapping[str, Any], reader: FeatureReader, split: Split, device: torch.device) -> None:
+        self.options = options
+        self.device = device
+        pinned = options["pin_memory"] and device.type == "cuda"
+        workers = options["num_workers"]
+        # In the order of the caption file: with extent 'padded' a score depends on the batch.
+        self.videos = Loader(CorpusVideos(reader, split.video_ids), options["eval_context_bsz"], workers, pinned)
+        self.queries = Loader(Queries(reader, split.captions), options["eval_query_bsz"], workers, pinned)
+
+    def evaluate(
+        self,
+        model: RetrievalModel,
+        keep_scores: bool = False,
+        watch: Callable[[Iterable[Any]], Iterable[Any]] = lambda batches: batches,
+    ) -> Evaluation:
+        """Evaluate a model; `watch` passes the batches on and may interrupt."""
+        weight, memory = self.options["fusion_weight"], self.options["eval_memory_mb"]
+        return evaluate(model, watch(self.videos), watch(self.queries), self.device, weight, memory, keep_scores)
+
+
+def report(folder: RunFolder, evaluation: Evaluation, options: Mapping[str, Any], epoch: int, checkpoint: Path) -> None:
+    """Write metrics.json, and scores.npz if they were kept, and log the recalls."""
+    if evaluation.scores is not None:
+        folder.write_scores(evaluation.caption_ids, evaluation.video_ids, evaluation.scores)
+    metrics = evaluation.metrics
+    folder.write_metrics(
+        {
+            "epoch": epoch,
+            "videos": len(evaluation.video_ids),
+            "queries": len(evaluation.caption_ids),
+            **metrics,
+            "checkpoint": {"path": str(checkpoint), "sha256": sha256(checkpoint)},
+            "options": plain(options),
+            "made_with": circumstances(),
+        }
+    )
+    for name, values in metrics.items():
+        log.info("%-6s %s", name, recalls(values))
+    log.info("metrics in %s", folder.path / "metrics.json")
+
+
+def recalls(metrics: Mapping[str, float]) -> str:
+    """One line of the metrics that papers report."""
+    return "  ".join(f"{name} {metrics[key]:5.1f}" for name, key in _SHOWN.items())
+
+
+_SHOWN = {"R@1": "r1", "R@5": "r5", "R@10": "r10", "R@100": "r100", "SumR": "sumr", "MedR": "medr"}
+
+
+def _say_what_the_checkpoint_decides(asked: Architecture, found: Architecture, ours: bool) -> None:
+    """Flags say what a published checkpoint is; a checkpoint of ours knows better."""
+    if not ours:
+        return
+    for name, value in found.as_dict().items():
+        if name != "temperatures" and asked.as_dict()[name] != value:
+            log.warning("the checkpoint decides: %s is %s, not %s", name, value, asked.as_dict()[name])
+
+
+if __name__ == "__main__":
+    run_command(main)

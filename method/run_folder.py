@@ -1,0 +1,133 @@
+"""The folder of one run: who may write there, its log, and what is recorded of the circumstances."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from method.errors import InputError
+from method.files import atomic_writer, write_json
+
+log = logging.getLogger(__name__)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+METRICS = "metrics.json"
+OPTIONS = "opt.json"
+BEST = "model.ckpt"
+LAST = "last.ckpt"
+_PACKAGES = ("torch", "numpy", "h5py", "transformers")
+
+
+class RunFolder:
+    """`results/<dataset>/<exp_id>/<description or start time>/`, locked for this process as long as it lives.
+
+    A lock of the operating system's, so that a process that is killed leaves none behind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise InputError(f"{path}: another process is writing to this run") from None
+        self._handler = _log_to(path / "train.log")
+
+    def close(self) -> None:
+        """Give the folder free and stop logging to it."""
+        logging.getLogger().removeHandler(self._handler)
+        self._handler.close()
+        os.close(self._lock)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Write metrics.json, which marks the run as finished."""
+        write_json(self.path / METRICS, metrics)
+
+    def write_scores(self, caption_ids: list[str], video_ids: list[str], scores: Mapping[str, Any]) -> None:
+        """Write scores.npz: query_ids, video_ids, and (Q, V) float32 for each score."""
+        with atomic_writer(self.path / "scores.npz") as file:
+            np.savez(file, query_ids=np.array(caption_ids), video_ids=np.array(video_ids), **scores)
+
+
+def new_run(options: Mapping[str, Any]) -> RunFolder:
+    """Make the folder of a new run. InputError when the name is taken: a run is never overwritten."""
+    parent = run_parent(options)
+    name = options["description"] or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    path = parent / name
+    if not options["description"]:
+        count = 1
+        while path.exists():  # two runs that start in the same second
+            count += 1
+            path = parent / f"{name}_{count}"
+    if (path / METRICS).exists():
+        raise InputError(f"--description {name}: {path} holds a finished run; choose another name")
+    if (path / OPTIONS).exists():
+        raise InputError(f"--description {name}: {path} holds an unfinished run; go on with --resume, or rename it")
+    return RunFolder(path)
+
+
+def run_parent(options: Mapping[str, Any]) -> Path:
+    """Folder of all runs of an experiment."""
+    for flag in ("dataset_name", "exp_id", "description"):
+        if options[flag] is not None and (Path(options[flag]).name != options[flag] or options[flag] in ("", "..")):
+            raise InputError(f"--{flag} {options[flag]!r}: expected the name of a folder, not a path")
+    parent: Path = options["results_root"] / options["dataset_name"] / options["exp_id"]
+    return parent
+
+
+def circumstances() -> dict[str, Any]:
+    """Versions of the packages, the interpreter and this repository."""
+    packages = {name: version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **packages, "git": _git_state()}
+
+
+def _git_state() -> dict[str, Any] | None:
+    """The revision of this repository and whether its files are as committed; None outside a checkout."""
+    try:
+        revision, changes = (
+            subprocess.run(
+                ["git", *command], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=30
+            ).stdout
+            for command in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"revision": revision.strip(), "clean": not changes.strip()}
+
+
+def log_to_terminal() -> None:
+    """Show the log on standard error; progress bars use it too, results go to standard output."""
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    if not any(getattr(handler, "stream", None) is sys.stderr for handler in root.handlers):
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        root.addHandler(handler)
+
+
+def _log_to(path: Path) -> logging.Handler:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    log.info("torch %s, %d CPU threads", torch.__version__, torch.get_num_threads())
+    return handler

@@ -1,0 +1,198 @@
+r"""Train A3PRVR, or with --only_eval evaluate a checkpoint.
+
+    python method/train.py --dataset_name charades --phrase_action_branch --flow_feat --cross_branch_fusion \
+        --deformable_attn
+    python method/train.py --resume results/charades/a3prvr/2026-01-31_12-00-00
+    python method/train.py --help
+
+The launchers do_*.sh pass the published flags. A run writes results/<dataset>/<exp_id>/<description or start time>/.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from easydict import EasyDict
+
+from method.config import choose_device, make_architecture, plain, read_options
+from method.data.batch import EpochBatches, Loader
+from method.data.check import Split, check_split, describe, warn_of_shared_videos
+from method.data.dataset import FeatureReader, TrainingVideos, split_holdout
+from method.errors import Stopped, run_command
+from method.evaluate import SplitEvaluator, evaluate_checkpoint, open_features, recalls, report
+from method.files import write_json, write_text
+from method.model.retrieval import RetrievalModel
+from method.run_folder import BEST, LAST, OPTIONS, RunFolder, log_to_terminal
+from method.training.checkpoint import load_model, model_content, write_checkpoint
+from method.training.loop import LoopSettings, Training, seed_everything
+from method.training.losses import LossSettings
+from method.training.monitor import Monitor
+from method.training.optimizer import Schedule
+from method.training.resume import kept_options, open_run
+from method.training.signals import StopRequests
+
+log = logging.getLogger(__name__)
+
+DEBUG_EPOCHS = 2
+DEBUG_STEPS = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Do what the command line says; returns the folder of the run."""
+    log_to_terminal()
+    options = read_options(arguments, kept=kept_options)
+    return evaluate_checkpoint(options) if options.only_eval else train(options)
+
+
+def train(options: EasyDict) -> Path:
+    """Train, select the best epoch, evaluate it on the evaluated split and write its metrics."""
+    device = choose_device(options)
+    if options.debug:
+        options.n_epoch = DEBUG_EPOCHS
+    seed_everything(options.seed)
+    model = RetrievalModel(make_architecture(options))
+    reader = open_features(options, model.architecture)
+    training_split, selecting_split, reported_split = load_splits(options, reader)
+    folder, state = open_run(options)
+    with folder, StopRequests() as requests:
+        write_json(folder.path / OPTIONS, plain(options))
+        order = EpochBatches(len(training_split.video_ids), options.bsz, options.seed)
+        pinned = options.pin_memory and device.type == "cuda"
+        loader = Loader(TrainingVideos(reader, training_split.captions), order, options.num_workers, pinned)
+        training = make_training(options, model, len(order), device)
+        if state is not None:
+            training.restore(state)
+        selector = SplitEvaluator(options, reader, selecting_split, device)
+        run = _Run(options, folder, training, requests)
+        run.epochs(loader, order, selector)
+        best = load_model(folder.path / BEST, model.architecture)
+        evaluator = (
+            selector if selecting_split is reported_split else SplitEvaluator(options, reader, reported_split, device)
+        )
+        evaluation = evaluator.evaluate(best.model.to(device), options.save_scores, run.watch)
+        report(folder, evaluation, options, best.epoch, folder.path / BEST)
+    return folder.path
+
+
+def load_splits(options: Mapping[str, Any], reader: FeatureReader) -> tuple[Split, Split, Split]:
+    """Check both splits; returns the videos to train on, those that select the epoch, and those to report."""
+    training = check_split("training split", options["caption_train_txt"], reader)
+    reported = check_split("evaluated split", options["caption_test_txt"], reader)
+    warn_of_shared_videos(training, reported)
+    if options["debug"]:
+        few = set(training.video_ids[: DEBUG_STEPS * options["bsz"]])
+        training = replace(training, captions=[c for c in training.captions if c.video_id in few])
+    selecting = reported
+    if options["holdout_fraction"]:
+        kept, held_out = split_holdout(training.captions, options["holdout_fraction"], options["seed"])
+        selecting = replace(training, name="held-out training videos", captions=held_out)
+        training = replace(training, captions=kept)
+    for split in {split.name: split for split in (training, selecting, reported)}.values():
+        log.info(describe(split))
+    log.info("the epoch is selected on the %s", selecting.name)
+    return training, selecting, reported
+
+
+def make_training(options: Mapping[str, Any], model: RetrievalModel, steps: int, device: torch.device) -> Training:
+    """Everything that changes from step to step, at the start; `steps` is those of one epoch."""
+    losses = LossSettings(
+        options["margin"],
+        options["hard_pool_size"],
+        options["neg_query_loss_weight"],
+        options["neg_loss_label_smoothing"],
+    )
+    settings = LoopSettings(
+        options["n_epoch"],
+        options["max_es_cnt"],
+        options["hard_negative_start_epoch"],
+        options["grad_clip"],
+        options["amp"],
+        losses,
+    )
+    schedule = Schedule(options["lr"], options["lr_warmup_proportion"], steps * options["n_epoch"])
+    return Training(model, settings, schedule, options["wd"], device, negatives=None)
+
+
+class _Run:
+    """The epochs of one training, each recorded and saved before the next begins."""
+
+    def __init__(self, options: EasyDict, folder: RunFolder, training: Training, requests: StopRequests) -> None:
+        self.options = options
+        self.folder = folder
+        self.training = training
+        self.requests = requests
+
+    def epochs(self, loader: Loader, order: EpochBatches, selector: SplitEvaluator) -> None:
+        """Train and evaluate until all epochs are done or none gets better."""
+        training, progress = self.training, self.training.progress
+        monitor = Monitor(self.folder.path, progress.epoch * len(order) + progress.step)
+        while not training.is_over:
+            epoch, started = progress.epoch, time.perf_counter()
+            losses = training.run_epoch(loader, order, self.between_steps)
+            trained = time.perf_counter()
+            metrics = selector.evaluate(training.model, watch=self.watch).metrics
+            monitor.step((epoch + 1) * len(order), {**losses, "learning_rate": training.optimizer.learning_rate})
+            monitor.epoch((epoch + 1) * len(order), metrics)
+            if training.finish_epoch(losses, metrics):
+                write_checkpoint(self.folder.path / BEST, self.content(epoch))
+            self.write_history()
+            self.save()
+            log.info(
+                "epoch %d: loss %.4f, %s%s (training %.1f s, evaluation %.1f s)",
+                epoch,
+                sum(losses.values()),
+                recalls(metrics["fused"]),
+                ", the best so far" if progress.best_epoch == epoch else "",
+                trained - started,
+                time.perf_counter() - trained,
+            )
+        monitor.close()
+        log.info("best epoch: %d with SumR %.1f", progress.best_epoch, progress.best_sumr)
+
+    def content(self, epoch: int) -> dict[str, Any]:
+        """What a checkpoint of the model holds after an epoch."""
+        return model_content(self.training.model, epoch, plain(self.options))
+
+    def save(self) -> None:
+        """Write last.ckpt, from which the run can go on."""
+        self.training.save(self.folder.path / LAST, self.content(self.training.progress.epoch))
+
+    def write_history(self) -> None:
+        """Write history.jsonl, a line for every epoch that is done."""
+        lines = (json.dumps(row) + "\n" for row in self.training.progress.history)
+        write_text(self.folder.path / "history.jsonl", "".join(lines))
+
+    def between_steps(self) -> None:
+        """Save when it is time to, and stop when asked to."""
+        every = self.options.save_every_steps
+        if self.requests.received is not None:
+            self.stop(self.requests.received)
+        if every and self.training.progress.step % every == 0:
+            self.save()
+
+    def watch(self, batches: Iterable[Any]) -> Iterable[Any]:
+        """Pass the batches of an evaluation on, and stop when asked to."""
+        for batch in batches:
+            if self.requests.received is not None:
+                self.stop(self.requests.received)
+            yield batch
+
+    def stop(self, number: int) -> NoReturn:
+        """Save and end the program."""
+        self.save()
+        raise Stopped(number, f"stopped and saved; go on with: python method/train.py --resume {self.folder.path}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,151 @@
+"""Checkpoints: written whole or not at all, read without running anything that a file brings along.
+
+A checkpoint of ours is {"model", "epoch", "architecture", "options", ...}; a published one {"model", "epoch", ...} with
+the published weight names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from method.errors import InputError
+from method.files import require_file, write_bytes
+from method.model.architecture import Architecture
+from method.model.published import from_published, is_published, published_architecture
+from method.model.retrieval import RetrievalModel
+
+# What published checkpoints hold beside tensors. Each is data: none of it does anything when it is made, and the
+# option holders among it are read as plain dictionaries.
+_multiarray: Any = importlib.import_module("numpy._core.multiarray")
+_HARMLESS: list[Any] = [
+    (OrderedDict, "easydict.EasyDict"),
+    (OrderedDict, "argparse.Namespace"),
+    np.dtype,
+    np.ndarray,
+    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
+    *(
+        (getattr(_multiarray, name), f"{module}.{name}")
+        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+        for name in ("scalar", "_reconstruct")
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model from a checkpoint, and what stood beside it.
+
+    options: those it was trained with, for a checkpoint of ours.
+    """
+
+    model: RetrievalModel
+    epoch: int
+    options: dict[str, Any] | None
+
+
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace `path` at once."""
+    # Through memory: torch reports a full disk as an error of its own that hides the reason.
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    write_bytes(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def model_content(model: RetrievalModel, epoch: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `model.ckpt` holds; `options` must be plain values."""
+    weights = {name: weight.detach().cpu().clone() for name, weight in model.state_dict().items()}
+    return {"model": weights, "epoch": epoch, "architecture": model.architecture.as_dict(), "options": dict(options)}
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's content onto the CPU; nothing that it brings along is ever run.
+
+    InputError for a file that is missing, broken, not a checkpoint, or that holds anything but tensors and plain data.
+    """
+    require_file(path)
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = str(error).split("GLOBAL ")[1].split(" ")[0] if "GLOBAL " in str(error) else ""
+        reason = f"it asks to run {found}" if found else "it is damaged, or holds more than tensors and plain data"
+        raise InputError(f"{path}: refused as a checkpoint: {reason}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
+    except (zipfile.BadZipFile, UnicodeDecodeError, AssertionError, OverflowError, MemoryError) as error:
+        raise InputError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
+    weights = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise InputError(f"{path}: expected a checkpoint with the weights under 'model'")
+    if not isinstance(content.get("epoch", 0), int):
+        raise InputError(f"{path}: expected a whole number under 'epoch', found {content['epoch']!r}")
+    return content
+
+
+def stored_options(path: Path) -> dict[str, Any] | None:
+    """The options that a checkpoint of ours was trained with; None for a published one."""
+    options = read_checkpoint(path).get("options")
+    return dict(options) if isinstance(options, dict) else None
+
+
+def load_model(path: Path, architecture: Architecture) -> Loaded:
+    """Make the model of a checkpoint, on the CPU and in evaluation mode.
+
+    Args:
+        path: a checkpoint of ours, which carries its architecture, or a published one.
+        architecture: what the options say; used for a published one only.
+
+    Raises:
+        InputError: as `read_checkpoint`, and for weights that do not fit, each by name.
+    """
+    content = read_checkpoint(path)
+    published = is_published(content["model"])
+    if published:
+        architecture = published_architecture(architecture)
+        weights = from_published(content["model"], architecture, str(path))
+    else:
+        architecture = _architecture_of(content, path)
+        weights = content["model"]
+    model = RetrievalModel(architecture)
+    check_weights(model, weights, path)
+    model.load_state_dict(weights)
+    options = content.get("options")
+    return Loaded(model.eval(), content.get("epoch", 0), None if published else options)
+
+
+def check_weights(model: RetrievalModel, weights: Mapping[str, Tensor], path: Path) -> None:
+    """InputError listing every weight that is missing, unknown, misshapen or not finite."""
+    own = model.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in weights]
+    problems += [f"{name} is not expected" for name in weights if name not in own]
+    shared = [name for name in own if name in weights]
+    for name in shared:
+        if own[name].shape != weights[name].shape:
+            problems.append(f"{name} is {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}")
+        elif not torch.isfinite(weights[name]).all():
+            problems.append(f"{name} holds NaN or infinity")
+    if problems:
+        raise InputError(f"{path}: weights do not fit the model: {'; '.join(problems)}")
+
+
+def _architecture_of(content: Mapping[str, Any], path: Path) -> Architecture:
+    try:
+        return Architecture.from_dict(content["architecture"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: neither a published checkpoint nor one of ours ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,208 @@
+"""The training loop: steps, epochs, early stop, and a state that can be put down and taken up anywhere.
+
+Epochs and steps count from 0.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from method.data.batch import EpochBatches, Loader, VideoBatch
+from method.data.captions import Caption
+from method.errors import InputError, summarize
+from method.model.retrieval import RetrievalModel
+from method.training.checkpoint import write_checkpoint
+from method.training.losses import Edits, LossSettings, total, training_losses
+from method.training.optimizer import Schedule, make_optimizer
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+NegativeSource = Callable[[tuple[Caption, ...], int], Mapping[str, Edits]]
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What the loop takes from the options."""
+
+    epochs: int
+    early_stop: int
+    hard_from_epoch: int
+    grad_clip: float
+    amp: str
+    losses: LossSettings
+
+
+@dataclass
+class Progress:
+    """Where a training stands.
+
+    epoch, step: the epoch under way and the steps done in it. terms: sums of the loss terms over these steps.
+    best_sumr, best_epoch, since_best: the best evaluation so far and how many epochs came after it.
+    history: a row for every epoch that is done.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    terms: dict[str, float] = field(default_factory=dict)
+    best_sumr: float = -math.inf
+    best_epoch: int = -1
+    since_best: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Training:
+    """A model on its way: everything that changes from step to step."""
+
+    def __init__(
+        self,
+        model: RetrievalModel,
+        settings: LoopSettings,
+        schedule: Schedule,
+        weight_decay: float,
+        device: torch.device,
+        negatives: NegativeSource | None,
+    ) -> None:
+        self.model = model.to(device)
+        self.settings = settings
+        self.device = device
+        self.negatives = negatives
+        self.optimizer = make_optimizer(model, schedule, weight_decay)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "fp16")
+        self.progress = Progress()
+
+    def run_epoch(self, loader: Loader, order: EpochBatches, between_steps: Callable[[], None]) -> dict[str, float]:
+        """Do the steps of the epoch under way that are still to do; returns the mean of each loss term over it."""
+        progress = self.progress
+        order.epoch, order.start = progress.epoch, progress.step
+        self.model.train()
+        bar = tqdm(loader, desc=f"epoch {progress.epoch}", total=len(order), initial=progress.step, unit="step",
+            leave=False, disable=None)  # fmt: skip
+        for batch in bar:
+            terms = self.step(batch)
+            progress.step += 1
+            for name, value in terms.items():
+                progress.terms[name] = progress.terms.get(name, 0.0) + value
+            bar.set_postfix(loss=f"{sum(terms.values()):.4f}")
+            between_steps()
+        return {name: value / progress.step for name, value in progress.terms.items()}
+
+    def step(self, batch: VideoBatch) -> dict[str, float]:
+        """One update; returns the loss terms.
+
+        InputError when the loss is not finite, before anything is updated.
+        """
+        settings, epoch = self.settings, self.progress.epoch
+        edits = self.negatives(batch.captions, epoch) if self.negatives is not None else {}
+        batch = batch.to(self.device)
+        assert batch.words is not None
+        precision = PRECISIONS.get(settings.amp, torch.bfloat16)
+        with torch.autocast(self.device.type, precision, enabled=settings.amp != "off"):
+            terms = training_losses(
+                self.model,
+                batch.streams,
+                batch.words,
+                batch.labels_Q,
+                settings.losses,
+                epoch >= settings.hard_from_epoch,
+                edits,
+            )
+            loss = total(terms)
+        values = dict(zip(terms, torch.stack(list(terms.values())).detach().tolist(), strict=True))
+        if not all(math.isfinite(value) for value in values.values()):
+            self._refuse(values, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if settings.grad_clip > 0:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip, foreach=True)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return values
+
+    def _refuse(self, values: Mapping[str, float], batch: VideoBatch) -> None:
+        where = f"epoch {self.progress.epoch} step {self.progress.step}"
+        ids = [caption.id for caption in batch.captions]
+        log.error("%s: captions of the batch: %s", where, " ".join(ids))
+        terms = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        raise InputError(f"{where}: the loss is not finite ({terms}); captions of the batch: {summarize(ids)}; "
+            "nothing was updated")  # fmt: skip
+
+    def finish_epoch(self, losses: Mapping[str, float], metrics: Mapping[str, Mapping[str, float]]) -> bool:
+        """Record an evaluated epoch and go on to the next; returns whether it is the best so far (ties: the later)."""
+        progress = self.progress
+        sumr = metrics["fused"]["sumr"]
+        better = sumr >= progress.best_sumr
+        if better:
+            progress.best_sumr, progress.best_epoch, progress.since_best = sumr, progress.epoch, 0
+        else:
+            progress.since_best += 1
+        progress.history.append({"epoch": progress.epoch, "losses": dict(losses), "metrics": dict(metrics)})
+        progress.epoch, progress.step, progress.terms = progress.epoch + 1, 0, {}
+        return better
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or too many came without a better one."""
+        patience = self.settings.early_stop
+        stopped = patience >= 0 and self.progress.since_best > patience
+        return stopped or self.progress.epoch >= self.settings.epochs
+
+    def save(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Write everything that going on needs, beside `content`, what every checkpoint holds."""
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": asdict(self.progress),
+            "random": random_states(),
+        }
+        write_checkpoint(path, {**content, **state})
+
+    def restore(self, content: Mapping[str, Any]) -> None:
+        """Take up the state that `save` wrote."""
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.progress = Progress(**content["progress"])
+        restore_random_states(content["random"])
+
+
+def random_states() -> dict[str, Any]:
+    """The states of all random number generators, as plain data and tensors."""
+    numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002 (libraries may use it)
+    return {
+        "python": random.getstate(),
+        "numpy": {**numpy_state, "state": {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()}},
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+    }
+
+
+def restore_random_states(states: Mapping[str, Any]) -> None:
+    """Put all random number generators back."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    numpy_state = states["numpy"]
+    key = np.array(numpy_state["state"]["key"], dtype=np.uint32)
+    np.random.set_state({**numpy_state, "state": {**numpy_state["state"], "key": key}})  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every random number generator."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
