@@ -1,0 +1,77 @@
+"""The published program's numbers: encodings, scores, losses and gradients."""
+
+import numpy as np
+import pytest
+import torch
+
+from method.data.features import normalize_rows
+from method.data.ragged import Ragged
+from method.model.published import published_name
+from method.model.scoring import similarity
+from method.training.losses import Edits, LossSettings, total, training_losses
+from tests.golden_case import CASES, LABELS, draw, golden_case
+
+PUBLISHED_BRANCH = {"action": "motion", "object": "appearance"}
+PUBLISHED_LOSS = {
+    "triplet": "clip_trip_loss",
+    "nce": "clip_nce_loss",
+    "negative_queries": "neg_query_loss",
+}
+
+
+def golden_edits(case: str) -> dict[str, Edits]:
+    drawn = normalize_rows(torch.from_numpy(draw(f"{case}/negative", (13, 5, 6, CASES[case]["q"]))))
+
+    def edits(copies: range, without: tuple[int, ...], shift: int) -> Edits:
+        pairs = [(caption, copy) for caption in range(13) if caption not in without for copy in copies]
+        words = [drawn[caption, copy, : 4 + (caption + shift) % 3] for caption, copy in pairs]
+        return Edits(Ragged.of(words), torch.tensor([caption for caption, _ in pairs]))
+
+    return {"action": edits(range(2), (3, 9), 0), "object": edits(range(2, 5), (5,), 1)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_encodings_and_scores(case: str) -> None:
+    golden = golden_case(case)
+    with torch.no_grad():
+        frames = golden.model.encode_frames(golden.streams)
+        queries = golden.model.encode_queries(golden.words)
+    for branch, published in PUBLISHED_BRANCH.items():
+        rows = frames[branch]
+        expected = golden.expected[f"{published}_fused"]
+        real = np.concatenate([expected[i, :length] for i, length in enumerate(rows.layout.lengths)])
+        np.testing.assert_allclose(rows.values, real, atol=1e-5)
+        np.testing.assert_allclose(queries[branch], golden.expected[f"{published}_query"], atol=1e-5)
+        with torch.no_grad():
+            scores = similarity(golden.model.branch(branch).frame_keys(rows), queries[branch])
+        np.testing.assert_allclose(scores.cosine_QB, golden.expected[f"{published}_cosine"], atol=1e-5)
+        np.testing.assert_allclose(scores.cosine_QB, golden.expected[f"{published}_eval_scores"], atol=1e-5)
+        np.testing.assert_allclose(scores.raw_QB, golden.expected[f"{published}_raw"], atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradients(case: str) -> None:
+    golden, c = golden_case(case), CASES[case]
+    settings = LossSettings(c["margin"], hard_pool_size=1, negative_weight=c["w"], label_smoothing=c["ls"])
+    terms = training_losses(
+        golden.model, golden.streams, golden.words, LABELS, settings, hard=True, edits=golden_edits(case)
+    )
+    for branch, suffix in (("action", ""), ("object", "_action")):
+        for term, published in PUBLISHED_LOSS.items():
+            expected = golden.expected[f"loss/{published}{suffix}"]
+            assert terms[f"{branch}/{term}"].item() == pytest.approx(float(expected), rel=1e-5)
+    loss = total(terms)
+    assert loss.item() == pytest.approx(float(golden.expected["loss/loss_overall"]), rel=1e-6)
+
+    loss.backward()
+    compared = set()
+    for ours, weight in golden.model.named_parameters():
+        name = published_name(ours, golden.model.architecture)
+        assert weight.grad is not None, name
+        norm, summed = (float(golden.expected[f"{what}/{name}"]) for what in ("grad_norm", "grad_sum"))
+        # Keys' biases cancel in a softmax: their gradients are rounding errors of either program.
+        scale = max(norm, 1e-4)
+        assert weight.grad.double().norm().item() == pytest.approx(norm, abs=1e-4 * scale), name
+        assert weight.grad.double().sum().item() == pytest.approx(summed, abs=1e-4 * scale), name
+        compared.add(f"grad_norm/{name}")
+    assert compared == {name for name in golden.expected if name.startswith("grad_norm/")}
