@@ -15,7 +15,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,8 +27,10 @@ from easydict import EasyDict
 
 from method.config import choose_device, make_architecture, plain, read_options
 from method.data.batch import EpochBatches, Loader
+from method.data.captions import Caption
 from method.data.check import Split, check_split, describe, warn_of_shared_videos
 from method.data.dataset import FeatureReader, TrainingVideos, split_holdout
+from method.data.edited_queries import NegativeSource
 from method.errors import Stopped, run_command
 from method.evaluate import SplitEvaluator, evaluate_checkpoint, open_features, recalls, report
 from method.files import write_json, write_text
@@ -38,6 +40,7 @@ from method.training.checkpoint import load_model, model_content, write_checkpoi
 from method.training.loop import LoopSettings, Training, seed_everything
 from method.training.losses import LossSettings
 from method.training.monitor import Monitor
+from method.training.negative_queries import open_negatives
 from method.training.optimizer import Schedule
 from method.training.resume import kept_options, open_run
 from method.training.signals import StopRequests
@@ -63,48 +66,66 @@ def train(options: EasyDict) -> Path:
     seed_everything(options.seed)
     model = RetrievalModel(make_architecture(options))
     reader = open_features(options, model.architecture)
-    training_split, selecting_split, reported_split = load_splits(options, reader)
+    splits = load_splits(options, reader)
+    ids = [caption.id for caption in (*splits.training_file, *splits.reported.captions)]
+    negatives = open_negatives(options, splits.training_file, ids, device)
     folder, state = open_run(options)
     with folder, StopRequests() as requests:
         write_json(folder.path / OPTIONS, plain(options))
-        order = EpochBatches(len(training_split.video_ids), options.bsz, options.seed)
+        order = EpochBatches(len(splits.training.video_ids), options.bsz, options.seed)
         pinned = options.pin_memory and device.type == "cuda"
-        loader = Loader(TrainingVideos(reader, training_split.captions), order, options.num_workers, pinned)
-        training = make_training(options, model, len(order), device)
+        loader = Loader(TrainingVideos(reader, splits.training.captions), order, options.num_workers, pinned)
+        training = make_training(options, model, len(order), device, negatives)
         if state is not None:
             training.restore(state)
-        selector = SplitEvaluator(options, reader, selecting_split, device)
+        selector = SplitEvaluator(options, reader, splits.selecting, device)
         run = _Run(options, folder, training, requests)
         run.epochs(loader, order, selector)
         best = load_model(folder.path / BEST, model.architecture)
-        evaluator = (
-            selector if selecting_split is reported_split else SplitEvaluator(options, reader, reported_split, device)
-        )
+        evaluator = selector
+        if splits.reported is not splits.selecting:
+            evaluator = SplitEvaluator(options, reader, splits.reported, device)
         evaluation = evaluator.evaluate(best.model.to(device), options.save_scores, run.watch)
         report(folder, evaluation, options, best.epoch, folder.path / BEST)
     return folder.path
 
 
-def load_splits(options: Mapping[str, Any], reader: FeatureReader) -> tuple[Split, Split, Split]:
-    """Check both splits; returns the videos to train on, those that select the epoch, and those to report."""
-    training = check_split("training split", options["caption_train_txt"], reader)
+@dataclass(frozen=True)
+class Splits:
+    """The videos to train on, those that select the epoch, those to report, and all captions of the training file."""
+
+    training: Split
+    selecting: Split
+    reported: Split
+    training_file: list[Caption]
+
+
+def load_splits(options: Mapping[str, Any], reader: FeatureReader) -> Splits:
+    """Check the files of both splits and divide their videos as the options say."""
+    whole = check_split("training split", options["caption_train_txt"], reader)
     reported = check_split("evaluated split", options["caption_test_txt"], reader)
-    warn_of_shared_videos(training, reported)
+    warn_of_shared_videos(whole, reported)
+    training, selecting = whole, reported
     if options["debug"]:
-        few = set(training.video_ids[: DEBUG_STEPS * options["bsz"]])
-        training = replace(training, captions=[c for c in training.captions if c.video_id in few])
-    selecting = reported
+        few = set(whole.video_ids[: DEBUG_STEPS * options["bsz"]])
+        training = replace(whole, captions=[caption for caption in whole.captions if caption.video_id in few])
     if options["holdout_fraction"]:
         kept, held_out = split_holdout(training.captions, options["holdout_fraction"], options["seed"])
-        selecting = replace(training, name="held-out training videos", captions=held_out)
-        training = replace(training, captions=kept)
+        training = replace(whole, captions=kept)
+        selecting = replace(whole, name="held-out training videos", captions=held_out)
     for split in {split.name: split for split in (training, selecting, reported)}.values():
         log.info(describe(split))
     log.info("the epoch is selected on the %s", selecting.name)
-    return training, selecting, reported
+    return Splits(training, selecting, reported, whole.captions)
 
 
-def make_training(options: Mapping[str, Any], model: RetrievalModel, steps: int, device: torch.device) -> Training:
+def make_training(
+    options: Mapping[str, Any],
+    model: RetrievalModel,
+    steps: int,
+    device: torch.device,
+    negatives: NegativeSource | None = None,
+) -> Training:
     """Everything that changes from step to step, at the start; `steps` is those of one epoch."""
     losses = LossSettings(
         options["margin"],
@@ -121,7 +142,7 @@ def make_training(options: Mapping[str, Any], model: RetrievalModel, steps: int,
         losses,
     )
     schedule = Schedule(options["lr"], options["lr_warmup_proportion"], steps * options["n_epoch"])
-    return Training(model, settings, schedule, options["wd"], device, negatives=None)
+    return Training(model, settings, schedule, options["wd"], device, negatives)
 
 
 class _Run:

@@ -19,17 +19,16 @@ from torch import nn
 from tqdm import tqdm
 
 from method.data.batch import EpochBatches, Loader, VideoBatch
-from method.data.captions import Caption
+from method.data.edited_queries import EditedQueries, NegativeSource
 from method.errors import InputError, summarize
 from method.model.retrieval import RetrievalModel
 from method.training.checkpoint import write_checkpoint
-from method.training.losses import Edits, LossSettings, total, training_losses
+from method.training.losses import LossSettings, total, training_losses
 from method.training.optimizer import Schedule, make_optimizer
 
 log = logging.getLogger(__name__)
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-NegativeSource = Callable[[tuple[Caption, ...], int], Mapping[str, Edits]]
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class Training:
         InputError when the loss is not finite, before anything is updated.
         """
         settings, epoch = self.settings, self.progress.epoch
-        edits = self.negatives(batch.captions, epoch) if self.negatives is not None else {}
+        edits = self._edits(batch)
         batch = batch.to(self.device)
         assert batch.words is not None
         precision = PRECISIONS.get(settings.amp, torch.bfloat16)
@@ -130,6 +129,19 @@ class Training:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return values
+
+    def _edits(self, batch: VideoBatch) -> dict[str, EditedQueries]:
+        """Edited captions for each branch that is trained with them and has any in this batch."""
+        if self.negatives is None:
+            return {}
+        of_kind = self.negatives.for_batch(batch.captions, self.progress.epoch)
+        edits = {}
+        for branch in self.model.architecture.temperatures:
+            # With both kinds each branch gets its own: verbs the action branch, nouns the object branch.
+            made = of_kind[branch] if len(of_kind) == 2 else next(iter(of_kind.values()))  # type: ignore[index]
+            if made is not None:
+                edits[branch] = made.to(self.device, non_blocking=True)
+        return edits
 
     def _refuse(self, values: Mapping[str, float], batch: VideoBatch) -> None:
         where = f"epoch {self.progress.epoch} step {self.progress.step}"

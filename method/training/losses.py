@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from method.data.edited_queries import EditedQueries
 from method.data.ragged import Ragged
 from method.model.retrieval import RetrievalModel
 from method.model.scoring import Similarity, similarity
@@ -31,14 +32,6 @@ class LossSettings:
     label_smoothing: float
 
 
-@dataclass(frozen=True)
-class Edits:
-    """Edited captions of a batch: their token features and owner_E, the caption of the batch that each is made of."""
-
-    words: Ragged
-    owner_E: Tensor
-
-
 def training_losses(
     model: RetrievalModel,
     streams: Mapping[str, Ragged],
@@ -46,7 +39,7 @@ def training_losses(
     labels_Q: Tensor,
     settings: LossSettings,
     hard: bool,
-    edits: Mapping[str, Edits],
+    edits: Mapping[str, EditedQueries],
 ) -> dict[str, Tensor]:
     """Every term of the loss by name, weighted, so that their sum is what is minimised.
 
@@ -64,7 +57,7 @@ def training_losses(
         terms[f"{name}/triplet"] = triplet_loss(scores.cosine_QB, labels_Q, settings, hard)
         terms[f"{name}/nce"] = NCE_WEIGHT * nce_loss(scores.raw_QB, labels_Q)
         if name in edits:
-            edited_ED = model.branch(name).encode_queries(edits[name].words)
+            edited_ED = model.branch(name).encode_queries(edits[name].queries)
             best_QD = own_best_frames(keys[name], scores, labels_Q)
             terms[f"{name}/negative_queries"] = settings.negative_weight * negative_query_loss(
                 best_QD,

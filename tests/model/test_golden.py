@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from method.data.edited_queries import EditedQueries
 from method.data.features import normalize_rows
 from method.data.ragged import Ragged
 from method.model.published import published_name
 from method.model.scoring import similarity
-from method.training.losses import Edits, LossSettings, total, training_losses
+from method.training.losses import LossSettings, total, training_losses
 from tests.golden_case import CASES, LABELS, draw, golden_case
 
 PUBLISHED_BRANCH = {"action": "motion", "object": "appearance"}
@@ -19,13 +20,13 @@ PUBLISHED_LOSS = {
 }
 
 
-def golden_edits(case: str) -> dict[str, Edits]:
+def golden_edits(case: str) -> dict[str, EditedQueries]:
     drawn = normalize_rows(torch.from_numpy(draw(f"{case}/negative", (13, 5, 6, CASES[case]["q"]))))
 
-    def edits(copies: range, without: tuple[int, ...], shift: int) -> Edits:
+    def edits(copies: range, without: tuple[int, ...], shift: int) -> EditedQueries:
         pairs = [(caption, copy) for caption in range(13) if caption not in without for copy in copies]
         words = [drawn[caption, copy, : 4 + (caption + shift) % 3] for caption, copy in pairs]
-        return Edits(Ragged.of(words), torch.tensor([caption for caption, _ in pairs]))
+        return EditedQueries(Ragged.of(words), torch.tensor([caption for caption, _ in pairs]))
 
     return {"action": edits(range(2), (3, 9), 0), "object": edits(range(2, 5), (5,), 1)}
 

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 
+from method.data.edited_queries import EditedQueries
 from method.data.ragged import Ragged
 from method.model.retrieval import RetrievalModel
 from method.model.scoring import similarity
-from method.training.losses import Edits, LossSettings, total, training_losses
+from method.training.losses import LossSettings, total, training_losses
 from tests import naive
 from tests.world import SMALL, VARIANTS, lively_model, naive_twin, random_rows, random_streams
 
@@ -92,7 +93,7 @@ def test_every_weight_gets_a_gradient(changes: dict[str, Any], lengths: tuple[li
     videos = len(lengths[0])
     words = random_rows([3, 5] * videos, model.architecture.query_width)
     edits = {
-        name: Edits(random_rows([4, 2, 3], model.architecture.query_width, 9), torch.tensor([0, 0, 1]))
+        name: EditedQueries(random_rows([4, 2, 3], model.architecture.query_width, 9), torch.tensor([0, 0, 1]))
         for name in model.branches
     }
     labels = torch.arange(videos).repeat_interleave(2)

@@ -1,0 +1,122 @@
+"""Edits for training, drawn from a cache instead of being encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from method.data.captions import Caption
+from method.data.edited_queries import EditedQueries, edited_queries
+from method.data.negative_blocks import Rows, checksum
+from method.data.negative_cache import REMEDY, blocks_of, open_block, read_manifest
+from method.data.negatives import draw_evenly
+from method.data.vocabulary import KINDS, Kind
+from method.errors import InputError
+
+
+class CachedNegatives:
+    """Edits drawn from the pools of a cache, in half precision.
+
+    Every edit is compared with its checksum when a process reads it for the first time.
+
+    Args:
+        folder: where the cache lies.
+        captions: all captions of the training file, in its order.
+        expected: the parts of the cache's fingerprint that must agree.
+        counts: edits of each kind to draw for a caption.
+        seed: of the run; what is drawn depends on it, the epoch, the caption and the kind.
+
+    Raises:
+        InputError: when the cache is missing, incomplete, damaged or made from something else, or when its pools are
+            smaller than `counts`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        captions: Sequence[Caption],
+        expected: Mapping[str, Any],
+        counts: Mapping[Kind, int],
+        seed: int,
+    ) -> None:
+        manifest = read_manifest(folder, expected)
+        if not manifest.complete:
+            raise InputError(f"{folder}: the cache is not complete; it is continued by {REMEDY}")
+        for kind, count in counts.items():
+            size = manifest.made_from.get(f"{kind} pool", 0)
+            if size < count:
+                raise InputError(f"{folder}: pools of {size} {kind} edits, --neg_{kind}_num {count} needs as many")
+        self._counts, self._seed = dict(counts), seed
+        self._width: int = manifest.made_from["--q_feat_size"]
+        self._blocks = [open_block(folder, manifest, number, held) for number, held in enumerate(blocks_of(captions))]
+        records = np.concatenate([block.records for block in self._blocks])
+        self._words, self._rows, self._sums = records["word"], records["rows"].astype(np.int64), records["sum"]
+        self._block = np.repeat(np.arange(len(self._blocks)), [len(block.records) for block in self._blocks])
+        ends = np.cumsum(self._rows)
+        rows_before = np.concatenate([[0], np.cumsum([block.records["rows"].sum() for block in self._blocks])])
+        self._starts = ends - self._rows - rows_before[self._block]
+        places = records["caption"].astype(np.int64) * len(KINDS) + records["kind"]
+        self._first = np.searchsorted(places, np.arange(len(captions) * len(KINDS) + 1))
+        self._number = {caption.id: number for number, caption in enumerate(captions)}
+        self._checked = np.zeros(len(records), bool)
+        self._mapped: dict[int, Rows] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A mapped file would be copied into the pickle; the other process maps it itself.
+        return {**self.__dict__, "_mapped": {}}
+
+    def count_editable(self) -> dict[Kind, int]:
+        """How many captions of the training file have edits of each kind."""
+        pools = np.diff(self._first)
+        return {kind: int((pools[KINDS.index(kind) :: len(KINDS)] > 0).sum()) for kind in self._counts}
+
+    def for_batch(self, captions: Sequence[Caption], epoch: int) -> dict[Kind, EditedQueries | None]:
+        """Edits of each kind for a batch; None where no caption of the batch has any."""
+        return {kind: self._of_kind(kind, captions, epoch) for kind in self._counts}
+
+    def _of_kind(self, kind: Kind, captions: Sequence[Caption], epoch: int) -> EditedQueries | None:
+        chosen: list[int] = []
+        owners: list[int] = []
+        for owner, caption in enumerate(captions):
+            drawn = self._draw(kind, caption, epoch)
+            chosen += drawn
+            owners += [owner] * len(drawn)
+        lengths = self._rows[chosen].tolist()
+        values_ND = np.empty((sum(lengths), self._width), np.float16)
+        end = 0
+        for edit, length in zip(chosen, lengths, strict=True):
+            start, end = end, end + length
+            values_ND[start:end] = self._read(edit)
+        return edited_queries(torch.from_numpy(values_ND), lengths, owners)
+
+    def _draw(self, kind: Kind, caption: Caption, epoch: int) -> list[int]:
+        """Numbers of the edits of a caption for an epoch, spread evenly over the replaced words."""
+        place = self._number[caption.id] * len(KINDS) + KINDS.index(kind)
+        first, last = self._first[place : place + 2].tolist()
+        # Pools lie in the order of their words, so that the edits of a word are neighbours.
+        sizes = np.bincount(self._words[first:last])
+        starts = (first + np.cumsum(sizes) - sizes).tolist()
+        drawn: list[int] = []
+
+        def accept(word: int, item: int) -> bool:
+            drawn.append(starts[word] + item)
+            return True
+
+        draw_evenly(sizes.tolist(), self._counts[kind], accept, self._seed, epoch, caption.id, kind)
+        return drawn
+
+    def _read(self, edit: int) -> Rows:
+        number = int(self._block[edit])
+        if number not in self._mapped:
+            self._mapped[number] = self._blocks[number].map_rows()
+        start = self._starts[edit]
+        rows: Rows = self._mapped[number][start : start + self._rows[edit]]
+        if not self._checked[edit]:
+            if checksum(rows) != self._sums[edit]:
+                raise InputError(f"{self._blocks[number].path}: damaged at edit {edit}; it is repaired by {REMEDY}")
+            self._checked[edit] = True
+        return rows

@@ -1,0 +1,113 @@
+"""Where a training step gets its hard negative queries from: encoded on the spot, or drawn from a cache."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from method.data.cached_negatives import CachedNegatives
+from method.data.captions import Caption
+from method.data.edited_queries import EditedQueries, NegativeSource, edited_queries
+from method.data.negative_cache import fingerprint
+from method.data.negatives import CaptionEditor
+from method.data.vocabulary import KINDS, Kind, Vocabulary, read_vocabulary
+from method.model.encoder_files import encoder_digest
+from method.model.text_encoder import TextEncoder
+
+log = logging.getLogger(__name__)
+
+
+class OnlineNegatives:
+    """Edits drawn and encoded for each batch; a sentence that is made twice in a batch is encoded once.
+
+    Args:
+        editors: one for each kind of edit.
+        counts: edits of each kind to draw for a caption.
+        encoder: gives their token features, on its device.
+        seed: of the run; the edits depend on it, the epoch, the caption and the kind.
+    """
+
+    def __init__(
+        self, editors: Sequence[CaptionEditor], counts: Mapping[Kind, int], encoder: TextEncoder, seed: int
+    ) -> None:
+        self._editors, self._counts, self._encoder, self._seed = editors, counts, encoder, seed
+
+    def count_editable(self) -> dict[Kind, int]:
+        """How many captions of the training file have edits of each kind."""
+        return {editor.kind: editor.count_editable() for editor in self._editors}
+
+    def for_batch(self, captions: Sequence[Caption], epoch: int) -> dict[Kind, EditedQueries | None]:
+        """Edits of each kind for a batch; None where no caption of the batch has any."""
+        sentences: list[str] = []
+        owners: list[list[int]] = []
+        for editor in self._editors:
+            count = self._counts[editor.kind]
+            edits = [editor.edits(caption, count, self._seed, epoch, caption.id, editor.kind) for caption in captions]
+            owners.append([owner for owner, made in enumerate(edits) for _ in made])
+            sentences += [edit for made in edits for edit in made]
+        encoded = self._encoder.encode(sentences)
+        batch: dict[Kind, EditedQueries | None] = {}
+        lengths, values_ND = list(encoded.layout.lengths), encoded.values
+        for editor, of_kind in zip(self._editors, owners, strict=True):
+            rows = sum(lengths[: len(of_kind)])
+            batch[editor.kind] = edited_queries(values_ND[:rows], lengths[: len(of_kind)], of_kind)
+            lengths, values_ND = lengths[len(of_kind) :], values_ND[rows:]
+        return batch
+
+
+def open_negatives(
+    options: Mapping[str, Any], captions: Sequence[Caption], dataset_ids: Collection[str], device: torch.device
+) -> NegativeSource | None:
+    """The source of edited captions that the options ask for, None when they ask for none and nothing is read.
+
+    Args:
+        options: as `method.config.read_options` gives them.
+        captions: all captions of the training file, in its order.
+        dataset_ids: ids of all captions of the dataset, training and evaluation.
+        device: where the text encoder runs when there is no cache.
+
+    Raises:
+        InputError: for a vocabulary, encoder or cache that is missing, wrong or made from something else.
+    """
+    if options["neg_query_loss"] is None:
+        return None
+    vocabularies = read_vocabularies(options, dataset_ids)
+    counts: dict[Kind, int] = {vocabulary.kind: options[f"neg_{vocabulary.kind}_num"] for vocabulary in vocabularies}
+    source: NegativeSource
+    if options["neg_cache"] is None:
+        editors = [CaptionEditor(captions, vocabulary) for vocabulary in vocabularies]
+        encoder = TextEncoder(options["text_encoder"], options["q_feat_size"], options["max_desc_l"], device)
+        source = OnlineNegatives(editors, counts, encoder, options["seed"])
+    else:
+        expected = cache_fingerprint(options, captions, vocabularies)
+        source = CachedNegatives(options["neg_cache"], captions, expected, counts, options["seed"])
+    for kind, editable in source.count_editable().items():
+        log.info("%d of %d training captions have %s edits", editable, len(captions), kind)
+    return source
+
+
+def read_vocabularies(options: Mapping[str, Any], dataset_ids: Collection[str]) -> list[Vocabulary]:
+    """The vocabularies of the kinds that `--neg_query_loss` asks for; see `read_vocabulary`."""
+    kinds = [kind for kind in KINDS if options["neg_query_loss"] in (kind, "both")]
+    return [
+        read_vocabulary(options[f"id_{kind}_dict"], options[f"total_{kind}_dict"], kind, dataset_ids) for kind in kinds
+    ]
+
+
+def cache_fingerprint(
+    options: Mapping[str, Any], captions: Sequence[Caption], vocabularies: Sequence[Vocabulary]
+) -> dict[str, Any]:
+    """What a cache for these options must be made from.
+
+    The text encoder is left out, with a warning, when its folder is not there: training from a cache can do without.
+    """
+    digest = None
+    if options["text_encoder"].exists():
+        digest = encoder_digest(options["text_encoder"])
+    else:
+        log.warning("%s: no such folder, so the cache is not compared with its encoder", options["text_encoder"])
+    flags = {flag: options[flag] for flag in ("max_desc_l", "q_feat_size", "seed")}
+    return fingerprint(captions, vocabularies, digest, **flags)
