@@ -75,7 +75,11 @@ def read_options(
     root = Path(given.get("root_path", ".")).expanduser().absolute()
     given = {name: _absolute(value, root) if name in PATHS and value else value for name, value in given.items()}
     earlier = kept(given) if kept is not None else {}
-    earlier = {name: value for name, value in earlier.items() if name in actions and name not in OF_THE_CALL}
+    earlier = {
+        name: _typed(actions[name], value, "options of the earlier run") if value is not None else None
+        for name, value in earlier.items()
+        if name in actions and name not in (*OF_THE_CALL, *IGNORED)
+    }
     name = given.get("dataset_name", earlier.get("dataset_name"))
     if name is None:
         raise InputError(f"--dataset_name is missing, expected one of {', '.join(known_datasets())}")
@@ -104,7 +108,7 @@ def read_yaml(path: Path, parser: Parser) -> dict[str, Any]:
     require_file(path)
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected 'flag: value' lines, found {type(values).__name__}")
@@ -135,12 +139,16 @@ def check_options(options: Mapping[str, Any]) -> None:
         require(flag, 0 <= options[flag] < 1, "a fraction from 0 to below 1")
     require("max_es_cnt", options["max_es_cnt"] >= -1, "-1 or more")
     require("hard_negative_start_epoch", options["hard_negative_start_epoch"] >= 0, "0 or more")
-    require("grad_clip", options["grad_clip"] == -1 or options["grad_clip"] > 0, "-1 or a norm above 0")
-    require("deformable_offset_kernel_size", options["deformable_offset_kernel_size"] % 2 == 1, "an odd number")
+    require("grad_clip", options["grad_clip"] == -1 or 0 < options["grad_clip"] < float("inf"), "-1 or a norm above 0")
+    kernel = options["deformable_offset_kernel_size"]
+    require("deformable_offset_kernel_size", kernel >= 1 and kernel % 2 == 1, "an odd number, at least 1")
+    require("seed", options["seed"] < 2**63, "a number below 2**63")
     _check_model(options, require)
     require("only_eval", not options["only_eval"] or bool(options["eval_ckpt"]), "--eval_ckpt FILE beside it")
     if options["device_ids"] is not None:
         require("device_ids", len(options["device_ids"]) == 1, "one GPU")
+    if options["device"] is not None:
+        require("device", options["device"] >= -1, "the number of a GPU, or -1 for the CPU")
 
 
 def _check_model(options: Mapping[str, Any], require: Callable[[str, bool, str], None]) -> None:
@@ -155,7 +163,7 @@ def _check_model(options: Mapping[str, Any], require: Callable[[str, bool, str],
         require(flag, width % options[flag] == 0, f"a divisor of --hidden_size {width}")
     branches = options["action_branch"] or options["phrase_action_branch"]
     require("action_branch", branches, "true when --phrase_action_branch is false: a model needs one branch")
-    if options["fusion_positions"]:
+    if options["fusion_positions"] and options["cross_branch_fusion"] and options["deformable_attn"]:
         require("max_ctx_l", options["max_ctx_l"] <= 128, "at most 128 with --fusion_positions")
     if options["neg_query_loss"] and options["neg_query_loss_branch"] != "both":
         flag = {"i3d": "action_branch", "clip": "phrase_action_branch"}[options["neg_query_loss_branch"]]
@@ -246,16 +254,19 @@ def _actions(parser: Parser) -> dict[str, Any]:
     return {action.dest: action for action in parser._actions if action.dest != "help"}
 
 
-def _typed(action: Any, value: Any, path: Path) -> Any:
-    """A YAML value as the flag would have read it."""
+def _typed(action: Any, value: Any, source: Path | str) -> Any:
+    """A value of a YAML file or of an earlier run as the flag would have read it."""
+    if not isinstance(value, bool | int | float | str):
+        raise InputError(f"{source}: {action.dest}: expected one value, found {value!r}")
     try:
         if isinstance(action.default, bool):
             return boolean(str(value))
         typed = str(value) if action.type is None else action.type(str(value))
     except ValueError:
-        raise InputError(f"{path}: {action.dest}: {value!r} is no {action.type.__name__}") from None
+        kind = "true or false" if isinstance(action.default, bool) else f"a value of type {action.type.__name__}"
+        raise InputError(f"{source}: {action.dest}: expected {kind}, found {value!r}") from None
     if action.choices is not None and typed not in action.choices:
-        raise InputError(f"{path}: {action.dest}: {value!r} is none of {', '.join(action.choices)}")
+        raise InputError(f"{source}: {action.dest}: expected one of {', '.join(action.choices)}, found {value!r}")
     return typed
 
 

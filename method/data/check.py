@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +32,12 @@ class Split:
         return list(group_by_video(self.captions))
 
 
-def check_files(paths: dict[str, Path], dataset: str) -> None:
+def check_files(paths: Mapping[str, Path | None], dataset: str) -> None:
     """InputError naming every file of a dataset that is missing, where it belongs and how to get it."""
-    missing = [f"--{flag}: no {path}" for flag, path in paths.items() if not path.exists()]
+    unnamed = [f"--{flag}" for flag, path in paths.items() if path is None]
+    if unnamed:
+        raise InputError(f"{', '.join(unnamed)}: dataset {dataset} names no such file in its YAML file, nor does a flag")
+    missing = [f"--{flag}: no {path}" for flag, path in paths.items() if path is not None and not path.exists()]
     if missing:
         raise InputError(
             f"the files of dataset {dataset} are not all there: {summarize(missing, shown=len(missing))}; "

@@ -6,7 +6,7 @@ Letters: n rows of a stream as stored, D its width, L = max_length rows kept.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ FloatRows = npt.NDArray[np.float32]
 
 ACTION_KEY = "i3d_feat"
 OBJECT_KEY = "clip_feat"
+
+_NUMBERS = (h5py.h5t.INTEGER, h5py.h5t.FLOAT)
 
 
 def sample_frames(rows_nD: FloatRows, max_length: int) -> FloatRows:
@@ -86,54 +88,62 @@ class FeatureFile:
 
         InputError, with the file and the name, for what is missing, misshapen, not finite or unreadable.
         """
+        root = self._open()
         try:
-            stored = self._open()[name]
-            shape = getattr(stored, "shape", None)
-            _check_shape(shape, width, f"{self.path}: {name!r}")
-            rows = np.asarray(stored[()], dtype=np.float32).reshape(-1, width)
-        except KeyError:
-            raise InputError(f"{self.path}: no features named {name!r}") from None
+            stored, _ = _array(root, name, width)
+            with np.errstate(over="ignore"):
+                rows = np.asarray(h5py.Dataset(stored)[()], dtype=np.float32).reshape(-1, width)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from error
         except (OSError, RuntimeError, ValueError, TypeError) as error:
             raise InputError(f"{self.path}: {name!r} cannot be read ({error})") from error
-        if not np.isfinite(rows).all():
-            bad = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
-            raise InputError(f"{self.path}: {name!r} row {bad} holds NaN or infinity, expected finite numbers")
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares_n = np.einsum("nd,nd->n", rows, rows)
+        if not np.isfinite(squares_n).all():
+            bad = int(np.flatnonzero(~np.isfinite(squares_n))[0])
+            raise InputError(
+                f"{self.path}: {name!r} row {bad} holds NaN, infinity or numbers too large to square, "
+                "expected finite numbers"
+            )
         return rows
 
     def check(self, names: Iterable[str], width: int) -> dict[str, int]:
-        """Check presence and shape of many arrays without reading them; returns the rows of each.
+        """Check presence, shape and type of many arrays without reading them; returns the rows of each.
 
-        InputError names the first five that are missing or misshapen and counts the rest.
+        InputError names the first five that are missing or wrong and counts the rest.
         """
-        root = self._open().id
+        root = self._open()
         rows: dict[str, int] = {}
         problems = []
         for name in names:
             try:
-                shape: Sequence[int] | None = h5py.h5d.open(root, name.encode()).shape
-            except (KeyError, ValueError, RuntimeError, TypeError):
-                problems.append(f"{name!r} is missing")
-                continue
-            try:
-                rows[name] = _check_shape(shape, width, repr(name))
+                _, rows[name] = _array(root, name, width)
             except InputError as error:
                 problems.append(str(error))
         if problems:
             raise InputError(f"{self.path}: {summarize(problems)}")
         return rows
 
-    def names(self) -> list[str]:
-        """The top-level names in the file."""
-        return list(self._open().keys())
 
-
-def _check_shape(shape: Sequence[int] | None, width: int, what: str) -> int:
-    if shape is None:
-        raise InputError(f"{what} is a group, expected an array")
+def _array(file: Any, name: str, width: int) -> tuple[Any, int]:
+    """The array `name`, by HDF5's low-level interface, which is fast, and its rows. InputError if it cannot be used."""
+    try:
+        stored = h5py.h5d.open(file.id, name.encode())
+        shape, number = stored.shape, stored.get_type().get_class() in _NUMBERS
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        reason = str(error.args[0]) if error.args else type(error).__name__
+        if "doesn't exist" in reason or "component not found" in reason:
+            raise InputError(f"{name!r} is missing") from error
+        if "not a dataset" in reason:
+            raise InputError(f"{name!r} is a group, expected an array") from error
+        raise InputError(f"{name!r} cannot be read ({reason})") from error
+    shape = shape or ()
     if len(shape) == 3 and shape[0] == 1:
         shape = shape[1:]
     if len(shape) != 2 or shape[1] != width:
-        raise InputError(f"{what} has shape {tuple(shape)}, expected (rows, {width})")
+        raise InputError(f"{name!r} has shape {tuple(stored.shape or ())}, expected (rows, {width})")
     if shape[0] == 0:
-        raise InputError(f"{what} has no rows, expected at least one")
-    return int(shape[0])
+        raise InputError(f"{name!r} has no rows, expected at least one")
+    if not number:
+        raise InputError(f"{name!r} holds neither integers nor floats, expected numbers")
+    return stored, int(shape[0])

@@ -65,8 +65,19 @@ class Layout:
         return torch.arange(self.max_length, device=self.real_B.device) < self.real_B[:, None]
 
     @cached_property
+    def starts_B(self) -> Tensor:
+        """(B,) the first row of each sequence."""
+        return self.lengths_B.cumsum(0) - self.lengths_B
+
+    @cached_property
     def _place_N(self) -> Tensor:
         return self.owner_N * self.max_length + self.position_N
+
+    @cached_property
+    def _real_part(self) -> tuple[Layout, Tensor]:
+        """The layout of the real rows alone, and where they lie in this one."""
+        layout = Layout.of(self.real).to(self.owner_N.device, non_blocking=True)
+        return layout, self.starts_B[layout.owner_N] + layout.position_N
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Layout:
         """The same layout on another device."""
@@ -119,17 +130,15 @@ class Ragged:
             return self
         layout = Layout.of(lengths, self.layout.real).to(self.values.device, non_blocking=True)
         rows = self.values.new_zeros(sum(lengths), self.values.shape[1])
-        starts_B = layout.lengths_B.cumsum(0) - layout.lengths_B
-        place_N = starts_B[self.layout.owner_N] + self.layout.position_N
+        place_N = layout.starts_B[self.layout.owner_N] + self.layout.position_N
         return Ragged(rows.index_copy(0, place_N, self.values), layout)
 
     def real(self) -> Ragged:
         """Only the real rows."""
         if self.layout.real == self.layout.lengths:
             return self
-        layout = Layout.of(self.layout.real).to(self.values.device, non_blocking=True)
-        starts_B = self.layout.lengths_B.cumsum(0) - self.layout.lengths_B
-        return Ragged(self.values.index_select(0, starts_B[layout.owner_N] + layout.position_N), layout)
+        layout, rows_N = self.layout._real_part
+        return Ragged(self.values.index_select(0, rows_N), layout)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Ragged:
         """The same sequences on another device."""

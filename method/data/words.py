@@ -86,9 +86,18 @@ def _find(text: str, pattern: re.Pattern[str], others: Container[str]) -> list[S
             after = ""  # unless "man's" is a word of its own in the list, "man" stands in it
         if not before and not after:
             whole.append((start, end))
-        elif not {before, after} & set(_APOSTROPHES):
+        elif not {before, after} & set(_APOSTROPHES) and fold(_compound(text, start, end)) not in others:
             parts.append((start, end))
     return whole or parts
+
+
+def _compound(text: str, start: int, end: int) -> str:
+    """The hyphenated word around a part of it."""
+    while start > 0 and (_is_letter(text[start - 1]) or text[start - 1] in _JOINERS):
+        start -= 1
+    while _is_letter(text[end : end + 1]) or text[end : end + 1] in tuple(_JOINERS):
+        end += 1
+    return text[start:end].strip(_JOINERS)
 
 
 def _is_letter(character: str) -> bool:

@@ -16,7 +16,7 @@ from method.data.batch import QueryBatch, VideoBatch
 from method.data.captions import Caption
 from method.data.ragged import Ragged
 from method.model.retrieval import RetrievalModel
-from method.model.scoring import normalized
+from method.model.scoring import fuse, normalized
 
 _BYTES = 4  # float32
 _MAX_QUERY_BLOCK = 1024
@@ -92,8 +92,7 @@ class Scorer:
         self._blocks = {name: list(self._video_blocks(keys)) for name, keys in corpus.keys.items()}
 
     def _video_blocks(self, keys: Ragged) -> Iterator[_VideoBlock]:
-        lengths_V = keys.layout.lengths_B
-        starts_V = lengths_V.cumsum(0) - lengths_V
+        lengths_V, starts_V = keys.layout.lengths_B, keys.layout.starts_B
         order = sorted(range(len(keys)), key=lambda place: -keys.layout.lengths[place])
         first = 0
         while first < len(order):
@@ -110,11 +109,7 @@ class Scorer:
     def scores(self, vectors: Mapping[str, Tensor], fusion_weight: float) -> dict[str, Tensor]:
         """Scores of one block of query vectors (q, D) against all videos: (q, V) for each branch and 'fused'."""
         scores = {name: self._branch_scores(name, vectors_qD) for name, vectors_qD in vectors.items()}
-        if len(scores) == 2:
-            scores["fused"] = fusion_weight * scores["action"] + (1 - fusion_weight) * scores["object"]
-        else:
-            scores["fused"] = next(iter(scores.values()))
-        return scores
+        return {**scores, "fused": fuse(scores, fusion_weight)}
 
     def _branch_scores(self, name: str, vectors_qD: Tensor) -> Tensor:
         scores_qV = vectors_qD.new_empty(len(vectors_qD), len(self.corpus.video_ids))

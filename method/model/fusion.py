@@ -168,9 +168,8 @@ class DeformableFusion(nn.Module):
         weights = torch.stack([1 - fraction, fraction], -1)
         last_row = last if isinstance(last, int) else last[..., None]
         weights = weights.masked_fill((rows < 0) | (rows > last_row), 0.0)
-        lengths_B = answering.layout.lengths_B
-        starts_N = (lengths_B.cumsum(0) - lengths_B)[owner_N]
-        ends_N = lengths_B[owner_N] - 1
+        starts_N = answering.layout.starts_B[owner_N]
+        ends_N = answering.layout.lengths_B[owner_N] - 1
         rows = torch.minimum(rows.clamp(min=0), ends_N[:, None, None, None]) + starts_N[:, None, None, None]
         group = torch.arange(self.groups, device=rows.device)[:, None, None]
         table = answering.values.unflatten(-1, (self.groups, -1)).flatten(0, 1)  # (K*G, D/G)

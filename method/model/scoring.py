@@ -3,6 +3,7 @@
 Letters: Q queries, B videos, N real frames of all of them, L the longest video, D width.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -54,3 +55,10 @@ def best_frames(scores_NQ: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
 def normalized(keys: Ragged) -> Ragged:
     """Keys of length 1, whose dot products with normalised queries are cosines."""
     return keys.with_values(F.normalize(keys.values.float(), dim=-1))
+
+
+def fuse(scores: Mapping[str, Tensor], fusion_weight: float) -> Tensor:
+    """Scores of the branches as one: `fusion_weight` * action + the rest * object, or those of the only branch."""
+    if len(scores) == 1:
+        return next(iter(scores.values()))
+    return fusion_weight * scores["action"] + (1 - fusion_weight) * scores["object"]

@@ -113,10 +113,8 @@ def nce_loss(raw_QB: Tensor, labels_Q: Tensor) -> Tensor:
 
 def own_best_frames(keys: Ragged, scores: Similarity, labels_Q: Tensor) -> Tensor:
     """The key of the frame of its own video that a caption scores highest, (Q, D)."""
-    lengths_B = keys.layout.lengths_B
-    starts_B = lengths_B.cumsum(0) - lengths_B
     frame_Q = scores.best_frame_QB.gather(1, labels_Q[:, None]).squeeze(1)
-    return keys.values[starts_B[labels_Q] + frame_Q]
+    return keys.values[keys.layout.starts_B[labels_Q] + frame_Q]
 
 
 def negative_query_loss(
