@@ -39,7 +39,7 @@ from method.run_folder import BEST, LAST, OPTIONS, RunFolder, log_to_terminal
 from method.training.checkpoint import load_model, model_content, write_checkpoint
 from method.training.loop import LoopSettings, Training, seed_everything
 from method.training.losses import LossSettings
-from method.training.monitor import Monitor
+from method.training.monitor import EVERY, Monitor, memory_mb
 from method.training.negative_queries import open_negatives
 from method.training.optimizer import Schedule
 from method.training.resume import kept_options, open_run
@@ -79,13 +79,15 @@ def train(options: EasyDict) -> Path:
         if state is not None:
             training.restore(state)
         selector = SplitEvaluator(options, reader, splits.selecting, device)
-        run = _Run(options, folder, training, requests)
-        run.epochs(loader, order, selector)
+        run = _Run(options, folder, training, order, requests)
+        run.epochs(loader, selector)
         best = load_model(folder.path / BEST, model.architecture)
         evaluator = selector
         if splits.reported is not splits.selecting:
             evaluator = SplitEvaluator(options, reader, splits.reported, device)
         evaluation = evaluator.evaluate(best.model.to(device), options.save_scores, run.watch)
+        run.monitor.result(evaluation.metrics)
+        run.monitor.close()
         report(folder, evaluation, options, best.epoch, folder.path / BEST)
     return folder.path
 
@@ -148,24 +150,32 @@ def make_training(
 class _Run:
     """The epochs of one training, each recorded and saved before the next begins."""
 
-    def __init__(self, options: EasyDict, folder: RunFolder, training: Training, requests: StopRequests) -> None:
+    def __init__(
+        self, options: EasyDict, folder: RunFolder, training: Training, order: EpochBatches, requests: StopRequests
+    ) -> None:
         self.options = options
         self.folder = folder
         self.training = training
+        self.order = order
         self.requests = requests
+        self.monitor = Monitor(folder.path, self.steps_done, plain(options))
 
-    def epochs(self, loader: Loader, order: EpochBatches, selector: SplitEvaluator) -> None:
+    @property
+    def steps_done(self) -> int:
+        """Steps since the beginning of the training."""
+        return self.training.progress.epoch * len(self.order) + self.training.progress.step
+
+    def epochs(self, loader: Loader, selector: SplitEvaluator) -> None:
         """Train and evaluate until all epochs are done or none gets better."""
         training, progress = self.training, self.training.progress
-        monitor = Monitor(self.folder.path, progress.epoch * len(order) + progress.step)
         while not training.is_over:
-            epoch, started = progress.epoch, time.perf_counter()
-            losses = training.run_epoch(loader, order, self.between_steps)
+            epoch, started, first = progress.epoch, time.perf_counter(), progress.step
+            losses = training.run_epoch(loader, self.order, self.after_step)
             trained = time.perf_counter()
-            metrics = selector.evaluate(training.model, watch=self.watch).metrics
-            monitor.step((epoch + 1) * len(order), {**losses, "learning_rate": training.optimizer.learning_rate})
-            monitor.epoch((epoch + 1) * len(order), metrics)
-            if training.finish_epoch(losses, metrics):
+            self.report_speed((progress.step - first) * self.options.bsz, trained - started)
+            evaluation = selector.evaluate(training.model, watch=self.watch)
+            self.monitor.metrics(evaluation.metrics, self.steps_done)
+            if training.finish_epoch(losses, evaluation.metrics):
                 write_checkpoint(self.folder.path / BEST, self.content(epoch))
             self.write_history()
             self.save()
@@ -173,13 +183,19 @@ class _Run:
                 "epoch %d: loss %.4f, %s%s (training %.1f s, evaluation %.1f s)",
                 epoch,
                 sum(losses.values()),
-                recalls(metrics["fused"]),
+                recalls(evaluation.metrics["fused"]),
                 ", the best so far" if progress.best_epoch == epoch else "",
                 trained - started,
                 time.perf_counter() - trained,
             )
-        monitor.close()
         log.info("best epoch: %d with SumR %.1f", progress.best_epoch, progress.best_sumr)
+
+    def report_speed(self, videos: int, seconds: float) -> None:
+        """Tell TensorBoard where the time of an epoch went."""
+        step, parts = self.steps_done, self.training.stopwatch.read()
+        self.monitor.scalars("seconds_an_epoch", parts, step)
+        speed = {"videos_a_second": videos / seconds, "memory_mb": memory_mb(self.training.device)}
+        self.monitor.scalars("machine", speed, step)
 
     def content(self, epoch: int) -> dict[str, Any]:
         """What a checkpoint of the model holds after an epoch."""
@@ -194,12 +210,18 @@ class _Run:
         lines = (json.dumps(row) + "\n" for row in self.training.progress.history)
         write_text(self.folder.path / "history.jsonl", "".join(lines))
 
-    def between_steps(self) -> None:
-        """Save when it is time to, and stop when asked to."""
-        every = self.options.save_every_steps
+    def after_step(self, terms: dict[str, float]) -> None:
+        """Record the step, save when it is time to, and stop when asked to."""
+        training, step = self.training, self.steps_done
+        self.monitor.scalars("loss", {**terms, "all": sum(terms.values())}, step)
+        if step % EVERY == 0:
+            values = {"learning_rate": training.optimizer.learning_rate, "norm": training.optimizer.gradient_norm}
+            self.monitor.scalars("gradient", values, step)
+            scales = {name: weight.item() for name, weight in training.model.named_parameters() if weight.dim() == 0}
+            self.monitor.scalars("temperature", scales, step)
         if self.requests.received is not None:
             self.stop(self.requests.received)
-        if every and self.training.progress.step % every == 0:
+        if self.options.save_every_steps and training.progress.step % self.options.save_every_steps == 0:
             self.save()
 
     def watch(self, batches: Iterable[Any]) -> Iterable[Any]:

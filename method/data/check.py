@@ -36,7 +36,9 @@ def check_files(paths: Mapping[str, Path | None], dataset: str) -> None:
     """InputError naming every file of a dataset that is missing, where it belongs and how to get it."""
     unnamed = [f"--{flag}" for flag, path in paths.items() if path is None]
     if unnamed:
-        raise InputError(f"{', '.join(unnamed)}: dataset {dataset} names no such file in its YAML file, nor does a flag")
+        raise InputError(
+            f"{', '.join(unnamed)}: dataset {dataset} names no such file in its YAML file, nor does a flag"
+        )
     missing = [f"--{flag}: no {path}" for flag, path in paths.items() if path is not None and not path.exists()]
     if missing:
         raise InputError(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -28,6 +30,15 @@ class Corpus:
 
     video_ids: list[str]
     keys: dict[str, Ragged]
+
+    def video(self, place: int) -> dict[str, Tensor]:
+        """Frame keys (n, D) of each branch of one video, by its place in `video_ids`."""
+        return {name: keys.values[slice(*self._rows[name][place : place + 2])] for name, keys in self.keys.items()}
+
+    @cached_property
+    def _rows(self) -> dict[str, list[int]]:
+        """Branch -> where each video's rows begin, and the end of the last."""
+        return {name: list(accumulate(keys.layout.lengths, initial=0)) for name, keys in self.keys.items()}
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,26 @@ Scores = npt.NDArray[np.float32]
 class Evaluation:
     """What an evaluation found.
 
+    corpus, queries: the videos and the captions as they were encoded, on the device of the model.
     ranks: score name -> rank of each caption's video, in the order of the captions. Score names are the branches that
     are on, and 'fused'.
     scores: score name -> (Q, V) float32, only if asked for.
     """
 
-    caption_ids: list[str]
-    video_ids: list[str]
+    corpus: Corpus
+    queries: QuerySet
     ranks: dict[str, Ranks]
     scores: dict[str, Scores] | None
+
+    @property
+    def caption_ids(self) -> list[str]:
+        """Ids of the captions in their order."""
+        return [caption.id for caption in self.queries.captions]
+
+    @property
+    def video_ids(self) -> list[str]:
+        """Ids of the videos in the order in which they were encoded."""
+        return self.corpus.video_ids
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -87,8 +98,8 @@ def rank(
             if keep_scores:
                 kept.setdefault(name, []).append(scores_qV.cpu())
     return Evaluation(
-        [caption.id for caption in queries.captions],
-        corpus.video_ids,
+        corpus,
+        queries,
         {name: torch.cat(parts).numpy() for name, parts in ranks.items()},
         {name: torch.cat(parts).numpy() for name, parts in kept.items()} if keep_scores else None,
     )

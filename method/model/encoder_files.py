@@ -40,8 +40,7 @@ def load_encoder(folder: Path, width: int) -> tuple[Any, Any]:
     # Imported here because it takes seconds, and most runs have no edited captions.
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-    # Said once and for all: otherwise every data worker that is forked later prints a warning about it.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    _settle_tokenizer_threads()
     safely: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with _failures_named(folder), _quiet_transformers():
         config = AutoConfig.from_pretrained(folder, **safely)
@@ -86,6 +85,16 @@ def require_parts(folder: Path) -> None:
         missing.append("tokenizer.json (or vocab.json with merges.txt)")
     if missing:
         raise InputError(f"{folder}: no {', no '.join(missing)}, expected a whole text encoder; {_REMEDY}")
+
+
+def _settle_tokenizer_threads() -> None:
+    """Let tokenisers use threads here and not in processes forked from here, where they would wait for them for ever.
+
+    Left to itself the library prints a warning from every data worker.
+    """
+    if "TOKENIZERS_PARALLELISM" not in os.environ:
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"
+        os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib
 import io
 import pickle
+import struct
+import warnings
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,6 +44,14 @@ _HARMLESS: list[Any] = [
         for name in ("scalar", "_reconstruct")
     ),
 ]
+
+
+_DOS_FOLDER = 0x10
+# Whatever a damaged file makes the readers below stumble over.
+_UNREADABLE = (
+    *(RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, OSError),
+    *(OverflowError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error),
+)
 
 
 @dataclass(frozen=True)
@@ -76,22 +87,41 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     require_file(path)
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
+        _check_archive(path)
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on foreign pickles, which are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = str(error).split("GLOBAL ")[1].split(" ")[0] if "GLOBAL " in str(error) else ""
-        reason = f"it asks to run {found}" if found else "it is damaged, or holds more than tensors and plain data"
-        raise InputError(f"{path}: refused as a checkpoint: {reason}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
-    except (zipfile.BadZipFile, UnicodeDecodeError, AssertionError, OverflowError, MemoryError) as error:
+        brings = f"asks for {found}" if found else "brings code or objects beside tensors and plain data, or is damaged"
+        raise InputError(f"{path}: refused as a checkpoint: it {brings}; nothing of it was run") from error
+    except _UNREADABLE as error:
         raise InputError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
     weights = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    ):
         raise InputError(f"{path}: expected a checkpoint with the weights under 'model'")
-    if not isinstance(content.get("epoch", 0), int):
+    if not isinstance(content.setdefault("epoch", 0), int | np.integer):
         raise InputError(f"{path}: expected a whole number under 'epoch', found {content['epoch']!r}")
+    content["epoch"] = int(content["epoch"])
     return content
+
+
+def _check_archive(path: Path) -> None:
+    """Compare every record of a zip archive with its checksum: torch reads weights with flipped bits without a word."""
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":  # the older format, which has no checksums
+            return
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        if sum(record.file_size for record in records) > path.stat().st_size:
+            raise zipfile.BadZipFile("its records are larger than the file")
+        if any(record.external_attr & _DOS_FOLDER for record in records):  # torch would read them as empty
+            raise zipfile.BadZipFile("its table of contents is damaged")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"record {damaged} does not fit its checksum")
 
 
 def stored_options(path: Path) -> dict[str, Any] | None:
@@ -118,11 +148,13 @@ def load_model(path: Path, architecture: Architecture) -> Loaded:
     else:
         architecture = _architecture_of(content, path)
         weights = content["model"]
-    model = RetrievalModel(architecture)
+    model = _model_of(architecture, path)
     check_weights(model, weights, path)
     model.load_state_dict(weights)
     options = content.get("options")
-    return Loaded(model.eval(), content.get("epoch", 0), None if published else options)
+    if not published and not isinstance(options, dict):
+        raise InputError(f"{path}: expected the options of its training under 'options'")
+    return Loaded(model.eval(), content["epoch"], None if published else options)
 
 
 def check_weights(model: RetrievalModel, weights: Mapping[str, Tensor], path: Path) -> None:
@@ -134,6 +166,8 @@ def check_weights(model: RetrievalModel, weights: Mapping[str, Tensor], path: Pa
     for name in shared:
         if own[name].shape != weights[name].shape:
             problems.append(f"{name} is {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}")
+        elif not weights[name].is_floating_point() or weights[name].layout != torch.strided:
+            problems.append(f"{name} is not a plain array of real numbers")
         elif not torch.isfinite(weights[name]).all():
             problems.append(f"{name} holds NaN or infinity")
     if problems:
@@ -147,5 +181,12 @@ def _architecture_of(content: Mapping[str, Any], path: Path) -> Architecture:
         raise InputError(f"{path}: neither a published checkpoint nor one of ours ({_first_line(error)})") from error
 
 
+def _model_of(architecture: Architecture, path: Path) -> RetrievalModel:
+    try:
+        return RetrievalModel(architecture)
+    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: its architecture cannot be built ({_first_line(error)})") from error
+
+
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from method.data.batch import EpochBatches, Loader, VideoBatch
@@ -25,6 +26,7 @@ from method.model.retrieval import RetrievalModel
 from method.training.checkpoint import write_checkpoint
 from method.training.losses import LossSettings, total, training_losses
 from method.training.optimizer import Schedule, make_optimizer
+from method.training.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
@@ -80,21 +82,30 @@ class Training:
         self.optimizer = make_optimizer(model, schedule, weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "fp16")
         self.progress = Progress()
+        self.stopwatch = Stopwatch(device)
 
-    def run_epoch(self, loader: Loader, order: EpochBatches, between_steps: Callable[[], None]) -> dict[str, float]:
-        """Do the steps of the epoch under way that are still to do; returns the mean of each loss term over it."""
+    def run_epoch(
+        self, loader: Loader, order: EpochBatches, after_step: Callable[[dict[str, float]], None]
+    ) -> dict[str, float]:
+        """Do the steps of the epoch under way that are still to do, each followed by `after_step` with its loss terms.
+
+        Returns the mean of each loss term over the epoch.
+        """
         progress = self.progress
         order.epoch, order.start = progress.epoch, progress.step
         self.model.train()
         bar = tqdm(loader, desc=f"epoch {progress.epoch}", total=len(order), initial=progress.step, unit="step",
             leave=False, disable=None)  # fmt: skip
+        asked = time.perf_counter()
         for batch in bar:
+            self.stopwatch.add("data", time.perf_counter() - asked)
             terms = self.step(batch)
             progress.step += 1
             for name, value in terms.items():
                 progress.terms[name] = progress.terms.get(name, 0.0) + value
             bar.set_postfix(loss=f"{sum(terms.values()):.4f}")
-            between_steps()
+            after_step(terms)
+            asked = time.perf_counter()
         return {name: value / progress.step for name, value in progress.terms.items()}
 
     def step(self, batch: VideoBatch) -> dict[str, float]:
@@ -102,33 +113,32 @@ class Training:
 
         InputError when the loss is not finite, before anything is updated.
         """
-        settings, epoch = self.settings, self.progress.epoch
-        edits = self._edits(batch)
-        batch = batch.to(self.device)
-        assert batch.words is not None
-        precision = PRECISIONS.get(settings.amp, torch.bfloat16)
-        with torch.autocast(self.device.type, precision, enabled=settings.amp != "off"):
-            terms = training_losses(
-                self.model,
-                batch.streams,
-                batch.words,
-                batch.labels_Q,
-                settings.losses,
-                epoch >= settings.hard_from_epoch,
-                edits,
-            )
+        with self.stopwatch.part("negatives"):
+            edits = self._edits(batch)
+        with self.stopwatch.part("forward"):
+            terms = self._losses(batch.to(self.device), edits)
             loss = total(terms)
         values = dict(zip(terms, torch.stack(list(terms.values())).detach().tolist(), strict=True))
         if not all(math.isfinite(value) for value in values.values()):
             self._refuse(values, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        if settings.grad_clip > 0:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip, foreach=True)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        with self.stopwatch.part("backward"):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+        with self.stopwatch.part("optimizer"):
+            if self.settings.grad_clip > 0:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip, foreach=True)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         return values
+
+    def _losses(self, batch: VideoBatch, edits: Mapping[str, EditedQueries]) -> dict[str, Tensor]:
+        settings = self.settings
+        assert batch.words is not None
+        precision = PRECISIONS.get(settings.amp, torch.bfloat16)
+        hard = self.progress.epoch >= settings.hard_from_epoch
+        with torch.autocast(self.device.type, precision, enabled=settings.amp != "off"):
+            return training_losses(self.model, batch.streams, batch.words, batch.labels_Q, settings.losses, hard, edits)
 
     def _edits(self, batch: VideoBatch) -> dict[str, EditedQueries]:
         """Edited captions for each branch that is trained with them and has any in this batch."""

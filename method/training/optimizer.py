@@ -48,6 +48,7 @@ class ClippedAdam(torch.optim.Optimizer):
     def __init__(self, groups: Iterable[dict[str, Any]], schedule: Schedule) -> None:
         super().__init__(groups, {"weight_decay": 0.0})
         self.schedule = schedule
+        self._norms: list[Tensor] = []
         for group in self.param_groups:
             group.setdefault("step", 0)
 
@@ -56,11 +57,17 @@ class ClippedAdam(torch.optim.Optimizer):
         """Learning rate of the next step."""
         return self.schedule.learning_rate(self.param_groups[0]["step"])
 
+    @property
+    def gradient_norm(self) -> float:
+        """Norm of all gradients of the last step together, before any was clipped here; asks the device for it."""
+        return torch.cat(self._norms).norm().item() if self._norms else 0.0
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every weight that has a gradient; gradients are left clipped."""
         if closure is not None:
             raise ValueError("a closure is not supported")
+        self._norms = []
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if weights:
@@ -72,6 +79,7 @@ class ClippedAdam(torch.optim.Optimizer):
         first = [self._moment(weight, "first_moment") for weight in weights]
         second = [self._moment(weight, "second_moment") for weight in weights]
         norms = torch.stack(list(torch._foreach_norm(gradients)))
+        self._norms.append(norms)
         factors = (TENSOR_CLIP / (norms + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, list(factors.unbind()))
         torch._foreach_lerp_(first, gradients, 1 - BETAS[0])

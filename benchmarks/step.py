@@ -1,0 +1,138 @@
+"""Time and memory of a training step, ours beside the naive twin of the published program.
+
+    python benchmarks/step.py                          # Charades launch shapes, every video 128 frames long
+    python benchmarks/step.py --lengths short          # many short videos, as real data has
+    python benchmarks/step.py --amp bf16 --only ours
+    python benchmarks/step.py --memory ours            # peak memory of a step, in a process of its own
+
+Both start from the same weights and see the same batch; and their scores without dropout must agree before anything is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+
+from benchmarks.measure import alternate, compare, machine, peak_memory_mb
+from method.data.batch import VideoBatch
+from method.data.captions import Caption
+from method.data.features import normalize_rows
+from method.data.ragged import Ragged
+from method.model.architecture import Architecture
+from method.model.published import to_published
+from method.model.retrieval import RetrievalModel
+from method.model.scoring import similarity
+from method.training.loop import LoopSettings, Training
+from method.training.losses import LossSettings
+from method.training.optimizer import Schedule
+from tests.naive import split_values
+from tests.naive_step import NaiveStep
+
+LAUNCH = Architecture(
+    action_width=1024,
+    object_width=512,
+    object_sees="clip",
+    query_width=1024,
+    hidden_size=384,
+    heads=4,
+    max_frames=128,
+    max_words=30,
+    input_dropout=0.1,
+    dropout=0.1,
+    initializer_range=0.02,
+    fusion="deformable",
+    fusion_asks="i3d_q",
+    fusion_extent="padded",
+    fusion_positions=True,
+    fusion_heads=8,
+    offset_groups=8,
+    offset_count=8,
+    offset_scale=12.0,
+    offset_kernel=3,
+    temperatures=(),
+)
+VIDEOS, CAPTIONS = 128, 297
+LOSSES = LossSettings(margin=0.2, hard_pool_size=20, negative_weight=0.005, label_smoothing=0.2)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the times, or the peak memory of one program."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", choices=("full", "short"), default="full")
+    parser.add_argument("--extent", choices=("padded", "valid"), default="padded")
+    parser.add_argument("--amp", choices=("off", "bf16"), default="off", help="of ours; the twin has none")
+    parser.add_argument("--only", choices=("ours", "naive"))
+    parser.add_argument("--memory", choices=("ours", "naive", "none"), help="peak memory instead of times")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch = random_batch(options.lengths)
+    programs = make_programs(batch, device, options.extent, options.amp)
+    if options.memory:
+        if options.memory != "none":
+            programs[options.memory]()
+            programs[options.memory]()
+        print(f"{options.memory}: peak memory {peak_memory_mb():.0f} MiB")
+        return
+    chosen = {name: program for name, program in programs.items() if options.only in (None, name)}
+    print(f"{machine()}; {options.lengths} videos, {options.extent}, amp {options.amp}")
+    print(compare(alternate(chosen, options.rounds), next(iter(chosen))))
+
+
+def random_batch(lengths: str) -> VideoBatch:
+    """A batch of the Charades launch shapes; short videos have the lengths of TVR clips at the usual rates."""
+    rng = np.random.default_rng(0)
+    full = np.full(VIDEOS, 128)
+    frames = full if lengths == "full" else np.clip(rng.normal(50, 22, VIDEOS).round().astype(int), 8, 128)
+    other = full if lengths == "full" else np.clip((frames * 1.5).astype(int), 8, 128)
+    words = np.clip(rng.normal(17, 6, CAPTIONS).round().astype(int), 5, 30)
+    generator = torch.Generator().manual_seed(0)
+
+    def rows(sizes: np.ndarray, width: int) -> Ragged:  # type: ignore[type-arg]
+        return Ragged.of([normalize_rows(torch.randn(int(n), width, generator=generator)) for n in sizes])
+
+    labels = torch.sort(torch.cat([torch.arange(VIDEOS), torch.from_numpy(rng.integers(0, VIDEOS, CAPTIONS - VIDEOS))]))
+    captions = tuple(Caption(f"v{video}#enc#{i}", f"v{video}", "") for i, video in enumerate(labels.values.tolist()))
+    streams = {"action": rows(frames, 1024), "object": rows(other, 512)}
+    return VideoBatch(tuple(f"v{i}" for i in range(VIDEOS)), streams, captions, rows(words, 1024), labels.values)
+
+
+def make_programs(batch: VideoBatch, device: torch.device, extent: str, amp: str) -> dict[str, Callable[[], object]]:
+    """Steps of the twin and of ours, whose scores without dropout have been found equal."""
+    torch.manual_seed(0)
+    model = RetrievalModel(replace(LAUNCH, fusion_extent=extent))  # type: ignore[arg-type]
+    schedule = Schedule(2.5e-4, 0.01, 1000)
+    naive = NaiveStep(to_published(model.state_dict(), model.architecture), model.architecture, LOSSES, device)
+    settings = LoopSettings(100, 10, 20, -1, amp, LOSSES)
+    training = Training(model, settings, schedule, 0.01, device, None)
+    check_equal(model, naive, batch, device)
+    return {"naive": lambda: naive.step(batch), "ours": lambda: training.step(batch)}
+
+
+@torch.no_grad()
+def check_equal(model: RetrievalModel, naive: NaiveStep, batch: VideoBatch, device: torch.device) -> None:
+    """AssertionError unless both programs score the batch alike, to 1e-4; two videos suffice."""
+    few = {name: Ragged.of(split_values(rows)[:2]) for name, rows in batch.streams.items()}
+    few = {name: rows.to(device) for name, rows in few.items()}
+    assert batch.words is not None
+    queries = model.eval().encode_queries(batch.words.to(device))
+    keys = naive.model.eval().encode_videos(few["action"], few["object"])
+    for name, rows in model.encode_videos(few).items():
+        torch.testing.assert_close(
+            similarity(rows, queries[name]).raw_QB, naive.best(*keys[name], queries[name]), atol=1e-4, rtol=1e-4
+        )
+    model.train()
+    naive.model.train()
+
+
+if __name__ == "__main__":
+    main()

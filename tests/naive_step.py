@@ -1,0 +1,85 @@
+"""A training step as the published program does it: padded, looped, one weight at a time. For benchmarks and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from method.data.batch import VideoBatch
+from method.model.architecture import Architecture
+from method.training.losses import NCE_WEIGHT, LossSettings
+from tests.naive import NaiveModel, pad, split_values
+
+
+class NaiveStep:
+    """The twin of a model with the published losses and optimiser; random negatives."""
+
+    def __init__(
+        self, weights: Mapping[str, Tensor], architecture: Architecture, losses: LossSettings, device: torch.device
+    ) -> None:
+        self.model = NaiveModel(weights, architecture).to(device).train()
+        self.losses = losses
+        self.moments: dict[str, tuple[Tensor, Tensor]] = {}
+        self.device = device
+
+    def loss(self, batch: VideoBatch) -> Tensor:
+        batch = batch.to(self.device)
+        assert batch.words is not None
+        keys = self.model.encode_videos(batch.streams["action"], batch.streams["object"])
+        words, mask = pad(split_values(batch.words))
+        total = torch.zeros((), device=self.device)
+        for name, suffix in (("action", ""), ("object", "_phrase")):
+            queries = self.model.encode_queries(suffix, words, mask)
+            frames, real = keys[name]
+            cosine = self.best(F.normalize(frames, dim=-1), real, F.normalize(queries, dim=-1))
+            raw = self.best(frames, real, queries)
+            total = total + self.triplet(cosine, batch.labels_Q) + NCE_WEIGHT * self.nce(raw, batch.labels_Q)
+        return total
+
+    def best(self, frames: Tensor, real: Tensor, queries: Tensor) -> Tensor:
+        dots = torch.einsum("bld,qd->qbl", frames, queries)
+        return dots.masked_fill(~real[None], -1e10).max(-1).values
+
+    def triplet(self, cosine: Tensor, labels: Tensor) -> Tensor:
+        to_text = torch.zeros((), device=cosine.device)
+        for video, column in enumerate(cosine.t()):
+            own = labels == video
+            negatives = column[~own].sort(descending=True).values
+            drawn = negatives[torch.randint(0, len(negatives), (1,), device=cosine.device)]
+            to_text = to_text + (self.losses.margin + drawn - column[own].mean()).clamp(min=0).sum()
+        every = torch.arange(len(labels), device=cosine.device)
+        masked = cosine.detach().clone()
+        masked[every, labels] = 999
+        order = masked.sort(descending=True, dim=1).indices
+        drawn = order[every, torch.randint(1, cosine.shape[1], (len(labels),), device=cosine.device)]
+        to_video = (self.losses.margin + cosine[every, drawn] - cosine[every, labels]).clamp(min=0).sum()
+        return to_text / cosine.shape[1] + to_video / len(labels)
+
+    def nce(self, raw: Tensor, labels: Tensor) -> Tensor:
+        to_video = raw.logsumexp(1) - raw[torch.arange(len(labels), device=raw.device), labels]
+        to_text = [raw[:, v].logsumexp(0) - raw[labels == v, v].logsumexp(0) for v in range(raw.shape[1])]
+        return to_video.mean() + torch.stack(to_text).mean()
+
+    def step(self, batch: VideoBatch) -> float:
+        self.model.zero_grad()
+        loss = self.loss(batch)
+        loss.backward()
+        for name, weight in self.model.named_parameters():
+            if weight.grad is not None:
+                self.update(name, weight, 2.5e-4)
+        return loss.item()
+
+    @torch.no_grad()
+    def update(self, name: str, weight: nn.Parameter, learning_rate: float) -> None:
+        assert weight.grad is not None
+        nn.utils.clip_grad_norm_([weight], 1.0)
+        first, second = self.moments.setdefault(name, (torch.zeros_like(weight), torch.zeros_like(weight)))
+        first.mul_(0.9).add_(weight.grad, alpha=0.1)
+        second.mul_(0.999).addcmul_(weight.grad, weight.grad, value=0.001)
+        update = first / (second.sqrt() + 1e-6)
+        if not name.endswith("bias") and "norm" not in name.lower():
+            update += 0.01 * weight
+        weight.add_(update, alpha=-learning_rate)
