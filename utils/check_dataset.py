@@ -1,0 +1,115 @@
+"""Check the files of a dataset as training would, read every feature once, and show what is there.
+
+    python utils/check_dataset.py charades
+    python utils/check_dataset.py charades --quick        # headers only: what training checks before its first step
+
+Exit status 2 when training would refuse the files.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from tqdm import tqdm
+
+from method.config import VOCABULARY_FILES, make_architecture, read_options
+from method.data.captions import Caption, group_by_video
+from method.data.check import Split, check_split, warn_of_shared_videos
+from method.data.dataset import FeatureReader
+from method.data.negatives import CaptionEditor
+from method.data.vocabulary import KINDS, read_vocabulary
+from method.errors import InputError, run_command, summarize
+from method.evaluate import open_features
+from method.flags import Parser
+from method.run_folder import log_to_terminal
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Check the dataset that the command line names and print a table of it."""
+    log_to_terminal()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and not words[0].startswith("-"):
+        words.insert(0, "--dataset_name")
+    options = read_options(words, "Check a dataset: check_dataset.py NAME [flags]", extra=_add_flags)
+    # Both streams, whatever model the flags describe.
+    options.update(phrase_action_branch=True, flow_feat=True)
+    reader = open_features(options, make_architecture(options))
+    splits = [
+        check_split("training split", options.caption_train_txt, reader),
+        check_split("evaluated split", options.caption_test_txt, reader),
+    ]
+    warn_of_shared_videos(*splits)
+    if not options.quick:
+        for split in splits:
+            read_everything(split, reader)
+    for line in table(splits, options):
+        print(line)
+
+
+def read_everything(split: Split, reader: FeatureReader) -> None:
+    """Read every feature of a split. InputError names the first five that are not finite or unreadable."""
+    problems: list[str] = []
+
+    def read_all(names: Sequence[str], read: Callable[[str], Any], what: str) -> None:
+        for name in tqdm(names, desc=f"{split.name}: {what}", leave=False, disable=None):
+            try:
+                read(name)
+            except InputError as error:
+                problems.append(str(error))
+
+    read_all(split.video_ids, reader.read_video, "videos")
+    read_all([caption.id for caption in split.captions], reader.read_query, "captions")
+    if problems:
+        raise InputError(summarize(problems))
+
+
+def table(splits: Sequence[Split], options: Mapping[str, Any]) -> list[str]:
+    """Lines of a table: a row for each fact, a column for each split."""
+    rows: dict[str, list[str]] = {"": [split.name for split in splits]}
+    rows["videos"] = [str(len(split.video_ids)) for split in splits]
+    rows["captions"] = [str(len(split.captions)) for split in splits]
+    rows["captions a video"] = [_spread([len(c) for c in group_by_video(s.captions).values()]) for s in splits]
+    for branch, key in (("action", "i3d_feat"), ("object", "clip_feat")):
+        rows[f"rows of {key}"] = [_spread(list(split.frames[branch].values())) for split in splits]
+    rows["tokens a caption"] = [_spread(list(split.words.values())) for split in splits]
+    rows |= _edits(splits, options)
+    first, *others = (max(len(row[i]) for row in ([name, *cells] for name, cells in rows.items())) for i in range(3))
+    return [
+        "  ".join([name.ljust(first), *(cell.rjust(w) for cell, w in zip(cells, others, strict=True))])
+        for name, cells in rows.items()
+    ]
+
+
+def _edits(splits: Sequence[Split], options: Mapping[str, Any]) -> dict[str, list[str]]:
+    """How many training captions have a word to replace, where the vocabularies are there."""
+    if not all(options[name].exists() for name in VOCABULARY_FILES if options[name]):
+        return {"editable captions": ["no vocabulary files", ""]}
+    captions: list[Caption] = splits[0].captions
+    ids = [caption.id for caption in captions]
+    rows = {}
+    for kind in KINDS:
+        vocabulary = read_vocabulary(options[f"id_{kind}_dict"], options[f"total_{kind}_dict"], kind, ids)
+        rows[f"captions with {kind} edits"] = [str(CaptionEditor(captions, vocabulary).count_editable()), ""]
+    return rows
+
+
+def _spread(counts: Sequence[int]) -> str:
+    return f"median {statistics.median(counts):g}, longest {max(counts)}"
+
+
+def _add_flags(parser: Parser) -> None:
+    parser.add_argument("--quick", action="store_true", default=False, help="read headers only")
+
+
+if __name__ == "__main__":
+    run_command(main)

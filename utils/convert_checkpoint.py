@@ -1,0 +1,73 @@
+r"""Convert a checkpoint between the published form and ours; the direction is the input's other form.
+
+    python utils/convert_checkpoint.py checkpoints/charades.ckpt charades_ours.ckpt --dataset_name charades \
+        --phrase_action_branch --flow_feat --cross_branch_fusion --deformable_attn
+    python utils/convert_checkpoint.py results/charades/a3prvr/RUN/model.ckpt charades_published.ckpt
+
+A published checkpoint needs the flags of its launcher, which say what its weights are; ours carries them.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from easydict import EasyDict
+
+from method.config import make_architecture, plain, read_options
+from method.errors import InputError, run_command
+from method.flags import Parser
+from method.model.published import to_published
+from method.run_folder import log_to_terminal
+from method.training.checkpoint import load_model, model_content, stored_options, write_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Convert the first file into the second."""
+    log_to_terminal()
+    options = read_options(
+        arguments,
+        "Convert a checkpoint between the published form and ours.",
+        extra=_add_files,
+        kept=lambda given: stored_options(Path(given["source"])) or {},
+    )
+    source, target = Path(options.pop("source")), Path(options.pop("target"))
+    if target.exists():
+        raise InputError(f"{target}: exists already")
+    convert(source, target, options)
+
+
+def convert(source: Path, target: Path, options: EasyDict) -> None:
+    """Write `source` in its other form to `target`; `options` say what a published source is."""
+    loaded = load_model(source, make_architecture(options))
+    if loaded.options is None:
+        options.fusion_extent = loaded.model.architecture.fusion_extent
+        write_checkpoint(target, model_content(loaded.model, loaded.epoch, plain(options)))
+        log.info("%s: our form of the published %s, epoch %d", target, source, loaded.epoch)
+        return
+    architecture = loaded.model.architecture
+    if architecture.fusion == "deformable" and architecture.fusion_extent == "valid":
+        log.warning(
+            "%s was trained with --fusion_extent valid; the published program reads past the end of videos "
+            "and will score them differently",
+            source,
+        )
+    weights = to_published(loaded.model.state_dict(), architecture)
+    write_checkpoint(target, {"model": weights, "epoch": loaded.epoch})
+    log.info("%s: published form of %s, epoch %d", target, source, loaded.epoch)
+
+
+def _add_files(parser: Parser) -> None:
+    parser.add_argument("source", help="checkpoint to read")
+    parser.add_argument("target", help="checkpoint to write; must not exist")
+
+
+if __name__ == "__main__":
+    run_command(main)
