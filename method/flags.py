@@ -158,3 +158,6 @@ def _add_evaluation(parser: Parser) -> None:
     add("--eval_context_bsz", type=int, default=200, help="videos encoded together")
     add("--eval_memory_mb", type=int, default=512, help="memory for the blocks in which scores are computed, in MiB")
     add("--save_scores", action="store_true", default=False, help="write scores.npz, every caption against every video")
+    add("--report", action="store_true", default=False, help="write report/, a page with figures of where it fails")
+    add("--moments", help='JSON lines {"cap_id", "start", "end", "duration"} in seconds of the evaluated captions; may be '
+        "absent")  # fmt: skip

@@ -95,7 +95,7 @@ def _edits(splits: Sequence[Split], options: Mapping[str, Any]) -> dict[str, lis
     if not all(options[name].exists() for name in VOCABULARY_FILES if options[name]):
         return {"editable captions": ["no vocabulary files", ""]}
     captions: list[Caption] = splits[0].captions
-    ids = [caption.id for caption in captions]
+    ids = [caption.id for split in splits for caption in split.captions]
     rows = {}
     for kind in KINDS:
         vocabulary = read_vocabulary(options[f"id_{kind}_dict"], options[f"total_{kind}_dict"], kind, ids)
