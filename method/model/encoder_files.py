@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 from collections.abc import Iterator
@@ -87,14 +88,14 @@ def require_parts(folder: Path) -> None:
         raise InputError(f"{folder}: no {', no '.join(missing)}, expected a whole text encoder; {_REMEDY}")
 
 
+@functools.cache
 def _settle_tokenizer_threads() -> None:
     """Let tokenisers use threads here and not in processes forked from here, where they would wait for them for ever.
 
     Left to itself the library prints a warning from every data worker.
     """
-    if "TOKENIZERS_PARALLELISM" not in os.environ:
-        os.environ["TOKENIZERS_PARALLELISM"] = "true"
-        os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
 
 
 @contextlib.contextmanager

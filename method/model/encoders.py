@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from method.data.ragged import Ragged
+from method.model.dropout import dropout
 
 
 class SelfAttention(nn.Module):
@@ -39,7 +40,7 @@ class SelfAttention(nn.Module):
             query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
         )
         attended_ND = layout.unpad(attended_BHLd.transpose(1, 2).flatten(2))
-        output_ND = F.dropout(self.output(attended_ND), self.dropout, self.training)
+        output_ND = dropout(self.output(attended_ND), self.dropout, self.training)
         return rows.with_values(self.norm(rows.values + output_ND))
 
 
@@ -60,10 +61,10 @@ class SequenceEncoder(nn.Module):
 
     def forward(self, rows: Ragged) -> Ragged:
         """Encode rows (N, I) into (N, D)."""
-        normed_NI = F.dropout(self.input_norm(rows.values), self.input_dropout, self.training)
+        normed_NI = dropout(self.input_norm(rows.values), self.input_dropout, self.training)
         projected_ND = F.relu(self.input(normed_NI))
         placed_ND = self.position_norm(projected_ND + self.positions(rows.layout.position_N))
-        return self.attention(rows.with_values(F.dropout(placed_ND, self.dropout, self.training)))
+        return self.attention(rows.with_values(dropout(placed_ND, self.dropout, self.training)))
 
 
 class QueryPooling(nn.Module):

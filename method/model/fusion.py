@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from method.data.ragged import Layout, Ragged
 from method.model.architecture import Architecture, Extent
+from method.model.dropout import dropout, relu_dropout
 
 DROPOUT = 0.05
 FEED_FORWARD_WIDTH = 2048
@@ -34,7 +35,7 @@ class FeedForward(nn.Module):
     def forward(self, rows_ND: Tensor, attended_ND: Tensor) -> Tensor:
         """Add what was attended to and transform each row by itself; (N, D)."""
         rows_ND = self.attended_norm(rows_ND + attended_ND)
-        inner = F.dropout(F.relu(self.inner(rows_ND)), DROPOUT, self.training)
+        inner = relu_dropout(self.inner(rows_ND), DROPOUT, self.training)
         return self.output_norm(rows_ND + self.outer(inner))
 
 
@@ -132,7 +133,7 @@ class DeformableFusion(nn.Module):
         return real.with_values(self.feed_forward(real.values, attended_ND))
 
     def _hidden(self, first: nn.Linear, rows: Tensor) -> Tensor:
-        return F.dropout(F.relu(first(rows)), DROPOUT, self.training)
+        return relu_dropout(first(rows), DROPOUT, self.training)
 
     def _positions(self, query: Ragged) -> Tensor:
         """Where each real row looks, in asking frames: its own place and a learned offset, (N, G, J)."""
@@ -189,15 +190,15 @@ class DeformableFusion(nn.Module):
         head_width = query_ND.shape[1] // heads
         weight = torch.cat([self.to_key.first.weight, self.to_value.first.weight])
         bias = torch.cat([self.to_key.first.bias, self.to_value.first.bias])
-        hidden = F.dropout(F.relu(F.linear(samples_NJD, weight, bias)), DROPOUT, self.training)
-        keys_NJD, values_NJD = hidden.chunk(2, -1)
+        hidden = relu_dropout(F.linear(samples_NJD.flatten(0, 1), weight, bias), DROPOUT, self.training)
+        keys_NJD, values_NJD = hidden.view(rows, self.count, -1).chunk(2, -1)
         query_HNd = query_ND.view(rows, heads, head_width).transpose(0, 1)
         folded_NHD = torch.bmm(query_HNd, self.to_key.second.weight.view(heads, head_width, -1)).transpose(0, 1)
         constant_HN = torch.einsum("hnd,hd->hn", query_HNd, self.to_key.second.bias.view(heads, head_width))
         logits_NHJ = torch.bmm(folded_NHD, keys_NJD.transpose(1, 2)) + constant_HN.t()[..., None]
         temperature = self.logit_scale * (longest_L**-0.5 if self.extent == "padded" else 1.0)
         weights_NHJ = (logits_NHJ.float() * (head_width**-0.5 * temperature)).softmax(-1)
-        weights_NHJ = F.dropout(weights_NHJ, DROPOUT, self.training).to(values_NJD.dtype)
+        weights_NHJ = dropout(weights_NHJ, DROPOUT, self.training).to(values_NJD.dtype)
         summed_HND = torch.bmm(weights_NHJ, values_NJD).transpose(0, 1)
         attended_HNd = torch.bmm(summed_HND, self.to_value.second.weight.view(heads, head_width, -1).transpose(1, 2))
         share_HN1 = weights_NHJ.sum(-1).t()[..., None]  # dropout leaves it off 1
