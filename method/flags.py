@@ -1,6 +1,7 @@
 """Every flag of the command line: its type, choices, default and help. `method/config.py` gives them values."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -72,7 +73,7 @@ def _add_run(parser: Parser) -> None:
     add("--seed", type=int, default=2026, help="seed of everything random")
     add("--device", type=int, help="GPU number, -1 for the CPU (default: a GPU when there is one)")
     add("--device_ids", type=int, nargs="+", help="GPU to use when --device does not say; one only")
-    add("--num_workers", type=int, default=4, help="processes that read and preprocess features")
+    add("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that read features")
     add("--pin_memory", action=Switch, default=True, help="copy batches to a GPU from page-locked memory")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="precision of matrix products while training")
     add("--debug", action="store_true", default=False, help="two epochs of two steps, to see that everything works")
@@ -159,5 +160,5 @@ def _add_evaluation(parser: Parser) -> None:
     add("--eval_memory_mb", type=int, default=512, help="memory for the blocks in which scores are computed, in MiB")
     add("--save_scores", action="store_true", default=False, help="write scores.npz, every caption against every video")
     add("--report", action="store_true", default=False, help="write report/, a page with figures of where it fails")
-    add("--moments", help='JSON lines {"cap_id", "start", "end", "duration"} in seconds of the evaluated captions; may be '
-        "absent")  # fmt: skip
+    add("--moments", help="moments of the evaluated captions, where known; the file may be absent. JSON lines "
+        '{"cap_id", "start", "end", "duration"}, in seconds')  # fmt: skip
