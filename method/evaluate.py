@@ -5,7 +5,8 @@ r"""Evaluate a checkpoint, ours or a published one.
         --cross_branch_fusion --deformable_attn
 
 A checkpoint of ours carries its options; a published one needs the flags of its launcher. Results go to a new run
-folder: metrics.json and, with --save_scores, scores.npz.
+folder: metrics.json, with --save_scores scores.npz and with --report the folder report/, whose index.html shows where
+the model fails.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from method.data.dataset import CorpusVideos, FeatureReader, Queries, stream_key
 from method.data.features import FeatureFile
 from method.errors import InputError, run_command
 from method.evaluation.evaluate import Evaluation, evaluate
+from method.evaluation.moment_metrics import moment_metrics
+from method.evaluation.moments import TrueMoment, read_moments
+from method.evaluation.report.write import Subject, write_report
 from method.files import sha256, write_json
 from method.model.architecture import Architecture
 from method.model.retrieval import RetrievalModel
@@ -57,11 +61,19 @@ def evaluate_checkpoint(options: EasyDict) -> Path:
     reader = open_features(options, model.architecture)
     split = check_split("evaluated split", options.caption_test_txt, reader)
     log.info(describe(split))
+    moments = known_moments(options, split)
     with new_run(options) as folder:
         write_json(folder.path / OPTIONS, plain(options))
         evaluation = SplitEvaluator(options, reader, split, device).evaluate(model, keep_scores=options.save_scores)
-        report(folder, evaluation, options, loaded.epoch, options.eval_ckpt)
+        report(folder, Subject(model, evaluation, split, options, loaded.epoch, options.eval_ckpt, moments))
     return folder.path
+
+
+def known_moments(options: Mapping[str, Any], split: Split) -> dict[str, TrueMoment]:
+    """The moments of a split's captions as far as they are known. InputError for a file that is there and wrong."""
+    if not options["moments"]:
+        return {}
+    return read_moments(options["moments"], {caption.id for caption in split.captions}) or {}
 
 
 def open_features(options: Mapping[str, Any], architecture: Architecture) -> FeatureReader:
@@ -100,18 +112,21 @@ class SplitEvaluator:
         return evaluate(model, watch(self.videos), watch(self.queries), self.device, weight, memory, keep_scores)
 
 
-def report(folder: RunFolder, evaluation: Evaluation, options: Mapping[str, Any], epoch: int, checkpoint: Path) -> None:
-    """Write metrics.json, and scores.npz if they were kept, and log the recalls."""
+def report(folder: RunFolder, subject: Subject) -> None:
+    """Write metrics.json, scores.npz if they were kept and the report if one is asked for, and log the recalls."""
+    evaluation, options = subject.evaluation, subject.options
     if evaluation.scores is not None:
         folder.write_scores(evaluation.caption_ids, evaluation.video_ids, evaluation.scores)
     metrics = evaluation.metrics
+    of_moments = moment_metrics(evaluation, subject.moments, options["fusion_weight"])
     folder.write_metrics(
         {
-            "epoch": epoch,
+            "epoch": subject.epoch,
             "videos": len(evaluation.video_ids),
             "queries": len(evaluation.caption_ids),
             **metrics,
-            "checkpoint": {"path": str(checkpoint), "sha256": sha256(checkpoint)},
+            **({"moments": of_moments} if of_moments is not None else {}),
+            "checkpoint": {"path": str(subject.checkpoint), "sha256": sha256(subject.checkpoint)},
             "options": plain(options),
             "made_with": circumstances(),
         }
@@ -119,6 +134,8 @@ def report(folder: RunFolder, evaluation: Evaluation, options: Mapping[str, Any]
     for name, values in metrics.items():
         log.info("%-6s %s", name, recalls(values))
     log.info("metrics in %s", folder.path / "metrics.json")
+    if options["report"]:
+        log.info("report in %s", write_report(folder.path, subject))
 
 
 def recalls(metrics: Mapping[str, float]) -> str:

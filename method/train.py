@@ -32,7 +32,8 @@ from method.data.check import Split, check_split, describe, warn_of_shared_video
 from method.data.dataset import FeatureReader, TrainingVideos, split_holdout
 from method.data.edited_queries import NegativeSource
 from method.errors import Stopped, run_command
-from method.evaluate import SplitEvaluator, evaluate_checkpoint, open_features, recalls, report
+from method.evaluate import SplitEvaluator, evaluate_checkpoint, known_moments, open_features, recalls, report
+from method.evaluation.report.write import Subject
 from method.files import write_json, write_text
 from method.model.retrieval import RetrievalModel
 from method.run_folder import BEST, LAST, OPTIONS, RunFolder, log_to_terminal
@@ -67,6 +68,7 @@ def train(options: EasyDict) -> Path:
     model = RetrievalModel(make_architecture(options))
     reader = open_features(options, model.architecture)
     splits = load_splits(options, reader)
+    moments = known_moments(options, splits.reported)
     ids = [caption.id for caption in (*splits.training_file, *splits.reported.captions)]
     negatives = open_negatives(options, splits.training_file, ids, device)
     folder, state = open_run(options)
@@ -88,7 +90,8 @@ def train(options: EasyDict) -> Path:
         evaluation = evaluator.evaluate(best.model.to(device), options.save_scores, run.watch)
         run.monitor.result(evaluation.metrics)
         run.monitor.close()
-        report(folder, evaluation, options, best.epoch, folder.path / BEST)
+        subject = Subject(best.model, evaluation, splits.reported, options, best.epoch, folder.path / BEST, moments)
+        report(folder, subject)
     return folder.path
 
 

@@ -192,7 +192,7 @@ def hardest_triplet(cosine: Tensor, labels: list[int], margin: float) -> Tensor:
         others = [q for q, label in enumerate(labels) if label != v]
         to_text.append((margin + cosine[others, v].max() - cosine[own, v].mean()).clamp(min=0))
     for q, v in enumerate(labels):
-        negative = max(cosine[q, u].item() for u in videos if u != v)
+        negative = max(cosine[q, u] for u in videos if u != v)
         to_video.append((margin + negative - cosine[q, v]).clamp(min=0))
     return torch.stack(to_text).mean() + torch.stack(to_video).mean()
 

@@ -57,7 +57,7 @@ class CachedNegatives:
         self._words, self._rows, self._sums = records["word"], records["rows"].astype(np.int64), records["sum"]
         self._block = np.repeat(np.arange(len(self._blocks)), [len(block.records) for block in self._blocks])
         ends = np.cumsum(self._rows)
-        rows_before = np.concatenate([[0], np.cumsum([block.records["rows"].sum() for block in self._blocks])])
+        rows_before = np.cumsum([0, *(int(block.records["rows"].sum(dtype=np.int64)) for block in self._blocks)])
         self._starts = ends - self._rows - rows_before[self._block]
         places = records["caption"].astype(np.int64) * len(KINDS) + records["kind"]
         self._first = np.searchsorted(places, np.arange(len(captions) * len(KINDS) + 1))

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 _FREE = {
     *("root_path", "results_root", "exp_id", "description", "resume", "save_every_steps", "num_workers", "pin_memory"),
     *("device", "device_ids", "only_eval", "eval_ckpt", "save_scores", "eval_memory_mb", "topk", "visual_feature"),
+    *("report", "moments"),
 }
 
 
