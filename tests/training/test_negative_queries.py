@@ -1,0 +1,226 @@
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from method.data.captions import Caption
+from method.data.edited_queries import EditedQueries, NegativeSource
+from method.data.vocabulary import KINDS, Kind
+from method.errors import InputError
+from method.model.text_encoder import TextEncoder
+from method.training.make_negative_cache import Pools, make_cache
+from method.training.negative_queries import OnlineNegatives, cache_fingerprint, open_negatives, read_vocabularies
+from tests.small_negatives import make_captions, make_editors
+from tests.tiny_text_encoder import WIDTH, make_text_encoder
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+CAPTIONS = make_captions(40)
+IDS = [caption.id for caption in CAPTIONS]
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("negatives")
+    make_editors(folder, CAPTIONS)
+    files = {f"{part}_{kind}_dict": folder / f"{part}_{kind}.json" for part in ("id", "total") for kind in KINDS}
+    return {
+        **files,
+        "text_encoder": make_text_encoder(folder / "encoder", [caption.text for caption in CAPTIONS]),
+        "neg_query_loss": "both",
+        "neg_action_num": 3,
+        "neg_object_num": 4,
+        "neg_cache": None,
+        "q_feat_size": WIDTH,
+        "max_desc_l": 10,
+        "seed": 666,
+    }
+
+
+def opened(options: dict[str, Any], **changes: Any) -> NegativeSource:
+    source = open_negatives({**options, **changes}, CAPTIONS, IDS, CPU)
+    assert source is not None
+    return source
+
+
+def given(edits: EditedQueries | None) -> EditedQueries:
+    assert edits is not None
+    return edits
+
+
+def test_online_edits_are_those_of_each_caption_encoded_alone(options: dict[str, Any]) -> None:
+    encoder = TextEncoder(options["text_encoder"], WIDTH, 10, CPU)
+    batch = CAPTIONS[5:20]
+    made = opened(options).for_batch(batch, 3)
+    for editor, count in zip(make_editors(options["id_action_dict"].parent, CAPTIONS), (3, 4), strict=True):
+        sentences, owners = [], []
+        for owner, caption in enumerate(batch):
+            edits = editor.edits(caption, count, 666, 3, caption.id, editor.kind)
+            sentences += edits
+            owners += [owner] * len(edits)
+        queries = given(made[editor.kind])
+        single = [encoder.encode([sentence]).values for sentence in sentences]
+        assert queries.owner_E.tolist() == owners
+        assert queries.queries.layout.lengths == tuple(map(len, single))
+        torch.testing.assert_close(queries.queries.values, torch.cat(single), atol=1e-6, rtol=0)
+        assert {"Nobody" in batch[owner].text for owner in owners} == {False}
+
+
+def test_a_sentence_of_both_kinds_is_encoded_once(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = TextEncoder(options["text_encoder"], WIDTH, 10, CPU)
+    editor = make_editors(options["id_action_dict"].parent, CAPTIONS)[0]
+    counted: list[int] = []
+    encode = encoder._encode
+
+    def counting(tokens: Any, layout: Any) -> torch.Tensor:
+        counted.append(len(tokens))
+        return encode(tokens, layout)
+
+    monkeypatch.setattr(encoder, "_encode", counting)
+    online = OnlineNegatives([editor], {"action": 3}, encoder, 666)
+    repeated = given(online.for_batch([CAPTIONS[1], CAPTIONS[1]], 0)["action"])
+    assert counted == [3]
+    assert repeated.owner_E.tolist() == [0, 0, 0, 1, 1, 1]
+    first, second = repeated.queries.values.chunk(2)
+    assert torch.equal(first, second)
+
+
+def test_a_batch_without_any_edit_is_none_and_encodes_nothing(options: dict[str, Any]) -> None:
+    assert opened(options).for_batch([CAPTIONS[0], CAPTIONS[7]], 0) == {"action": None, "object": None}
+    assert opened(options).for_batch([], 0) == {"action": None, "object": None}
+
+
+def test_a_batch_where_only_one_kind_has_edits(options: dict[str, Any], tmp_path: Path) -> None:
+    things_only = [Caption("v#0", "v", "A man and the door."), Caption("v#1", "v", "A man opens the cup.")]
+    make_editors(tmp_path, things_only)
+    files = {name: tmp_path / path.name for name, path in options.items() if name.endswith("_dict")}
+    source = open_negatives({**options, **files}, things_only, ["v#0", "v#1"], CPU)
+    assert source is not None
+    made = source.for_batch(things_only[:1], 0)
+    assert made["action"] is None
+    assert given(made["object"]).owner_E.tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_kind_alone(options: dict[str, Any], kind: Kind) -> None:
+    both = opened(options).for_batch(CAPTIONS, 0)
+    alone = opened(options, neg_query_loss=kind).for_batch(CAPTIONS, 0)
+    assert list(alone) == [kind]
+    assert given(alone[kind]).owner_E.equal(given(both[kind]).owner_E)
+
+
+def test_epochs_and_seeds_differ_and_repeat(options: dict[str, Any]) -> None:
+    def values(seed: int, epoch: int) -> torch.Tensor:
+        return given(opened(options, seed=seed).for_batch(CAPTIONS, epoch)["object"]).queries.values
+
+    first = values(666, 0)
+    assert torch.equal(first, values(666, 0))
+    assert not torch.equal(first, values(666, 1)[: len(first)])
+    assert not torch.equal(first, values(1, 0)[: len(first)])
+
+
+@pytest.fixture(scope="module")
+def cached_options(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("cache")
+    editors = make_editors(options["id_action_dict"].parent, CAPTIONS)
+    encoder = TextEncoder(options["text_encoder"], WIDTH, 10, CPU)
+    parts = cache_fingerprint(options, CAPTIONS, read_vocabularies(options, IDS))
+    make_cache(folder, Pools(CAPTIONS, editors, {"action": 99, "object": 99}, 666), parts, encoder)
+    return {**options, "neg_cache": folder}
+
+
+def test_cached_and_online_features_agree_to_half_precision(
+    options: dict[str, Any], cached_options: dict[str, Any]
+) -> None:
+    """Drawing all edits that there are: the same features from both, in another order."""
+    everything = {"neg_action_num": 99, "neg_object_num": 99}
+    for caption in CAPTIONS[1:4]:
+        online = opened(options, **everything).for_batch([caption], 0)
+        cached = opened(cached_options, **everything).for_batch([caption], 0)
+        for kind in KINDS:
+            ours, theirs = (given(made[kind]).to("cpu").queries for made in (online, cached))
+            assert theirs.values.dtype == torch.float32
+            left = list(theirs.values.split(theirs.layout.lengths))
+            for one in ours.values.split(ours.layout.lengths):
+                same = [i for i, two in enumerate(left) if len(one) == len(two) and (one - two).abs().max() < 1e-3]
+                assert len(same) == 1
+                left.pop(same[0])
+            assert not left
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_says_how_many_captions_have_edits(
+    options: dict[str, Any], cached_options: dict[str, Any], cached: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        opened(cached_options if cached else options)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["34 of 40 training captions have action edits", "34 of 40 training captions have object edits"]
+
+
+def test_a_cache_without_its_encoder_trains_and_says_so(
+    cached_options: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = opened(cached_options, text_encoder=tmp_path / "nowhere").for_batch(CAPTIONS, 0)
+    assert made["action"] is not None
+    assert "nowhere: no such folder, so the cache is not compared with its encoder" in caplog.text
+
+
+def test_a_cache_of_another_encoder_is_refused(cached_options: dict[str, Any], tmp_path: Path) -> None:
+    other = make_text_encoder(tmp_path / "other", [caption.text for caption in CAPTIONS], seed=1)
+    with pytest.raises(InputError, match=r"text encoder .*, expected"):
+        opened(cached_options, text_encoder=other)
+
+
+def test_features_of_a_cache_become_single_precision_on_the_device(cached_options: dict[str, Any]) -> None:
+    made = given(opened(cached_options).for_batch(CAPTIONS, 0)["object"])
+    assert made.queries.values.dtype == torch.float16
+    moved = made.to("cpu")
+    assert moved.queries.values.dtype == torch.float32
+    assert torch.equal(moved.queries.values, made.queries.values.float())
+    assert torch.equal(moved.owner_E, made.owner_E)
+
+
+class Epochs(torch.utils.data.Dataset[dict[Kind, EditedQueries | None]]):
+    """The edits of the same captions in one epoch after the other."""
+
+    def __init__(self, source: NegativeSource) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, epoch: int) -> dict[Kind, EditedQueries | None]:
+        return self.source.for_batch(CAPTIONS[:9], epoch)
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_draw_what_the_main_process_draws(cached_options: dict[str, Any], start: str) -> None:
+    epochs = Epochs(opened(cached_options))
+    here = [given(epochs[epoch]["action"]).queries.values for epoch in range(4)]
+    workers = 2 if start == "fork" else 1
+    loader = torch.utils.data.DataLoader(epochs, batch_size=None, num_workers=workers, multiprocessing_context=start)
+    for expected, edits in zip(here, loader, strict=True):
+        assert torch.equal(given(edits["action"]).queries.values, expected)
+
+
+def test_switched_off_nothing_is_read_or_imported() -> None:
+    script = """
+import sys
+import torch
+from method.training.negative_queries import open_negatives
+assert open_negatives({"neg_query_loss": None}, [], [], torch.device("cpu")) is None
+assert "transformers" not in sys.modules and "tokenizers" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_a_missing_encoder_says_what_to_do(options: dict[str, Any], tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "roberta-large", ignore_errors=True)
+    with pytest.raises(InputError, match=r"roberta-large: no such folder.*python utils/download_roberta\.py"):
+        opened(options, text_encoder=tmp_path / "roberta-large")

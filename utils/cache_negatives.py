@@ -1,0 +1,66 @@
+"""Encode edited captions once, so that training with hard negative queries needs no text encoder.
+
+    python utils/cache_negatives.py --dataset_name charades --neg_query_loss both --neg_cache cache/charades
+
+and then the training with the same flags. It says how large the cache will be and how long it will take, before it
+starts. It can be interrupted at any moment: the same command goes on. Of a complete cache it checks every byte, and
+makes again what is damaged.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import logging
+from collections.abc import Sequence
+
+from method.config import choose_device, read_options
+from method.data.captions import read_captions
+from method.data.negatives import CaptionEditor
+from method.data.vocabulary import Kind
+from method.errors import InputError, run_command
+from method.flags import Parser
+from method.model.text_encoder import TextEncoder
+from method.training.make_negative_cache import Pools, make_cache
+from method.training.negative_queries import cache_fingerprint, read_vocabularies
+
+POOLS_PER_DRAW = 2
+
+
+def _add_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "--pool_size",
+        type=int,
+        help=f"edits of each kind kept of a caption (default: {POOLS_PER_DRAW} times --neg_*_num)",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the cache that the flags ask for."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = read_options(arguments, "Encode edited captions once.", _add_flags)
+    if options.neg_cache is None:
+        raise InputError("--neg_cache is missing, expected the folder of the cache")
+    options.neg_query_loss = options.neg_query_loss or "both"
+    captions = read_captions(options.caption_train_txt)
+    evaluated = read_captions(options.caption_test_txt)
+    vocabularies = read_vocabularies(options, {caption.id for caption in [*captions, *evaluated]})
+    editors = [CaptionEditor(captions, vocabulary) for vocabulary in vocabularies]
+    sizes: dict[Kind, int] = {}
+    for editor in editors:
+        drawn = options[f"neg_{editor.kind}_num"]
+        sizes[editor.kind] = POOLS_PER_DRAW * drawn if options.pool_size is None else options.pool_size
+        if sizes[editor.kind] < drawn:
+            raise InputError(f"--pool_size {options.pool_size}: expected at least --neg_{editor.kind}_num {drawn}")
+    device = choose_device(options)
+    encoder = TextEncoder(options.text_encoder, options.q_feat_size, options.max_desc_l, device)
+    made_from = cache_fingerprint(options, captions, vocabularies)
+    make_cache(options.neg_cache, Pools(captions, editors, sizes, options.seed), made_from, encoder)
+
+
+if __name__ == "__main__":
+    run_command(main)
