@@ -88,22 +88,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(compare(alternate(chosen, options.rounds), next(iter(chosen))))
 
 
-def random_batch(lengths: str) -> VideoBatch:
-    """A batch of the Charades launch shapes; short videos have the lengths of TVR clips at the usual rates."""
+def random_batch(lengths: str, captions: Sequence[Caption] | None = None) -> VideoBatch:
+    """A batch of the Charades launch shapes; short videos have the lengths of TVR clips at the usual rates.
+
+    With `captions`, the batch has these, with random features.
+    """
+    count = CAPTIONS if captions is None else len(captions)
     rng = np.random.default_rng(0)
     full = np.full(VIDEOS, 128)
     frames = full if lengths == "full" else np.clip(rng.normal(50, 22, VIDEOS).round().astype(int), 8, 128)
     other = full if lengths == "full" else np.clip((frames * 1.5).astype(int), 8, 128)
-    words = np.clip(rng.normal(17, 6, CAPTIONS).round().astype(int), 5, 30)
+    words = np.clip(rng.normal(17, 6, count).round().astype(int), 5, 30)
     generator = torch.Generator().manual_seed(0)
 
     def rows(sizes: np.ndarray, width: int) -> Ragged:  # type: ignore[type-arg]
         return Ragged.of([normalize_rows(torch.randn(int(n), width, generator=generator)) for n in sizes])
 
-    labels = torch.sort(torch.cat([torch.arange(VIDEOS), torch.from_numpy(rng.integers(0, VIDEOS, CAPTIONS - VIDEOS))]))
-    captions = tuple(Caption(f"v{video}#enc#{i}", f"v{video}", "") for i, video in enumerate(labels.values.tolist()))
+    labels = torch.sort(torch.cat([torch.arange(VIDEOS), torch.from_numpy(rng.integers(0, VIDEOS, count - VIDEOS))]))
+    if captions is None:
+        captions = [Caption(f"v{video}#enc#{i}", f"v{video}", "") for i, video in enumerate(labels.values.tolist())]
     streams = {"action": rows(frames, 1024), "object": rows(other, 512)}
-    return VideoBatch(tuple(f"v{i}" for i in range(VIDEOS)), streams, captions, rows(words, 1024), labels.values)
+    return VideoBatch(tuple(f"v{i}" for i in range(VIDEOS)), streams, tuple(captions), rows(words, 1024), labels.values)
 
 
 def make_programs(batch: VideoBatch, device: torch.device, extent: str, amp: str) -> dict[str, Callable[[], object]]:

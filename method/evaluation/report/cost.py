@@ -1,0 +1,170 @@
+"""What a model costs: its size, its multiply-adds, its index and its time, the last on the machine that runs this.
+
+Letters: Q captions, V videos.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from method.data.check import Split
+from method.data.ragged import Ragged
+from method.evaluation.corpus import Corpus, QuerySet, Scorer
+from method.evaluation.evaluate import Evaluation
+from method.model.retrieval import RetrievalModel
+
+_LEAST_SECONDS = 0.5
+_MOST_RUNS = 50
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One figure of cost, and how it was counted or measured."""
+
+    what: str
+    value: float
+    unit: str
+    how: str
+
+
+def costs(
+    model: RetrievalModel, evaluation: Evaluation, split: Split, fusion_weight: float, memory_mb: int
+) -> list[Cost]:
+    """All costs of a model and the corpus that it encoded."""
+    device = next(model.parameters()).device
+    return [
+        *_sizes(model, evaluation.corpus),
+        *_products(model, evaluation, split, device),
+        *_times(model, evaluation, split, device, fusion_weight, memory_mb),
+    ]
+
+
+def multiply_adds(run: Callable[[], object]) -> int:
+    """Multiply-adds of the matrix products, convolutions and attention in `run`; nothing elementwise.
+
+    >>> multiply_adds(lambda: torch.ones(2, 3) @ torch.ones(3, 5))
+    30
+    """
+    # The fused attention kernels are not all known to the counter; this one is made of plain products.
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops()) // 2
+
+
+def machine(device: torch.device) -> str:
+    """The hardware that times hold for."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = []
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def milliseconds(run: Callable[[], object], device: torch.device) -> float:
+    """Median time of `run`, over as many runs as half a second holds, 50 at most; the first warms up."""
+    taken: list[float] = []
+    while len(taken) < 2 or (sum(taken) < _LEAST_SECONDS and len(taken) < _MOST_RUNS):
+        _wait(device)
+        started = time.perf_counter()
+        run()
+        _wait(device)
+        taken.append(time.perf_counter() - started)
+        if taken[0] > _LEAST_SECONDS:
+            break
+    return 1000 * float(np.median(taken[1:] or taken))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _sizes(model: RetrievalModel, corpus: Corpus) -> list[Cost]:
+    parameters = sum(weight.numel() for weight in model.parameters())
+    size = sum(keys.values.numel() * keys.values.element_size() for keys in corpus.keys.values())
+    frames = sum(len(keys.values) for keys in corpus.keys.values()) / len(corpus.video_ids)
+    width = model.architecture.hidden_size
+    how = f"mean over the corpus: {frames:.1f} frame keys of all branches, {width} float32 numbers each"
+    return [
+        Cost(
+            "parameters", parameters, "", "all weights of the model; the text encoder of free queries is not among them"
+        ),
+        Cost("index, a video", size / len(corpus.video_ids), "bytes", how),
+        Cost("index, the corpus", size / 2**20, "MiB", f"{len(corpus.video_ids):,} videos"),
+    ]
+
+
+def _products(model: RetrievalModel, evaluation: Evaluation, split: Split, device: torch.device) -> list[Cost]:
+    longest = model.architecture.max_frames
+    lengths = {name: round(float(np.median(keys.layout.lengths))) for name, keys in evaluation.corpus.keys.items()}
+    words, frames = _median_words(model, split), " and ".join(f"{count} {name}" for name, count in lengths.items())
+    keys = sum(lengths.values()) * model.architecture.hidden_size
+    cases = {
+        "encode a long video": (dict.fromkeys(lengths, longest), f"{longest} frames a branch"),
+        "encode a median video": (lengths, f"{frames} frames"),
+    }
+    counted = "; matrix products, convolutions and attention, nothing elementwise"
+    rows = []
+    for what, (counts, how) in cases.items():
+        streams = {name: _rows(count, _frame_width(model, name), device) for name, count in counts.items()}
+        products = multiply_adds(lambda streams=streams: model.encode_videos(streams))  # type: ignore[misc]
+        rows.append(Cost(what, products / 1e6, "M multiply-adds", how + counted))
+    query = _rows(words, model.architecture.query_width, device)
+    products = multiply_adds(lambda: model.encode_queries(query))
+    how = f"{words} tokens, the median, from their features" + counted
+    return [
+        *rows,
+        Cost("encode a query", products / 1e6, "M multiply-adds", how),
+        Cost("score a query against a median video", keys / 1e6, "M multiply-adds", "one product a frame key"),
+    ]
+
+
+def _times(
+    model: RetrievalModel, evaluation: Evaluation, split: Split, device: torch.device, weight: float, memory_mb: int
+) -> list[Cost]:
+    queries, videos = evaluation.queries, len(evaluation.video_ids)
+    scorer = Scorer(evaluation.corpus, memory_mb)
+    words = _median_words(model, split)
+    row = _rows(words, model.architecture.query_width, device)
+    where = f"on {machine(device)}"
+    with torch.inference_mode():
+        rows = [Cost("time to encode a query", milliseconds(lambda: model.encode_queries(row), device), "ms",
+                     f"one of {words} tokens, from their features, {where}")]  # fmt: skip
+        for count in sorted({1, min(100, len(queries.captions)), len(queries.captions)}):
+            some = QuerySet(
+                queries.captions[:count], {name: all_QD[:count] for name, all_QD in queries.vectors.items()}
+            )
+            taken = milliseconds(lambda some=some: _score(scorer, some, weight), device)  # type: ignore[misc]
+            how = f"{count:,} together against {videos:,} videos: {taken:,.1f} ms, {where}"
+            rows.append(Cost(f"time to score a query, {count:,} at once", taken / count, "ms a query", how))
+    return rows
+
+
+def _score(scorer: Scorer, queries: QuerySet, fusion_weight: float) -> None:
+    for _ in scorer.blocks(queries, fusion_weight):
+        pass
+
+
+def _median_words(model: RetrievalModel, split: Split) -> int:
+    return round(float(np.median([min(count, model.architecture.max_words) for count in split.words.values()])))
+
+
+def _frame_width(model: RetrievalModel, branch: str) -> int:
+    return model.branch(branch).frames.input.in_features
+
+
+def _rows(count: int, width: int, device: torch.device) -> Ragged:
+    return Ragged.of([torch.ones(count, width)]).to(device)

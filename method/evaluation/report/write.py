@@ -1,0 +1,212 @@
+"""Write the report of an evaluation: one page that needs nothing but itself, and its pictures and tables beside it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from method.data.check import Split
+from method.evaluation.evaluate import Evaluation
+from method.evaluation.metrics import retrieval_metrics
+from method.evaluation.moment_metrics import CORPUS_RECALL_AT, IOUS, moment_metrics, moments_in_right_videos
+from method.evaluation.moments import TrueMoment
+from method.evaluation.report.breakdown import Breakdown, breakdowns, durations
+from method.evaluation.report.cost import costs
+from method.evaluation.report.data import OUTCOMES, agreement, fusion_outcomes, shown_scores
+from method.evaluation.report.failures import Failure, repeated_captions, timelines, worst_captions
+from method.evaluation.report.figures import fusion_figure, histogram_figure, recall_figure
+from method.evaluation.report.group_figures import group_figure, timeline_figure
+from method.evaluation.report.picture import Picture, draw
+from method.evaluation.report.tables import (
+    caption_table,
+    cost_table,
+    failure_table,
+    group_table,
+    rank_tables,
+    timeline_table,
+)
+from method.evaluation.report.theme import Theme
+from method.files import write_text
+from method.model.retrieval import RetrievalModel
+
+PAGE = "index.html"
+WORST = 12
+WINNERS = 3
+WITH_TIMELINES = 4
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a report is about.
+
+    options: those of the call. epoch, checkpoint: where the model is from. moments: those that are known, by caption
+    id; empty without any.
+    """
+
+    model: RetrievalModel
+    evaluation: Evaluation
+    split: Split
+    options: Mapping[str, Any]
+    epoch: int
+    checkpoint: Path
+    moments: Mapping[str, TrueMoment]
+
+
+def write_report(run: Path, subject: Subject) -> Path:
+    """Write `report/` into the folder of a run, whole or not at all; returns the page.
+
+    An earlier report there is replaced. The model is put into evaluation mode.
+    """
+    subject.model.eval()
+    folder, beside = run / "report", run / ".report.part"
+    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+    try:
+        _write_page(_Writer(beside, subject))
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    if folder.exists():
+        shutil.rmtree(folder)
+    beside.rename(folder)
+    return folder / PAGE
+
+
+def _write_page(writer: _Writer) -> None:
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["amount"] = amount
+    write_text(writer.folder / PAGE, environment.get_template("page.html.jinja").render(writer.parts()))
+
+
+def amount(value: float) -> str:
+    """A number as people read it.
+
+    >>> amount(7654321.0), amount(12.3456), amount(0.012345)
+    ('7,654,321', '12.3', '0.0123')
+    """
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
+
+
+class _Writer:
+    """Computes the parts of one report, and writes pictures and tables on the way."""
+
+    def __init__(self, folder: Path, subject: Subject) -> None:
+        self.folder = folder
+        self.subject = subject
+        self.evaluation = subject.evaluation
+        self.captions = subject.evaluation.queries.captions
+        self.moments = subject.moments
+        self.weight: float = subject.options["fusion_weight"]
+        self.memory: int = subject.options["eval_memory_mb"]
+        self.ranks = shown_scores(subject.evaluation.ranks)
+        self.videos = len(subject.evaluation.video_ids)
+
+    def parts(self) -> dict[str, Any]:
+        """What the page is made of."""
+        for name, text in rank_tables(self.ranks, self.videos).items():
+            write_text(self.folder / name, text)
+        found = moments_in_right_videos(self.evaluation, self.moments.keys(), self.weight)
+        write_text(self.folder / "captions.csv", caption_table(self.captions, self.ranks, found, self.moments))
+        cost = costs(self.subject.model, self.evaluation, self.subject.split, self.weight, self.memory)
+        write_text(self.folder / "cost.csv", cost_table(cost))
+        parts = {
+            **self._header(),
+            "recall": self.picture(
+                "recall_curve",
+                "Line chart: recall over K, logarithmic, for each score and for chance",
+                lambda theme: recall_figure(self.ranks, self.videos, theme),
+            ),
+            "histogram": self.picture(
+                "rank_histogram",
+                "Bar chart: percent of the captions whose video has a rank in each bin, for each score",
+                lambda theme: histogram_figure(self.ranks, self.videos, theme),
+            ),
+            "fusion": self._fusion() if len(self.ranks) == 3 else None,
+            "breakdowns": self._breakdowns(),
+            **self._failures(),
+            "costs": cost,
+        }
+        return {**parts, "files": sorted(path.name for path in self.folder.iterdir())}
+
+    def _header(self) -> dict[str, Any]:
+        subject = self.subject
+        return {
+            "dataset": subject.options["dataset_name"],
+            "checkpoint": str(subject.checkpoint),
+            "epoch": subject.epoch,
+            "split": subject.split.name,
+            "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            "videos": self.videos,
+            "captions": len(self.captions),
+            "repeated": repeated_captions(self.captions),
+            "weight": self.weight,
+            "metrics": {name: retrieval_metrics(ranks_Q) for name, ranks_Q in self.ranks.items()},
+            "moments": moment_metrics(self.evaluation, self.moments, self.weight) if self.moments else None,
+            "ious": IOUS,
+            "corpus_recall_at": CORPUS_RECALL_AT,
+        }
+
+    def picture(self, name: str, alt: str, make: Callable[[Theme], Figure]) -> Picture:
+        return draw(self.folder / f"{name}.png", alt, make)
+
+    def _fusion(self) -> dict[str, Any]:
+        action_Q, object_Q, fused_Q = (self.ranks[name] for name in ("action", "object", "fused"))
+        outcomes = fusion_outcomes(action_Q, object_Q, fused_Q)
+        ks = [k for k in (1, 10) if k < self.videos]
+        return {
+            "picture": self.picture(
+                "fusion",
+                "Scatter plot: each caption's rank under the action score against that under the object score, both "
+                "logarithmic, coloured by what fusing does to it",
+                lambda theme: fusion_figure(self.ranks, self.videos, theme),
+            ),
+            "outcomes": [(name, int((outcomes == place).sum())) for place, name in enumerate(OUTCOMES)],
+            "agreement": [(k, agreement(action_Q, object_Q, fused_Q, k)) for k in ks],
+        }
+
+    def _breakdowns(self) -> list[tuple[Breakdown, Picture | None]]:
+        split = self.subject.split
+        branch = next(iter(split.frames))
+        stream = f"the {branch} branch's stream"
+        shown = []
+        for breakdown in breakdowns(self.ranks, self.captions, split.frames[branch], stream, self.moments):
+            picture = None
+            if breakdown.groups:
+                write_text(self.folder / f"{breakdown.name}.csv", group_table(breakdown))
+                picture = self.picture(
+                    f"sumr_by_{breakdown.name}",
+                    f"Bar chart: SumR by {breakdown.title}, for each score",
+                    lambda theme, breakdown=breakdown: group_figure(breakdown, theme),  # type: ignore[misc]
+                )
+            shown.append((breakdown, picture))
+        return shown
+
+    def _failures(self) -> dict[str, Any]:
+        failures = worst_captions(self.evaluation, self.weight, self.memory, WORST, WINNERS)
+        write_text(self.folder / "worst_captions.csv", failure_table(failures))
+        with_timelines = [
+            (failure, self._timelines(number, failure)) for number, failure in enumerate(failures[:WITH_TIMELINES], 1)
+        ]
+        return {"failures": failures, "timelines": with_timelines}
+
+    def _timelines(self, number: int, failure: Failure) -> Picture:
+        seconds = durations(self.captions, self.moments)
+        right, winner = (
+            timelines(self.evaluation, failure.place, video_id, self.weight, self.moments, seconds)
+            for video_id in (failure.caption.video_id, failure.winners[0].video_id)
+        )
+        write_text(self.folder / f"timelines_{number}.csv", timeline_table(failure.caption, (right, winner)))
+        return self.picture(
+            f"timelines_{number}",
+            "Line charts: how well each moment of the right and of the winning video fits the caption, by score",
+            lambda theme: timeline_figure(right, winner, failure.ranks["fused"], theme),
+        )

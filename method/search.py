@@ -1,0 +1,214 @@
+r"""Type a sentence and see the videos that show it, and where in them.
+
+    python method/search.py --eval_ckpt results/demo/a3prvr/first/model.ckpt "a person opens the fridge"
+    python method/search.py --eval_ckpt ... --query_id 'demo_00500#enc#0'   # a caption of the dataset: no text encoder
+    python method/search.py --eval_ckpt ...                                 # a prompt; an empty line ends it
+    python method/search.py --eval_ckpt ... --json < sentences.txt          # a line of JSON each, see method/answers.py
+    python method/search.py --eval_ckpt ... --serve --video_dir videos      # a web page on http://127.0.0.1:8000
+    python method/search.py "a man runs" --dataset_name charades --eval_ckpt checkpoints/charades.ckpt \
+        --phrase_action_branch --flow_feat --cross_branch_fusion --deformable_attn
+
+A checkpoint of ours carries its options; a published one needs the flags of its launcher. The videos are encoded once,
+into an index beside the checkpoint, which is refused when the checkpoint or the features have changed (--rebuild).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from easydict import EasyDict
+
+from method.answers import ASCII_BLOCKS, BLOCKS, as_json, as_text
+from method.config import choose_device, make_architecture, read_options
+from method.data.batch import Loader
+from method.data.captions import group_by_video, read_captions
+from method.data.dataset import CorpusVideos
+from method.errors import InputError, run_command
+from method.evaluate import open_features
+from method.evaluation.corpus import encode_corpus
+from method.evaluation.index import fingerprint, index_path, open_index
+from method.evaluation.moments import read_moments
+from method.evaluation.report.breakdown import durations
+from method.evaluation.searcher import Answer, Searcher
+from method.files import sha256
+from method.flags import Parser
+from method.model.text_encoder import TextEncoder
+from method.run_folder import log_to_terminal
+from method.training.checkpoint import load_model
+from method.training.resume import kept_options
+
+log = logging.getLogger(__name__)
+
+_SPLITS = {"test": ("test",), "train": ("train",), "both": ("test", "train")}
+_PROMPT = "search> "
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Answer the query of the command line, or those of a prompt, a pipe or a web page."""
+    log_to_terminal()
+    options = read_options(arguments, "Search videos with a sentence.", extra=_add_flags, kept=kept_options)
+    _check(options)
+    searcher = make_searcher(options)
+    sentence = " ".join(options.sentence)
+    if options.serve:
+        _serve(searcher, options)
+    elif options.query_id is not None:
+        _print(searcher.search_caption(options.query_id, options.top_k), searcher, options)
+    elif sentence:
+        _print(searcher.search(sentence, options.top_k), searcher, options)
+    elif sys.stdin.isatty():
+        _prompt(searcher, options)
+    else:
+        for line in sys.stdin:
+            if not line.strip():
+                break
+            _print(searcher.search(line, options.top_k), searcher, options)
+
+
+def make_searcher(options: EasyDict) -> Searcher:
+    """Load a checkpoint and the index of the chosen videos, which is made if there is none.
+
+    InputError for files that are missing, broken or do not belong together.
+    """
+    checkpoint, device = Path(options.eval_ckpt), choose_device(options)
+    digest = sha256(checkpoint)
+    model = load_model(checkpoint, make_architecture(options)).model.to(device)
+    if sha256(checkpoint) != digest:
+        raise InputError(f"{checkpoint}: written to while it was read; try again")
+    reader = open_features(options, model.architecture)
+    captions = {split: read_captions(options[f"caption_{split}_txt"]) for split in ("test", "train")}
+    video_ids = list(group_by_video([caption for split in _SPLITS[options.split] for caption in captions[split]]))
+    batch_size = options.eval_context_bsz
+    videos = Loader(CorpusVideos(reader, video_ids), batch_size, options.num_workers, pinned=False)
+    corpus = open_index(
+        index_path(checkpoint, options.split, _folder(options, "index_dir")),
+        fingerprint(digest, model.architecture, reader, video_ids, batch_size),
+        partial(encode_corpus, model, videos, device),
+        options.rebuild,
+    )
+    known = [*{caption.id: caption for own in captions.values() for caption in own}.values()]
+    moments = None
+    if options.moments and options.moments.exists():  # without them there are frames in the place of seconds
+        moments = read_moments(options.moments, {caption.id for caption in known})
+    width, words = model.architecture.query_width, model.architecture.max_words
+    return Searcher(
+        model,
+        corpus,
+        known,
+        reader,
+        partial(TextEncoder, Path(options.text_encoder), width, words, device),
+        durations(known, moments or {}),
+        options.fusion_weight,
+        options.eval_memory_mb,
+    )
+
+
+def _add_flags(parser: Parser) -> None:
+    parser.add_argument("sentence", nargs="*", default=[], help="what to look for; without it a prompt asks")
+    # A published flag of training that never did anything is the number of results here.
+    parser.conflict_handler = "resolve"
+    add = parser.add_argument_group("search").add_argument
+    add("--topk", dest="top_k", type=int, default=10, metavar="K", help="videos to show")
+    add("--query_id", metavar="ID", help="search with this caption of the dataset and its own token features")
+    add("--split", choices=tuple(_SPLITS), default="test", help="whose videos are searched: the evaluated ones, the "
+        "training ones or both")  # fmt: skip
+    add("--json", action="store_true", default=False, help="print each answer as a line of JSON")
+    add("--rebuild", action="store_true", default=False, help="make the index anew")
+    add("--index_dir", metavar="DIR", help="folder of the index (default: <checkpoint>.index beside the checkpoint)")
+    add("--serve", action="store_true", default=False, help="answer on a web page")
+    add("--host", default="127.0.0.1", help="address of the web page; any but the loopback's lets others in")
+    add("--port", type=int, default=8000, help="port of the web page; 0: any free one")
+    add("--video_dir", metavar="DIR", help="folder with <video id>.mp4, .webm and so on, shown on the web page")
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    if options["eval_ckpt"] is None:
+        raise InputError("--eval_ckpt FILE is missing")
+    if options["top_k"] < 1:
+        raise InputError(f"--topk {options['top_k']}: expected at least 1")
+    if not 0 <= options["port"] <= 65535:
+        raise InputError(f"--port {options['port']}: expected 0 to 65535")
+    asked = [name for name, given in (("a sentence", options["sentence"]), ("--query_id", options["query_id"]),
+             ("--serve", options["serve"])) if given]  # fmt: skip
+    if len(asked) > 1:
+        raise InputError(f"{' and '.join(asked)} given, expected one of them")
+
+
+def _prompt(searcher: Searcher, options: EasyDict) -> None:
+    """Answer what is typed until an empty line or the end of input."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  gives input() a history and editing keys
+    _load_encoder(searcher)
+    for line in _typed():
+        try:
+            _print(searcher.search(line, options.top_k), searcher, options)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+
+
+def _typed() -> Iterator[str]:
+    while True:
+        if not sys.stdout.isatty():  # input() would mix its prompt with the answers
+            print(_PROMPT, end="", file=sys.stderr, flush=True)
+        try:
+            line = input(_PROMPT if sys.stdout.isatty() else "")
+        except EOFError:
+            print(file=sys.stderr)
+            return
+        if not line.strip():
+            return
+        yield line
+
+
+def _load_encoder(searcher: Searcher) -> None:
+    try:
+        searcher.load_encoder()
+    except InputError as error:
+        log.warning("sentences cannot be encoded, only captions be searched with, by their ids: %s", error)
+
+
+def _print(answer: Answer, searcher: Searcher, options: EasyDict) -> None:
+    videos = len(searcher.video_ids)
+    if options.json:
+        print(json.dumps(as_json(answer, options.split, videos), allow_nan=False), flush=True)
+        return
+    try:
+        BLOCKS.encode(sys.stdout.encoding or "ascii")
+        blocks = BLOCKS
+    except (UnicodeEncodeError, LookupError):
+        blocks = ASCII_BLOCKS
+    text = as_text(answer, videos, blocks, shutil.get_terminal_size().columns)
+    # A character of a caption that the terminal lacks is no reason to fail.
+    print(text.encode(sys.stdout.encoding or "ascii", "replace").decode(sys.stdout.encoding or "ascii"), flush=True)
+
+
+def _serve(searcher: Searcher, options: EasyDict) -> None:
+    from method.web.server import make_app, serve  # the other ways to search need no server
+
+    _load_encoder(searcher)
+    video_dir = _folder(options, "video_dir")
+    if video_dir is not None and not video_dir.is_dir():
+        raise InputError(f"--video_dir {video_dir}: no such folder")
+    serve(make_app(searcher, options.host, options.top_k, video_dir), options.host, options.port)
+
+
+def _folder(options: EasyDict, flag: str) -> Path | None:
+    if options[flag] is None:
+        return None
+    path: Path = options.root_path / Path(options[flag]).expanduser()
+    return path
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,417 @@
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib import rc_context, rcParams
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from method.data.captions import Caption
+from method.evaluation.metrics import RECALL_AT, retrieval_metrics
+from method.evaluation.report import data
+from method.evaluation.report.breakdown import breakdowns
+from method.evaluation.report.cost import costs, multiply_adds
+from method.evaluation.report.failures import repeated_captions, timelines, worst_captions
+from method.evaluation.report.figures import figures_for_tensorboard
+from method.evaluation.report.write import WINNERS, WORST, Subject, write_report
+from method.files import read_json
+from tests.evaluation.reported import WEIGHT, evaluation_of, make_subject, some_captions, some_moments
+from tests.small_dataset import SmallDataset, run_evaluate, run_train
+from tests.world import random_rows
+
+ONE_BRANCH: dict[str, Any] = {"fusion": "none", "object_width": None, "temperatures": ("action",)}
+HOSTILE = (
+    "a person <script>alert('x')</script> opens the door",
+    'the "cat" & the <b>dog</b> \' $x^2$ {{ 7 * 7 }} {% raw %}',
+    "一只猫 🎬 ‏שלום‏ </style><img src=http://example.org/x.png onerror=alert(1)>",
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_run_a_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("method.evaluation.report.cost._LEAST_SECONDS", 0.0)
+
+
+def random_ranks(count: int, videos: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(1, videos + 1, count)
+
+
+# --- the numbers behind the figures -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "videos"), [(1, 1), (7, 3), (200, 150)])
+def test_the_recall_curve_counts_ranks_up_to_k(count: int, videos: int) -> None:
+    ranks = random_ranks(count, videos)
+    naive = [100 * sum(rank <= k for rank in ranks) / count for k in range(1, videos + 1)]
+    np.testing.assert_allclose(data.recall_curve(ranks, videos), naive)
+
+
+@pytest.mark.parametrize("videos", [1, 2, 5, 6, 10, 100, 101, 199, 200, 2179, 4430, 100_000])
+def test_rank_bins_hold_every_rank_once(videos: int) -> None:
+    bins = data.rank_bins(videos)
+    assert bins[0][0] == 1
+    assert bins[-1][1] == videos
+    assert all(after[0] == before[1] + 1 for before, after in pairwise(bins))
+    assert all(first <= last for first, last in bins)
+    ranks = random_ranks(300, videos)
+    naive = [sum(first <= rank <= last for rank in ranks) for first, last in bins]
+    assert data.rank_histogram(ranks, bins) == naive
+    assert sum(naive) == 300
+
+
+def test_fusion_outcomes_and_agreement_equal_a_caption_at_a_time() -> None:
+    action, object_, fused = (random_ranks(400, 12, seed) for seed in range(3))
+    naive = []
+    for a, o, f in zip(action, object_, fused, strict=True):
+        if f < min(a, o):
+            naive.append("better than both")
+        elif f == min(a, o):
+            naive.append("as good as the better")
+        else:
+            naive.append("worse than both" if f > max(a, o) else "between")
+    assert set(naive) == set(data.OUTCOMES)
+    assert [data.OUTCOMES[place] for place in data.fusion_outcomes(action, object_, fused)] == naive
+    found = {row.found_by: row for row in data.agreement(action, object_, fused, 4)}
+    own = [f for a, o, f in zip(action, object_, fused, strict=True) if a <= 4 < o]
+    assert (found["action only"].captions, found["action only"].found_fused) == (len(own), sum(f <= 4 for f in own))
+    assert sum(row.captions for row in found.values()) == 400
+    assert sum(row.found_fused for row in found.values()) == sum(fused <= 4)
+
+
+def test_sumr_of_a_group_is_the_metric_of_its_captions() -> None:
+    ranks = {"action": random_ranks(300, 200), "fused": random_ranks(300, 200, 1)}
+    place = np.random.default_rng(2).integers(-1, 3, 300)
+    groups = data.sumr_by_group(ranks, place, ["a", "b", "c", "empty"])
+    for index, group in enumerate(groups[:3]):
+        own = {name: values[place == index] for name, values in ranks.items()}
+        assert group.captions == len(own["fused"])
+        for name, values in own.items():
+            assert group.sumr[name] == pytest.approx(retrieval_metrics(values)["sumr"])
+            sums = [100 * sum(rank <= k for k in RECALL_AT) for rank in values]
+            assert group.error[name] == pytest.approx(1.96 * np.std(sums) / len(sums) ** 0.5)
+    assert (groups[3].captions, groups[3].sumr) == (0, {})
+
+
+@pytest.mark.parametrize("values", [[4], [4, 4, 4], [1, 2], list(range(100)), [1] * 90 + [7, 8, 9], [3, 9, 9, 9, 9]])
+def test_even_bins_hold_every_value_once(values: list[int]) -> None:
+    bins, labels = data.even_bins(np.array(values), 5)
+    assert len(labels) == len(bins) <= 5
+    for value in values:
+        assert sum(first <= value <= last for first, last in bins) == 1
+    places = data.place_in_bins(np.array(values), bins)
+    assert all(bins[place][0] <= value <= bins[place][1] for place, value in zip(places, values, strict=True))
+    assert set(places.tolist()) == set(range(len(bins)))  # none is empty
+
+
+def test_breakdowns_say_how_many_captions_each_bin_has(tmp_path: Path) -> None:
+    captions = some_captions(40, ("one", "one two three", "one two three four"))
+    moments = some_moments(captions, every=2)
+    subject = make_subject(captions, moments, tmp_path)
+    frames = subject.split.frames["action"]
+    made = {b.name: b for b in breakdowns(subject.evaluation.ranks, captions, frames, "the stream", moments)}
+    counted = {name: {group.label: group.captions for group in b.groups} for name, b in made.items()}
+    per_video = [sum(other.video_id == caption.video_id for other in captions) for caption in captions]
+    expected = {f"{count}": per_video.count(count) for count in (1, 2, 3, 4, 5)}
+    assert counted["captions_of_video"] == {label: count for label, count in expected.items() if count}
+    ratios = [moment.ratio for moment in moments.values()]
+    bounds = ((0, 0.2), (0.2, 0.4), (0.4, 1))
+    assert counted["moment_ratio"] == {f"{low}–{high}": sum(low < r <= high for r in ratios) for low, high in bounds}
+    assert len(counted["moment_ratio_ten"]) == 10
+    assert sum(counted["moment_ratio_ten"].values()) == len(ratios)
+    assert sum(counted["caption_length"].values()) == sum(counted["video_length"].values()) == len(captions)
+    # Every video's duration is known by one of its captions; without the first video's, frames are what is left.
+    assert made["video_length"].unit == "seconds"
+    fewer = {name: moment for name, moment in moments.items() if not name.startswith("V0#")}
+    unknown = breakdowns(subject.evaluation.ranks, captions, frames, "the stream", fewer)
+    assert {b.unit for b in unknown if b.name == "video_length"} == {"frames"}
+    without = breakdowns(subject.evaluation.ranks, captions, frames, "the stream", {})
+    assert [b.name for b in without if not b.groups] == ["moment_ratio", "moment_ratio_ten"]
+
+
+def test_the_worst_captions_and_what_outranks_them_are_those_of_the_full_scores(tmp_path: Path) -> None:
+    evaluation = evaluation_of(tmp_path, 60)
+    assert evaluation.scores is not None
+    fused, ranks = evaluation.scores["fused"], evaluation.ranks["fused"]
+    failures = worst_captions(evaluation, WEIGHT, 64, 5, 3)
+    assert [failure.ranks["fused"] for failure in failures] == sorted(ranks.tolist(), reverse=True)[:5]
+    for failure in failures:
+        scores = fused[failure.place]
+        assert evaluation.queries.captions[failure.place] is failure.caption
+        right = scores[evaluation.video_ids.index(failure.caption.video_id)]
+        assert failure.right.score == pytest.approx(right, abs=1e-6)
+        best = sorted(range(60), key=lambda video: -scores[video])[:3]
+        assert [winner.video_id for winner in failure.winners] == [evaluation.video_ids[video] for video in best]
+        for winner in failure.winners:
+            assert [caption.video_id for caption in winner.captions] == [winner.video_id] * len(winner.captions)
+
+
+def test_what_ties_with_the_right_video_outranks_it(tmp_path: Path) -> None:
+    evaluation = evaluation_of(tmp_path, 2)
+    keys = {name: rows.with_values(rows.values * 0) for name, rows in evaluation.corpus.keys.items()}
+    tied = replace(
+        evaluation,
+        corpus=replace(evaluation.corpus, keys=keys),
+        ranks={name: np.full(3, 2) for name in evaluation.ranks},
+    )
+    failures = worst_captions(tied, WEIGHT, 64, 9, 3)
+    assert [[winner.video_id for winner in failure.winners] for failure in failures] == [["V1"], ["V0"], ["V0"]]
+
+
+def test_captions_that_no_ranking_can_tell_apart_are_counted(tmp_path: Path) -> None:
+    texts = {"A#0": "A cat.", "A#1": "a  cat", "B#0": "a cat", "B#1": "A dog", "C#0": "two dogs", "C#1": "Two dogs."}
+    assert repeated_captions([Caption(name, name[0], text) for name, text in texts.items()]) == 3
+    failures = worst_captions(make_subject(some_captions(20), {}, tmp_path).evaluation, WEIGHT, 64, 5, 3)
+    assert all(failure.same_text for failure in failures)
+
+
+def test_timelines_hold_each_branch_on_its_own_clock(tmp_path: Path) -> None:
+    captions = some_captions(6)
+    moments = some_moments(captions)
+    evaluation = make_subject(captions, moments, tmp_path).evaluation
+    own = timelines(evaluation, 4, captions[4].video_id, WEIGHT, moments, {captions[4].video_id: 12.0})
+    other = timelines(evaluation, 4, "V0", WEIGHT, moments, {})
+    assert (own.true, own.duration) == (moments[captions[4].id], 12.0)
+    assert (other.true, other.duration) == (None, None)
+    for video in (own, other):
+        keys = evaluation.corpus.video(evaluation.video_ids.index(video.video_id))
+        for name, rows in keys.items():
+            expected = (rows @ evaluation.queries.vectors[name][4]).numpy()
+            np.testing.assert_allclose(video.scores[name], expected, atol=1e-6)
+        assert len(video.scores["fused"]) == max(map(len, keys.values()))
+        assert video.found.score == pytest.approx(video.scores["fused"].max())
+
+
+# --- cost -------------------------------------------------------------------------------------------------------------
+
+
+def test_multiply_adds_of_a_model_without_fusion_equal_the_formula(tmp_path: Path) -> None:
+    model = make_subject(some_captions(3), {}, tmp_path, **ONE_BRANCH).model
+    frames, width, d = 7, 10, 16
+    # input, query and key and value and output projections, two attention products, frame key
+    expected = frames * (width * d + 4 * d * d + 2 * frames * d + d * d)
+    streams = {"action": random_rows([frames], width)}
+    assert multiply_adds(lambda: model.encode_videos(streams)) == expected
+    words, words_width = 5, 8
+    pooling = words * d + words * d
+    query = random_rows([words], words_width)
+    expected = words * (words_width * d + 4 * d * d + 2 * words * d) + pooling
+    assert multiply_adds(lambda: model.encode_queries(query)) == expected
+
+
+def test_costs_are_those_of_the_model_and_the_corpus(tmp_path: Path) -> None:
+    subject = make_subject(some_captions(4), {}, tmp_path)
+    found = costs(subject.model, subject.evaluation, subject.split, WEIGHT, 64)
+    by_name = {(cost.what, cost.unit): cost for cost in found}
+    assert by_name["parameters", ""].value == sum(weight.numel() for weight in subject.model.parameters())
+    frames = sum(sum(keys.layout.lengths) for keys in subject.evaluation.corpus.keys.values())
+    assert by_name["index, a video", "bytes"].value == frames / 4 * 16 * 4
+    counts = [cost.what for cost in found if cost.unit == "ms a query"]
+    assert counts == [
+        "time to score a query, 1 at once",
+        "time to score a query, 7 at once",
+    ]  # there are 7 captions, not 100
+    assert all(cost.value > 0 for cost in found)
+    long, median = (by_name[f"encode a {kind} video", "M multiply-adds"] for kind in ("long", "median"))
+    assert long.value > median.value
+    assert long.how.startswith("24 frames a branch")
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, ids, and the text outside of style sheets."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.source = path.read_text("utf-8")
+        self.feed(self.source)
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "source", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another tag"
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Path, Subject]:
+    """A report with everything in it, of captions that try to be markup."""
+    folder = tmp_path_factory.mktemp("run")
+    captions = some_captions(130, HOSTILE)
+    subject = make_subject(captions, some_moments(captions, every=2), folder / "<model>.ckpt")
+    path = write_report(folder, subject)
+    assert path == folder / "report" / "index.html"
+    return Page(path), path.parent, subject
+
+
+def test_the_page_needs_nothing_but_itself(reported: tuple[Page, Path, Subject]) -> None:
+    page, folder, _ = reported
+    assert page.open == []
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "b", "form"})
+    for picture in page.all("img"):
+        assert str(picture["src"]).startswith("data:image/png;base64,iVBOR")
+        assert len(str(picture["alt"])) > 40
+    assert all(str(source["srcset"]).startswith("data:image/png;base64,") for source in page.all("source"))
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    (policy,) = (str(meta["content"]) for meta in page.all("meta") if meta.get("http-equiv"))
+    assert policy.startswith("default-src 'none'")
+    ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    for link in page.all("a"):
+        target = str(link["href"])
+        assert target[1:] in ids if target.startswith("#") else (folder / target).is_file()
+
+
+def test_text_of_captions_and_paths_stays_text(reported: tuple[Page, Path, Subject]) -> None:
+    page, _, subject = reported
+    shown = {failure.caption.text for failure in worst_captions(subject.evaluation, WEIGHT, 64, WORST, WINNERS)}
+    assert shown
+    for text in shown:
+        assert re.sub(r"\s+", " ", text) in page.text
+    assert "<model>.ckpt, epoch 7" in page.text.replace("  ", " ").replace(" ,", ",")
+
+
+def test_every_part_is_there_when_moments_are_known(reported: tuple[Page, Path, Subject]) -> None:
+    page, folder, subject = reported
+    headings = [
+        *("Results", "Recall over K", "Ranks", "Where fusion helps and hurts", "By caption length"),
+        *("By number of captions of the video", "By video length", "three bins that papers report", "ten equal bins"),
+        *("Worst captions", "Timelines", "Cost"),
+    ]
+    places = [page.text.rindex(heading) for heading in headings]
+    assert places == sorted(places)
+    assert "an addition of this program, not in the paper" in page.text
+    assert "No moments are known" not in page.text
+    pictures = {path.stem for path in folder.glob("*.png")}
+    assert pictures == {
+        *("recall_curve", "rank_histogram", "fusion", "timelines_1", "timelines_2", "timelines_3", "timelines_4"),
+        *(f"sumr_by_{name}" for name in ("caption_length", "captions_of_video", "video_length")),
+        *("sumr_by_moment_ratio", "sumr_by_moment_ratio_ten"),
+    }
+    assert len(page.all("img")) == len(pictures)
+    for what in (
+        "parameters",
+        "encode a median video",
+        "encode a query",
+        "index, a video",
+        "score a query, 100 at once",
+    ):
+        assert what in page.text
+    assert f"score a query, {len(subject.evaluation.caption_ids)} at once" in page.text
+
+
+def test_the_tables_beside_the_page_hold_the_same_numbers(reported: tuple[Page, Path, Subject]) -> None:
+    _, folder, subject = reported
+    evaluation = subject.evaluation
+
+    def rows(name: str) -> list[dict[str, str]]:
+        with (folder / name).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    captions = rows("captions.csv")
+    assert [row["caption"] for row in captions] == [caption.text for caption in evaluation.queries.captions]
+    for name, ranks in evaluation.ranks.items():
+        assert [int(row[f"rank_{name}"]) for row in captions] == ranks.tolist()
+    assert [row["caption_id"] for row in captions if row["iou"]] == list(subject.moments)
+    curve = rows("recall_curve.csv")
+    assert [int(row["k"]) for row in curve] == list(range(1, 131))
+    assert float(curve[9]["fused"]) == pytest.approx(evaluation.metrics["fused"]["r10"])
+    assert sum(int(row["action"]) for row in rows("rank_histogram.csv")) == len(captions)
+    assert sum(int(row["captions"]) for row in rows("moment_ratio_ten.csv")) == len(subject.moments)
+    worst = rows("worst_captions.csv")
+    assert len(worst) == WORST * WINNERS
+    assert int(worst[0]["rank_fused"]) == evaluation.ranks["fused"].max()
+    timeline = [float(row["cosine"]) for row in rows("timelines_1.csv") if row["score"] == "fused"]
+    assert len(timeline) > 2
+
+
+@pytest.mark.parametrize(
+    ("videos", "changes"),
+    [(1, {}), (1, ONE_BRANCH), (3, {"fusion": "none", "action_width": None, "temperatures": ("object",)})],
+)
+def test_small_corpora_and_single_branches_are_reported_and_say_so(
+    tmp_path: Path, videos: int, changes: dict[str, Any]
+) -> None:
+    captions = some_captions(videos)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "timelines_9.png").touch()  # of an earlier report
+    page = Page(write_report(tmp_path, make_subject(captions, {}, tmp_path / "model.ckpt", **changes)))
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+    assert not (tmp_path / "report" / "timelines_9.png").exists()
+    assert page.text.count("No moments are known") == 3 + (videos > 1)
+    assert f"With {videos} videos every caption finds its video within 100" in page.text
+    assert ("This model has one branch" in page.text) == bool(changes)
+    assert ("Every caption finds its video first" in page.text) == (videos == 1)
+    assert (tmp_path / "report" / "fusion.png").exists() == (not changes)
+
+
+def test_tensorboard_takes_the_figures_which_look_the_same_under_other_settings_of_matplotlib(tmp_path: Path) -> None:
+    evaluation = evaluation_of(tmp_path, 12)
+    with rc_context({"axes.facecolor": "red", "font.size": 40}):
+        figures = figures_for_tensorboard(evaluation)
+        assert rcParams["axes.facecolor"] == "red"
+    for figure in figures.values():
+        assert figure.axes[0].get_facecolor() == (1.0, 1.0, 1.0, 1.0)
+        assert float(figure.axes[0].xaxis.label.get_fontsize()) < 20
+    assert list(figures) == ["recall_curve", "rank_histogram", "fusion"]
+    assert all(isinstance(figure, Figure) for figure in figures.values())
+    with SummaryWriter(str(tmp_path)) as writer:
+        for name, figure in figures.items():
+            writer.add_figure(name, figure)
+    assert list(figures_for_tensorboard(evaluation_of(tmp_path, 12, **ONE_BRANCH))) == [
+        "recall_curve",
+        "rank_histogram",
+    ]
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_reports_moments_where_the_file_is_and_the_page_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = SmallDataset(tmp_path)
+    run = run_train(dataset.flags("--n_epoch", "1", "--report"))
+    assert "moments" not in read_json(run / "metrics.json")
+    assert "No moments are known" in (run / "report" / "index.html").read_text("utf-8")
+
+    lines = [f'{{"cap_id": "{caption.id}", "start": 1, "end": 3, "duration": 9}}\n' for caption in dataset.captions()]
+    dataset.test_txt.with_name("demoval.moments.jsonl").write_text("".join(lines))
+    again = ["--eval_ckpt", str(run / "model.ckpt"), "--root_path", str(tmp_path), "--device", "-1"]
+    evaluated = run_evaluate(again)
+    metrics = read_json(evaluated / "metrics.json")
+    assert metrics["moments"]["captions"] == len(lines)
+    assert set(metrics["moments"]) == {"about", "captions", "in_video", "in_corpus"}
+    assert not (evaluated / "report").exists()
+    assert metrics["fused"] == read_json(run / "metrics.json")["fused"]
+
+    def full_disk(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("method.evaluation.report.picture.write_bytes", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        run_evaluate([*again, "--report", "--description", "full"])
+    assert not any("report" in path.name for path in (evaluated.parent / "full").iterdir())
+    kept = read_json(evaluated.parent / "full" / "metrics.json")
+    assert (kept["fused"], kept["moments"]) == (metrics["fused"], metrics["moments"])

@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from method import search
+from method.answers import ASCII_BLOCKS, BLOCKS, as_text, draw_timeline, span_text
+from method.errors import InputError
+from method.evaluation.moments import Moment, best_moment
+from method.evaluation.searcher import MAX_CHARACTERS, Hit
+from method.model.published import to_published
+from method.model.retrieval import RetrievalModel
+from method.model.text_encoder import TextEncoder
+from method.training.checkpoint import load_model
+from tests.searching import kitchen, make_searcher
+from tests.small_dataset import QUERY_WIDTH, SmallDataset, own_log_handlers, run_evaluate, run_train
+from tests.tiny_text_encoder import make_text_encoder
+from tests.world import SMALL
+
+SEARCH = Path(search.__file__)
+
+
+class Trained:
+    """A checkpoint trained on captions that a text encoder encoded, and that encoder."""
+
+    def __init__(self, root: Path) -> None:
+        self.data = SmallDataset(root)
+        self.encoder = root / "checkpoints" / "roberta-large"
+        captions = self.data.captions()
+        texts = [caption.text for caption in captions]
+        make_text_encoder(self.encoder, texts, width=QUERY_WIDTH)
+        encoded = TextEncoder(self.encoder, QUERY_WIDTH, 5, torch.device("cpu")).encode(texts)
+        with h5py.File(self.data.texts, "r+") as file:
+            for caption, rows in zip(captions, encoded.values.split(encoded.layout.lengths), strict=True):
+                del file[caption.id]
+                file[caption.id] = rows.numpy()
+        self.run = run_train(self.data.flags("--n_epoch", "1", "--description", "trained"))
+        self.checkpoint = self.run / "model.ckpt"
+
+    def search(self, *words: str) -> None:
+        with own_log_handlers():
+            search.main(["--eval_ckpt", str(self.checkpoint), "--device", "-1", *words])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("search"))
+
+
+def answers(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_caption_finds_what_evaluation_found(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    results = run_evaluate(["--eval_ckpt", str(trained.checkpoint), "--device", "-1", "--save_scores"])
+    scores = np.load(results / "scores.npz")
+    for caption in trained.data.captions():
+        trained.search("--query_id", caption.id, "--json", "--topk", "100")
+    found = answers(capsys)
+    assert [answer["query"]["caption_id"] for answer in found] == scores["query_ids"].tolist()
+    for number, answer in enumerate(found):
+        order = np.argsort(-scores["fused"][number], kind="stable")
+        assert [hit["video_id"] for hit in answer["results"]] == scores["video_ids"][order].tolist()
+        for name in ("action", "object", "fused"):
+            own = [hit["scores"][name] for hit in answer["results"]]
+            np.testing.assert_allclose(own, scores[name][number][order], atol=1e-5)
+        right = scores["video_ids"].tolist().index(answer["query"]["video_id"])
+        assert answer["query"]["right_rank"] == (scores["fused"][number] >= scores["fused"][number][right]).sum()
+
+
+def test_a_published_checkpoint_is_searched_with_the_flags_of_its_launcher(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is evaluated with extent 'padded', where a score depends on the batch of a video."""
+    loaded = load_model(trained.checkpoint, SMALL).model
+    path = tmp_path / "published.ckpt"
+    architecture = replace(loaded.architecture, fusion_extent="padded", temperatures=("action", "object"))
+    torch.save({"model": to_published(RetrievalModel(architecture).state_dict(), architecture), "epoch": 3}, path)
+    flags = trained.data.flags("--eval_ckpt", str(path))
+    scores = np.load(run_evaluate([*flags, "--save_scores", "--description", "published"]) / "scores.npz")
+    for number in (0, 7):
+        with own_log_handlers():
+            search.main([*flags, "--query_id", str(scores["query_ids"][number]), "--json", "--topk", "100"])
+        (answer,) = answers(capsys)
+        order = np.argsort(-scores["fused"][number], kind="stable")
+        assert [hit["video_id"] for hit in answer["results"]] == scores["video_ids"][order].tolist()
+        found = [hit["score"] for hit in answer["results"]]
+        np.testing.assert_allclose(found, scores["fused"][number][order], atol=1e-6)
+    with own_log_handlers(), pytest.raises(InputError, match="another --eval_context_bsz; make it anew"):
+        search.main([*flags, "--query_id", "E00#enc#0", "--eval_context_bsz", "4"])
+
+
+def test_a_sentence_finds_what_its_features_find(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    caption = trained.data.captions()[3]
+    trained.search("--query_id", caption.id, "--json")
+    trained.search(caption.text, "--json")
+    trained.search(caption.id, "--json")
+    by_id, by_text, by_typed_id = answers(capsys)
+    assert by_text["query"] == {"text": caption.text, "caption_id": None, "video_id": None, "right_rank": None}
+    assert [hit["video_id"] for hit in by_text["results"]] == [hit["video_id"] for hit in by_id["results"]]
+    scores = np.array([[hit["score"] for hit in one["results"]] for one in (by_text, by_id)])
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-6)
+    assert {**by_typed_id, "seconds": 0} == {**by_id, "seconds": 0}
+
+
+def test_json_has_the_documented_fields(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    trained.search("--query_id", "E01#enc#0", "--json", "--topk", "3")
+    (answer,) = answers(capsys)
+    assert answer["schema"] == "a3prvr.search/1"
+    assert set(answer) == {"schema", "query", "corpus", "note", "seconds", "results"}
+    assert set(answer["query"]) == {"text", "caption_id", "video_id", "right_rank"}
+    assert answer["corpus"] == {"split": "test", "videos": 8}
+    assert answer["note"] is None
+    assert 0 < answer["seconds"] < 10
+    assert [hit["rank"] for hit in answer["results"]] == [1, 2, 3]
+    for hit in answer["results"]:
+        assert set(hit) == {"rank", "video_id", "score", "scores", "duration", "moment", "timeline"}
+        assert hit["score"] == hit["scores"]["fused"]
+        moment = best_moment(hit["timeline"])
+        expected: dict[str, Any] = {name: getattr(moment, name) for name in ("start", "end", "peak", "score")}
+        assert hit["duration"] is None
+        assert hit["moment"] == {**expected, "start_seconds": None, "end_seconds": None, "peak_seconds": None}
+
+
+@pytest.fixture
+def with_durations(trained: Trained) -> Iterator[Path]:
+    path = trained.data.test_txt.with_name("demoval.moments.jsonl")
+    rows = [{"cap_id": f"E{n:02d}#enc#0", "start": 1, "end": 2, "duration": 10 + n} for n in range(7)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    yield path
+    path.unlink()
+
+
+@pytest.mark.usefixtures("with_durations")
+def test_seconds_are_given_where_a_duration_is_known(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    trained.search("--query_id", "E01#enc#0", "--json")
+    (answer,) = answers(capsys)
+    for hit in answer["results"]:
+        moment, duration = hit["moment"], hit["duration"]
+        if hit["video_id"] == "E07":
+            assert duration is moment["start_seconds"] is None
+        else:
+            assert duration == 10 + int(hit["video_id"][1:])
+            for name in ("start", "end", "peak"):
+                assert moment[f"{name}_seconds"] == pytest.approx(moment[name] * duration)
+
+
+def test_text_shows_the_results_and_marks_the_right_video(
+    trained: Trained, capsys: pytest.CaptureFixture[str], with_durations: Path
+) -> None:
+    trained.search("--query_id", "E01#enc#0", "--topk", "8")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("E01#enc#0: a person ")
+    assert "its own video E01 has rank " in lines[1]
+    assert len(lines) == 10
+    for line in lines[2:]:
+        video_id = line.split()[1]
+        assert ("* E01 " in line) == (video_id == "E01")
+        assert (" frame" if video_id == "E07" else " s of ") in line
+        assert line.count("[") == line.count("]") == 1
+
+
+@pytest.mark.parametrize(("split", "videos"), [("train", {"T"}), ("both", {"T", "E"})])
+def test_other_splits_have_indexes_of_their_own(
+    trained: Trained, capsys: pytest.CaptureFixture[str], split: str, videos: set[str]
+) -> None:
+    trained.search("--query_id", "E01#enc#0", "--json", "--topk", "100", "--split", split)
+    (answer,) = answers(capsys)
+    assert {hit["video_id"][0] for hit in answer["results"]} == videos
+    assert answer["corpus"] == {"split": split, "videos": len(answer["results"])}
+    assert (answer["query"]["right_rank"] is None) == ("E" not in videos)
+    assert (trained.run / "model.ckpt.index" / f"{split}.pt").exists()
+
+
+def test_the_index_is_used_refused_and_rebuilt(
+    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ("--query_id", "E01#enc#0", "--index_dir", str(tmp_path))
+    trained.search(*words)
+    made = (tmp_path / "test.pt").stat().st_mtime_ns
+    trained.search(*words)
+    assert (tmp_path / "test.pt").stat().st_mtime_ns == made
+    status = trained.data.features.stat()
+    os.utime(trained.data.features, ns=(0, 0))
+    try:
+        with pytest.raises(InputError, match="another feature file; make it anew with --rebuild"):
+            trained.search(*words)
+    finally:
+        os.utime(trained.data.features, ns=(status.st_atime_ns, status.st_mtime_ns))
+    trained.search(*words, "--rebuild")
+    assert (tmp_path / "test.pt").stat().st_mtime_ns > made
+
+
+def test_topk_is_the_number_of_results_and_nothing_is_said_of_ignoring_it(
+    trained: Trained, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    trained.search("--topk", "2", "--query_id", "E01#enc#0", "--json")
+    assert len(answers(capsys)[0]["results"]) == 2
+    assert "ignored" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--topk", "0", "x"), "--topk 0: expected at least 1"),
+        (("--port", "70000", "--serve"), "--port 70000"),
+        (("a man", "--query_id", "E01#enc#0"), "a sentence and --query_id given, expected one of them"),
+        (("a man", "--serve"), "a sentence and --serve given"),
+        (("--query_id", "E99#enc#0"), r"no caption 'E99#enc#0' in the dataset; ids look like 'E00#enc#0'"),
+        ((" ", "--json"), "an empty query"),
+        (("x" * (MAX_CHARACTERS + 1),), "501 characters, expected at most 500"),
+        (("a man", "--text_encoder", "nowhere"), "download_roberta.py"),
+        (("--serve", "--video_dir", "nowhere"), "--video_dir .*nowhere: no such folder"),
+    ],
+)
+def test_mistakes_are_named(trained: Trained, words: Sequence[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        trained.search(*words)
+
+
+def test_the_checkpoint_is_required() -> None:
+    with own_log_handlers(), pytest.raises(InputError, match="--eval_ckpt FILE is missing"):
+        search.main(["a man", "--dataset_name", "demo"])
+
+
+def test_a_caption_needs_no_text_encoder(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    trained.search("--query_id", "E01#enc#0", "--text_encoder", "nowhere", "--json")
+    assert len(answers(capsys)) == 1
+
+
+def test_the_words_of_a_sentence_need_no_quotes(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    trained.search("a", "person", "opens", "--json")
+    assert answers(capsys)[0]["query"]["text"] == "a person opens"
+
+
+def test_a_long_sentence_is_noted(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    trained.search("a person opens the door and lifts a box", "--json")
+    assert "the model reads 5 tokens" in answers(capsys)[0]["note"]
+
+
+def test_a_pipe_is_answered_line_by_line_up_to_an_empty_one(
+    trained: Trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a person lifts\nE01#enc#0\n\nnot any more\n"))
+    trained.search("--json", "--topk", "1")
+    assert [answer["query"]["caption_id"] for answer in answers(capsys)] == [None, "E01#enc#0"]
+
+
+def test_a_terminal_without_blocks_gets_ascii(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    trained.search("--query_id", "E01#enc#0")
+    lines = written.getvalue().decode("ascii").splitlines()
+    assert all(set(line.split("[")[1].split("]")[0]) <= set(ASCII_BLOCKS) for line in lines[2:])
+
+
+def test_the_prompt_answers_until_an_empty_line_and_survives_mistakes(trained: Trained) -> None:
+    """On a terminal of its own, as a user would."""
+    terminal, other = pty.openpty()
+    command = [sys.executable, str(SEARCH), "--eval_ckpt", str(trained.checkpoint), "--device", "-1", "--topk", "1"]
+    process = subprocess.Popen(
+        command, stdin=other, stdout=other, stderr=other, env={**os.environ, "TERM": "dumb"}, close_fds=True
+    )
+    os.close(other)
+    try:
+        seen = _read_until(terminal, "search> ")
+        os.write(terminal, b"E01#enc#0\n")
+        seen = _read_until(terminal, "search> ")
+        assert "its own video E01 has rank" in seen
+        os.write(terminal, b"x" * 600 + b"\n")
+        seen = _read_until(terminal, "search> ")
+        assert "expected at most 500" in seen
+        os.write(terminal, b"a person opens the door\n")
+        seen = _read_until(terminal, "search> ")
+        assert "(8 videos, " in seen
+        os.write(terminal, b"\n")
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+
+
+def _read_until(terminal: int, text: str, seconds: float = 60) -> str:
+    seen = ""
+    deadline = time.monotonic() + seconds
+    while text not in seen:
+        ready, _, _ = select.select([terminal], [], [], deadline - time.monotonic())
+        assert ready, f"{text!r} not in {seen!r}"
+        seen += os.read(terminal, 4096).decode(errors="replace")
+    return seen
+
+
+def test_the_command_runs_from_anywhere_and_names_mistakes_in_a_line(trained: Trained, tmp_path: Path) -> None:
+    command = [sys.executable, str(SEARCH), "--eval_ckpt", str(trained.checkpoint), "--query_id", "nothing"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1] == "error: no caption 'nothing' in the dataset; ids look like 'E00#enc#0'"
+    assert "Traceback" not in done.stderr
+
+
+timelines = st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=200)
+
+
+def hit_of(timeline: Sequence[float], duration: float | None = None) -> Hit:
+    return Hit(1, "v", {"fused": 0.5}, tuple(timeline), best_moment(list(timeline)), duration)
+
+
+@given(timelines, st.integers(1, 60))
+def test_a_drawn_timeline_keeps_its_peak_and_brackets_it(timeline: list[float], columns: int) -> None:
+    hit = hit_of(timeline)
+    low, high = min(timeline), max(timeline)
+    drawn = draw_timeline(hit, (low, high), columns, BLOCKS)
+    assert len(drawn) == columns + 2
+    before, rest = drawn.split("[")
+    inside, after = rest.split("]")
+    levels = before + inside + after
+    assert set(levels) <= set(BLOCKS)
+    if high > low:
+        assert BLOCKS[-1] in inside
+    # The slow way: of all frames that overlap a column, the highest.
+    for column, block in enumerate(levels):
+        own = [
+            score
+            for frame, score in enumerate(timeline)
+            if frame * columns < (column + 1) * len(timeline) and (frame + 1) * columns > column * len(timeline)
+        ]
+        share = (max(own) - low) / (high - low) if high > low else 0.0
+        assert abs(BLOCKS.index(block) - share * 7) <= 0.5 + 1e-6
+    assert len(before) <= math.floor(hit.moment.peak * columns) < len(before) + len(inside)
+
+
+def test_a_moment_is_said_in_frames_or_seconds() -> None:
+    moment = Moment(start=0.25, end=0.75, peak=0.3, score=0.5)
+    hit = Hit(1, "v", {"fused": 0.5}, (0.0,) * 8, moment, None)
+    assert span_text(hit) == "frames 3-6 of 8"
+    assert span_text(replace(hit, duration=62.0)) == "15.5-46.5 s of 62.0 s"
+    assert span_text(replace(hit, moment=replace(moment, end=0.375))) == "frame 3 of 8"
+
+
+@pytest.mark.parametrize("columns", [20, 80, 200])
+def test_lines_fit_the_terminal_when_it_is_wide_enough(columns: int) -> None:
+    answer = make_searcher(kitchen(), {"v03": 61.5}).search("a person opens the door", 14)
+    lines = as_text(answer, 14, BLOCKS, columns).splitlines()
+    assert len({len(line) for line in lines[1:]}) == 1
+    if columns >= 80:
+        assert all(len(line) <= columns for line in lines)
+
+
+def test_what_a_terminal_would_obey_is_taken_out() -> None:
+    answer = make_searcher({"v\x1b[2Jw": ["a \x1b]0;title\x07 man"], "u": ["b"]}).search("v\x1b[2Jw#enc#0", 2)
+    text = as_text(answer, 2, BLOCKS, 80)
+    assert "\x1b" not in text
+    assert "\x07" not in text
