@@ -29,7 +29,18 @@ VOCABULARY_FILES = ("id_action_dict", "total_action_dict", "id_object_dict", "to
 PATHS = (*DATA_FILES, *VOCABULARY_FILES, "results_root", "eval_ckpt", "resume", "text_encoder", "neg_cache", "moments")
 # Flags that belong to one call and never come from a YAML file or an earlier run.
 OF_THE_CALL = (
-    *("description", "only_eval", "eval_ckpt", "resume", "debug", "device", "device_ids", "save_scores", "report"),
+    *(
+        "description",
+        "only_eval",
+        "eval_ckpt",
+        "resume",
+        "debug",
+        "device",
+        "device_ids",
+        "save_scores",
+        "report",
+        "quiet",
+    ),
 )
 
 

@@ -32,10 +32,11 @@ from method.errors import InputError, run_command
 from method.evaluation.evaluate import Evaluation, evaluate
 from method.evaluation.moment_metrics import moment_metrics
 from method.evaluation.moments import TrueMoment, read_moments
-from method.evaluation.report.write import Subject, write_report
+from method.evaluation.report.subject import Subject
 from method.files import sha256, write_json
 from method.model.architecture import Architecture
 from method.model.retrieval import RetrievalModel
+from method.progress import be_quiet
 from method.run_folder import OPTIONS, RunFolder, circumstances, log_to_terminal, new_run
 from method.training.checkpoint import load_model
 from method.training.resume import kept_options
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     """Evaluate the checkpoint that the command line names; returns the folder of the results."""
     log_to_terminal()
     options = read_options(arguments, "Evaluate a checkpoint of A3PRVR.", kept=kept_options)
+    be_quiet(options.quiet)
     if options.eval_ckpt is None:
         raise InputError("--eval_ckpt FILE is missing")
     return evaluate_checkpoint(options)
@@ -135,6 +137,8 @@ def report(folder: RunFolder, subject: Subject) -> None:
         log.info("%-6s %s", name, recalls(values))
     log.info("metrics in %s", folder.path / "metrics.json")
     if options["report"]:
+        from method.evaluation.report.write import write_report  # loads the drawing library, which takes a second
+
         log.info("report in %s", write_report(folder.path, subject))
 
 

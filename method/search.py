@@ -44,6 +44,7 @@ from method.evaluation.searcher import Answer, Searcher
 from method.files import sha256
 from method.flags import Parser
 from method.model.text_encoder import TextEncoder
+from method.progress import be_quiet
 from method.run_folder import log_to_terminal
 from method.training.checkpoint import load_model
 from method.training.resume import kept_options
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Answer the query of the command line, or those of a prompt, a pipe or a web page."""
     log_to_terminal()
     options = read_options(arguments, "Search videos with a sentence.", extra=_add_flags, kept=kept_options)
+    be_quiet(options.quiet)
     _check(options)
     searcher = make_searcher(options)
     sentence = " ".join(options.sentence)

@@ -33,9 +33,11 @@ from method.data.dataset import FeatureReader, TrainingVideos, split_holdout
 from method.data.edited_queries import NegativeSource
 from method.errors import Stopped, run_command
 from method.evaluate import SplitEvaluator, evaluate_checkpoint, known_moments, open_features, recalls, report
-from method.evaluation.report.write import Subject
+from method.evaluation.evaluate import Evaluation
+from method.evaluation.report.subject import Subject
 from method.files import write_json, write_text
 from method.model.retrieval import RetrievalModel
+from method.progress import be_quiet
 from method.run_folder import BEST, LAST, OPTIONS, RunFolder, log_to_terminal
 from method.training.checkpoint import load_model, model_content, write_checkpoint
 from method.training.loop import LoopSettings, Training, seed_everything
@@ -56,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     """Do what the command line says; returns the folder of the run."""
     log_to_terminal()
     options = read_options(arguments, kept=kept_options)
+    be_quiet(options.quiet)
     return evaluate_checkpoint(options) if options.only_eval else train(options)
 
 
@@ -88,8 +91,7 @@ def train(options: EasyDict) -> Path:
         if splits.reported is not splits.selecting:
             evaluator = SplitEvaluator(options, reader, splits.reported, device)
         evaluation = evaluator.evaluate(best.model.to(device), options.save_scores, run.watch)
-        run.monitor.result(evaluation.metrics)
-        run.monitor.close()
+        run.show_result(evaluation)
         subject = Subject(best.model, evaluation, splits.reported, options, best.epoch, folder.path / BEST, moments)
         report(folder, subject)
     return folder.path
@@ -199,6 +201,14 @@ class _Run:
         self.monitor.scalars("seconds_an_epoch", parts, step)
         speed = {"videos_a_second": videos / seconds, "memory_mb": memory_mb(self.training.device)}
         self.monitor.scalars("machine", speed, step)
+
+    def show_result(self, evaluation: Evaluation) -> None:
+        """Show TensorBoard the best epoch: pictures, and its metrics beside the options."""
+        from method.evaluation.report.figures import figures_for_tensorboard  # loads the drawing library: a second
+
+        self.monitor.figures(figures_for_tensorboard(evaluation), self.steps_done)
+        self.monitor.result(evaluation.metrics)
+        self.monitor.close()
 
     def content(self, epoch: int) -> dict[str, Any]:
         """What a checkpoint of the model holds after an epoch."""

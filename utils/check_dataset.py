@@ -18,8 +18,6 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tqdm import tqdm
-
 from method.config import VOCABULARY_FILES, make_architecture, read_options
 from method.data.captions import Caption, group_by_video
 from method.data.check import Split, check_split, warn_of_shared_videos
@@ -29,6 +27,7 @@ from method.data.vocabulary import KINDS, read_vocabulary
 from method.errors import InputError, run_command, summarize
 from method.evaluate import open_features
 from method.flags import Parser
+from method.progress import progress_bar
 from method.run_folder import log_to_terminal
 
 log = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ def read_everything(split: Split, reader: FeatureReader) -> None:
     problems: list[str] = []
 
     def read_all(names: Sequence[str], read: Callable[[str], Any], what: str) -> None:
-        for name in tqdm(names, desc=f"{split.name}: {what}", leave=False, disable=None):
+        for name in progress_bar(names, f"{split.name}: {what}", "item"):
             try:
                 read(name)
             except InputError as error:

@@ -129,7 +129,8 @@ def _array(file: Any, name: str, width: int) -> tuple[Any, int]:
     """The array `name`, by HDF5's low-level interface, which is fast, and its rows. InputError if it cannot be used."""
     try:
         stored = h5py.h5d.open(file.id, name.encode())
-        shape, number = stored.shape, stored.get_type().get_class() in _NUMBERS
+        shape: tuple[int, ...] = stored.shape or ()
+        is_number = stored.get_type().get_class() in _NUMBERS
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         reason = str(error.args[0]) if error.args else type(error).__name__
         if "doesn't exist" in reason or "component not found" in reason:
@@ -137,13 +138,12 @@ def _array(file: Any, name: str, width: int) -> tuple[Any, int]:
         if "not a dataset" in reason:
             raise InputError(f"{name!r} is a group, expected an array") from error
         raise InputError(f"{name!r} cannot be read ({reason})") from error
-    shape = shape or ()
     if len(shape) == 3 and shape[0] == 1:
         shape = shape[1:]
     if len(shape) != 2 or shape[1] != width:
         raise InputError(f"{name!r} has shape {tuple(stored.shape or ())}, expected (rows, {width})")
     if shape[0] == 0:
         raise InputError(f"{name!r} has no rows, expected at least one")
-    if not number:
+    if not is_number:
         raise InputError(f"{name!r} holds neither integers nor floats, expected numbers")
     return stored, int(shape[0])

@@ -12,13 +12,13 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from method.data.batch import QueryBatch, VideoBatch
 from method.data.captions import Caption
 from method.data.ragged import Ragged
 from method.model.retrieval import RetrievalModel
 from method.model.scoring import fuse, normalized
+from method.progress import progress_bar
 
 _BYTES = 4  # float32
 _MAX_QUERY_BLOCK = 1024
@@ -54,7 +54,7 @@ def encode_corpus(model: RetrievalModel, batches: Iterable[VideoBatch], device: 
     """Encode every video once; the keys stay on `device`."""
     video_ids: list[str] = []
     parts: dict[str, list[Ragged]] = {name: [] for name in model.branches}
-    for batch in tqdm(batches, desc="videos", unit="batch", leave=False, disable=None):
+    for batch in progress_bar(batches, "videos", "batch"):
         video_ids += batch.video_ids
         for name, keys in model.encode_videos(batch.to(device).streams).items():
             parts[name].append(normalized(keys))
@@ -66,7 +66,7 @@ def encode_queries(model: RetrievalModel, batches: Iterable[QueryBatch], device:
     """Encode every caption once; the vectors stay on `device`."""
     captions: list[Caption] = []
     parts: dict[str, list[Tensor]] = {name: [] for name in model.branches}
-    for batch in tqdm(batches, desc="queries", unit="batch", leave=False, disable=None):
+    for batch in progress_bar(batches, "queries", "batch"):
         captions += batch.captions
         for name, vectors_QD in model.encode_queries(batch.to(device).words).items():
             parts[name].append(torch.nn.functional.normalize(vectors_QD.float(), dim=-1))
@@ -133,6 +133,6 @@ class Scorer:
     def blocks(self, queries: QuerySet, fusion_weight: float) -> Iterator[tuple[slice, dict[str, Tensor]]]:
         """Scores of all queries, a block of them at a time: which queries, and (q, V) for each branch and 'fused'."""
         starts = range(0, len(queries.captions), self.query_block)
-        for start in tqdm(starts, desc="scores", unit="block", leave=False, disable=None):
+        for start in progress_bar(starts, "scores", "block"):
             part = slice(start, min(start + self.query_block, len(queries.captions)))
             yield part, self.scores({name: vectors[part] for name, vectors in queries.vectors.items()}, fusion_weight)

@@ -183,7 +183,8 @@ def _architecture_of(content: Mapping[str, Any], path: Path) -> Architecture:
 
 def _model_of(architecture: Architecture, path: Path) -> RetrievalModel:
     try:
-        return RetrievalModel(architecture)
+        with torch.random.fork_rng(devices=[]):  # weights that are replaced must not cost a run its random numbers
+            return RetrievalModel(architecture)
     except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: its architecture cannot be built ({_first_line(error)})") from error
 

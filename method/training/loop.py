@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from method.data.batch import EpochBatches, Loader, VideoBatch
 from method.data.edited_queries import EditedQueries, NegativeSource
 from method.errors import InputError, summarize
 from method.model.retrieval import RetrievalModel
+from method.progress import progress_bar
 from method.training.checkpoint import write_checkpoint
 from method.training.losses import LossSettings, total, training_losses
 from method.training.optimizer import Schedule, make_optimizer
@@ -94,8 +94,8 @@ class Training:
         progress = self.progress
         order.epoch, order.start = progress.epoch, progress.step
         self.model.train()
-        bar = tqdm(loader, desc=f"epoch {progress.epoch}", total=len(order), initial=progress.step, unit="step",
-            leave=False, disable=None)  # fmt: skip
+        settings = {"total": len(order), "initial": progress.step, "delay": 0}
+        bar = progress_bar(loader, f"epoch {progress.epoch}", "step", **settings)
         asked = time.perf_counter()
         for batch in bar:
             self.stopwatch.add("data", time.perf_counter() - asked)
@@ -103,7 +103,7 @@ class Training:
             progress.step += 1
             for name, value in terms.items():
                 progress.terms[name] = progress.terms.get(name, 0.0) + value
-            bar.set_postfix(loss=f"{sum(terms.values()):.4f}")
+            bar.set_postfix(loss=f"{sum(terms.values()):.4f}", refresh=False)
             after_step(terms)
             asked = time.perf_counter()
         return {name: value / progress.step for name, value in progress.terms.items()}

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 _FREE = {
     *("root_path", "results_root", "exp_id", "description", "resume", "save_every_steps", "num_workers", "pin_memory"),
     *("device", "device_ids", "only_eval", "eval_ckpt", "save_scores", "eval_memory_mb", "topk", "visual_feature"),
-    *("report", "moments"),
+    *("report", "moments", "quiet"),
 }
 
 
@@ -46,13 +46,16 @@ def open_run(options: Mapping[str, Any]) -> tuple[RunFolder, dict[str, Any] | No
         return new_run(options), None
     path = Path(options["resume"]) if options["resume"] else _latest_unfinished(options)
     folder = RunFolder(path)
-    if (path / METRICS).exists():
-        finished = read_json(path / METRICS).get("options", {}).get("n_epoch", 0)
-        if options["n_epoch"] <= finished:
-            folder.close()
-            raise InputError(f"{path}: the run is finished; a larger --n_epoch than {finished} would go on with it")
-    check_same_options(_options_of(path), options)
-    state = read_checkpoint(path / LAST) if (path / LAST).exists() else None
+    try:
+        if (path / METRICS).exists():
+            finished = read_json(path / METRICS).get("options", {}).get("n_epoch", 0)
+            if options["n_epoch"] <= finished:
+                raise InputError(f"{path}: the run is finished; a larger --n_epoch than {finished} would go on with it")
+        check_same_options(_options_of(path), options)
+        state = read_checkpoint(path / LAST) if (path / LAST).exists() else None
+    except BaseException:
+        folder.close()
+        raise
     log.info("going on with %s%s", path, "" if state else ", which had saved nothing yet")
     return folder, state
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from method.data.check import Split
-from method.evaluation.evaluate import Evaluation
 from method.evaluation.metrics import retrieval_metrics
 from method.evaluation.moment_metrics import CORPUS_RECALL_AT, IOUS, moment_metrics, moments_in_right_videos
-from method.evaluation.moments import TrueMoment
 from method.evaluation.report.breakdown import Breakdown, breakdowns, durations
 from method.evaluation.report.cost import costs
 from method.evaluation.report.data import OUTCOMES, agreement, fusion_outcomes, shown_scores
@@ -24,6 +20,7 @@ from method.evaluation.report.failures import Failure, repeated_captions, timeli
 from method.evaluation.report.figures import fusion_figure, histogram_figure, recall_figure
 from method.evaluation.report.group_figures import group_figure, timeline_figure
 from method.evaluation.report.picture import Picture, draw
+from method.evaluation.report.subject import Subject
 from method.evaluation.report.tables import (
     caption_table,
     cost_table,
@@ -34,30 +31,12 @@ from method.evaluation.report.tables import (
 )
 from method.evaluation.report.theme import Theme
 from method.files import write_text
-from method.model.retrieval import RetrievalModel
 
 PAGE = "index.html"
 WORST = 12
 WINNERS = 3
 WITH_TIMELINES = 4
 _HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a report is about.
-
-    options: those of the call. epoch, checkpoint: where the model is from. moments: those that are known, by caption
-    id; empty without any.
-    """
-
-    model: RetrievalModel
-    evaluation: Evaluation
-    split: Split
-    options: Mapping[str, Any]
-    epoch: int
-    checkpoint: Path
-    moments: Mapping[str, TrueMoment]
 
 
 def write_report(run: Path, subject: Subject) -> Path:
