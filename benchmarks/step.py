@@ -5,7 +5,8 @@
     python benchmarks/step.py --amp bf16 --only ours
     python benchmarks/step.py --memory ours            # peak memory of a step, in a process of its own
 
-Both start from the same weights and see the same batch; and their scores without dropout must agree before anything is timed.
+Both start from the same weights and see the same batch, and their scores without dropout must agree before anything is
+timed.
 """
 
 from __future__ import annotations

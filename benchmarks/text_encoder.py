@@ -4,8 +4,8 @@
     python benchmarks/text_encoder.py --dataset activitynet --root_path DIR --layers 24 --share 0.1
 
 DIR holds a dataset with its vocabularies. The encoder has roberta-large's width, the given depth and random weights.
-Naive is what the published program does: every caption gets all its copies, a placeholder sentence where it has no edit,
-and all are padded to the longest together. Then a whole training step at the launch's size without edited captions
+Naive is what the published program does: every caption gets all its copies, a placeholder sentence where it has no
+edit, and all are padded to the longest together. Then a whole training step at the launch's size without edited captions
 and with them from the cache.
 """
 
@@ -87,7 +87,7 @@ def encoding_programs(
     counts = {kind: options[f"neg_{kind}_num"] for kind in KINDS}
     encoder = TextEncoder(options.text_encoder, 1024, options.max_desc_l, CPU)
     online = OnlineNegatives(editors, counts, encoder, options.seed)
-    pools = Pools(captions, editors, {kind: 2 * count for kind, count in counts.items()}, options.seed)
+    pools = Pools(captions, editors, counts, options.seed)
     make_cache(cache, pools, cache_fingerprint(options, captions, vocabularies), encoder)
     cached = open_cache(options, captions, cache)
     model = RobertaModel.from_pretrained(options.text_encoder, add_pooling_layer=False).eval()
