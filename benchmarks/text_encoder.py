@@ -3,9 +3,9 @@
     python benchmarks/text_encoder.py --dataset activitynet --root_path DIR
     python benchmarks/text_encoder.py --dataset activitynet --root_path DIR --layers 24 --share 0.1
 
-DIR holds a dataset with its vocabularies. The encoder has roberta-large's width, the given depth and random weights.
+DIR holds a dataset with its vocabularies. The encoder has the width of roberta-large, the given depth, random weights.
 Naive is what the published program does: every caption gets all its copies, a placeholder sentence where it has no
-edit, and all are padded to the longest together. Then a whole training step at the launch's size without edited captions
+edit, and all are padded to the longest together. Then a whole training step of the launch without edited captions
 and with them from the cache.
 """
 

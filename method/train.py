@@ -31,7 +31,7 @@ from method.data.captions import Caption
 from method.data.check import Split, check_split, describe, warn_of_shared_videos
 from method.data.dataset import FeatureReader, TrainingVideos, split_holdout
 from method.data.edited_queries import NegativeSource
-from method.errors import Stopped, run_command
+from method.errors import InputError, Stopped, run_command
 from method.evaluate import SplitEvaluator, evaluate_checkpoint, known_moments, open_features, recalls, report
 from method.evaluation.evaluate import Evaluation
 from method.evaluation.report.subject import Subject
@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     log_to_terminal()
     options = read_options(arguments, kept=kept_options)
     be_quiet(options.quiet)
+    if options.eval_ckpt and not options.only_eval:
+        raise InputError("--eval_ckpt is for --only_eval; a run is gone on with by --resume")
     return evaluate_checkpoint(options) if options.only_eval else train(options)
 
 
