@@ -1,0 +1,38 @@
+"""The table of a run beside chance."""
+
+from pathlib import Path
+
+import pytest
+
+from method.errors import InputError
+from method.files import write_json
+from utils.print_metrics import chance, main
+
+SCORE = {"r1": 12.5, "r5": 30.0, "r10": 45.5, "r100": 99.0, "sumr": 187.0, "medr": 9, "meanr": 20.0, "map": 0.2}
+
+
+def test_chance_is_capped() -> None:
+    assert chance(1000) == [0.1, 0.5, 1.0, 10.0, pytest.approx(11.6)]
+    assert chance(4) == [25.0, 100.0, 100.0, 100.0, 325.0]
+
+
+def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {"epoch": 3, "videos": 50, "queries": 9, "fused": SCORE, "action": SCORE}
+    write_json(tmp_path / "metrics.json", metrics)
+    main([str(tmp_path / "metrics.json")])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["9", "captions,", "50", "videos", "R@1", "R@5", "R@10", "R@100", "SumR"],
+        ["chance", "2.0", "10.0", "20.0", "100.0", "132.0"],
+        ["action", "12.5", "30.0", "45.5", "99.0", "187.0"],
+        ["fused", "12.5", "30.0", "45.5", "99.0", "187.0"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "content", [[], {"videos": 3}, {"videos": 0, "queries": 1}, {"videos": 2, "queries": 1, "fused": {}}]
+)
+def test_other_files_are_refused(tmp_path: Path, content: object) -> None:
+    write_json(tmp_path / "metrics.json", content)
+    with pytest.raises(InputError, match=r"metrics.json: not the metrics of a run"):
+        main([str(tmp_path / "metrics.json")])

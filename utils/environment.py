@@ -1,0 +1,202 @@
+"""Find, or make, the Python that the launchers run and print its path.
+
+    python utils/environment.py          # one for training and evaluation
+    python utils/environment.py --dev    # one for tests/run.sh, with its tools
+
+The Python that runs this is taken as it is when it has the packages of requirements.txt: a conda environment, say.
+Else it is .venv in the repository, made from requirements-lock.txt by the Python that runs this. An installation that
+was broken off is begun again, one from another lock file brought up to date, and two at once wait for each other.
+Only the standard library is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from method.errors import InputError, run_command, summarize
+from method.files import sha256, write_text
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+_REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:>=\s*([\d.]+))?")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the path of a Python with the packages."""
+    parser = argparse.ArgumentParser(description="Find or make the Python that the launchers run.")
+    parser.add_argument("--dev", action="store_true", help="with the tools of tests/run.sh")
+    parser.add_argument("--missing", action="store_true", help="only print what this Python lacks, one a line")
+    options = parser.parse_args(arguments)
+    suffix = "-dev" if options.dev else ""
+    requirements = REPOSITORY / f"requirements{suffix}.txt"
+    if options.missing:
+        print("\n".join(missing_packages(requirements)))
+        return
+    environment = Environment(REPOSITORY / ".venv", requirements, REPOSITORY / f"requirements{suffix}-lock.txt")
+    # .venv itself, even when it is active, has to be the one that the lock file describes.
+    active_is_ours = environment.folder.resolve() == Path(sys.prefix).resolve()
+    if not active_is_ours and not missing_packages(requirements):
+        print(sys.executable)
+        return
+    environment.ensure(named=bool(os.environ.get("PYTHON")))
+    print(environment.python)
+
+
+def missing_packages(requirements: Path) -> list[str]:
+    """List what the running Python lacks of a requirements file: `name>=oldest (found version)`. Imports no package."""
+    missing = []
+    for line in requirements.read_text("utf-8").splitlines():
+        line = line.split("#")[0].strip()
+        if line.startswith("-r "):
+            missing += missing_packages(requirements.parent / line[3:].strip())
+        elif line:
+            match = _REQUIREMENT.fullmatch(line)
+            if match is None:
+                raise ValueError(f"{requirements}: {line!r} is not 'name' or 'name>=version'")
+            name, oldest = match.groups(default="0")
+            found = _version(name)
+            if found is None or _release(found) < _release(oldest):
+                missing.append(f"{line} (found {found or 'none'})")
+    return missing
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+class Environment:
+    """A virtual environment that holds what a lock file lists.
+
+    Files of its own in the folder: `.incomplete` while packages are being installed, `.installed` with the digests of
+    the lock files that were installed, `.lock` for one process at a time.
+    """
+
+    def __init__(self, folder: Path, requirements: Path, lock: Path) -> None:
+        self.folder = folder
+        self.requirements = requirements
+        self.lock = lock
+        self.python = folder / "bin" / "python"
+        self._incomplete = folder / ".incomplete"
+        self._stamp = folder / ".installed"
+
+    def ensure(self, named: bool) -> None:
+        """Make the environment, or bring it up to date, unless it is complete.
+
+        InputError when it cannot be made, or when the running Python was `named` by the user and it holds another.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"{self.folder}: expected a folder for the Python environment, found a file")
+        if named:
+            self._check_version()
+        if self._is_complete():
+            return
+        self.folder.mkdir(exist_ok=True)
+        with _one_at_a_time(self.folder / ".lock"):
+            if not self._is_complete():
+                self._install()
+
+    def _is_complete(self) -> bool:
+        if self._incomplete.exists() or not os.access(self.python, os.X_OK):
+            return False
+        # An environment without a stamp was made by hand: it only has to have the packages.
+        if self._stamp.exists() and not set(self._digests()) <= set(self._stamp.read_text("utf-8").splitlines()):
+            return False
+        flags = ["--missing"] + ["--dev"] * (self.requirements.stem == "requirements-dev")
+        found = subprocess.run([self.python, __file__, *flags], capture_output=True, text=True)
+        return found.returncode == 0 and not found.stdout.strip()
+
+    def _check_version(self) -> None:
+        config = self.folder / "pyvenv.cfg"
+        if self._incomplete.exists() or not config.exists():
+            return
+        found = re.search(r"^version(?:_info)?\s*=\s*(\d+\.\d+)", config.read_text("utf-8"), re.MULTILINE)
+        if found is not None and found[1] != _python_version(2):
+            raise InputError(
+                f"PYTHON={os.environ['PYTHON']}: Python {_python_version(2)} without all of {self.requirements.name}, "
+                f"and {self.folder} holds Python {found[1]}: remove that folder or unset PYTHON"
+            )
+
+    def _install(self) -> None:
+        broken = self._incomplete.exists() or not os.access(self.python, os.X_OK)
+        if broken:
+            _check_tools()
+        self._incomplete.touch()
+        if broken:
+            _say(f"making {self.folder} with Python {_python_version(3)}: this takes a few minutes, once")
+            self._make()
+        else:
+            _say(f"bringing {self.folder} up to date with {self.lock.name}")
+        pip: list[str | Path] = [self.python, "-m", "pip", "--disable-pip-version-check", "install", "-r", self.lock]
+        if subprocess.run(pip, stdout=sys.stderr, env={**os.environ, "PIP_USER": "0"}).returncode != 0:
+            raise InputError(
+                f"{self.lock}: pip could not install it for Python {_python_version(3)} (its words stand above; tested "
+                "with 3.10 to 3.13); without a network set PYTHON= to a Python that has the packages"
+            )
+        write_text(self._stamp, "\n".join(self._digests()) + "\n")
+        self._incomplete.unlink()
+
+    def _make(self) -> None:
+        for path in self.folder.glob("[!.]*"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        # The Python of an active .venv has just been removed with it.
+        base = getattr(sys, "_base_executable", sys.executable)
+        if subprocess.run([base, "-m", "venv", self.folder], stdout=sys.stderr).returncode != 0:
+            raise InputError(f"{base}: could not make a Python environment in {self.folder} (its words stand above)")
+
+    def _digests(self) -> list[str]:
+        names = [self.lock.name]
+        names += re.findall(r"^-r (\S+)", self.lock.read_text("utf-8"), re.MULTILINE)
+        return [f"{sha256(self.lock.parent / name)}  {name}" for name in names]
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process, however it ends."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say(f"waiting for another process that works on {path.parent}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _check_tools() -> None:
+    lacking = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise InputError(
+            f"{sys.executable}: no module {summarize(lacking)}, expected a Python that can make virtual environments "
+            "(Debian, Ubuntu: apt install python3-venv) or has the packages of requirements.txt; PYTHON= chooses it"
+        )
+
+
+def _python_version(parts: int) -> str:
+    return ".".join(map(str, sys.version_info[:parts]))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,192 @@
+"""Write the demo: a small made-up dataset in the published layout.
+
+    python utils/make_demo_dataset.py --out demo
+    python utils/make_demo_dataset.py --out demo --tiny_roberta    # for edited captions: --neg_query_loss
+
+utils/demo_world.py says what is in it. What is already there is left alone when the same options and the same version
+of this program made it, and replaced whole when others did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import h5py
+import torch
+from tqdm import tqdm
+
+from method.errors import InputError, run_command
+from method.files import read_json, write_json, write_text
+from utils.demo_encoder import HEADS, save_encoder
+from utils.demo_language import Kind, sentence
+from utils.demo_world import Moment, Rows, Settings, Video, action_stream, object_stream, plan_videos, token_features
+
+GENERATOR = "A3PRVR demo"
+VERSION = 1  # counts up whenever the same options would give other files
+STAMP = "demo.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the dataset, unless it is there."""
+    parser = argparse.ArgumentParser(description="Write the demo dataset.")
+    parser.add_argument("--out", type=Path, required=True, help="folder that gets dataset/demo_i3d/")
+    parser.add_argument("--videos", type=int, default=500, help="training videos")
+    parser.add_argument("--val", type=int, default=150, help="evaluated videos")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument("--visual_feat_dim", type=int, default=64, help="width of i3d_feat")
+    parser.add_argument("--visual_flow_feat_dim", type=int, default=48, help="width of clip_feat")
+    parser.add_argument("--q_feat_size", type=int, default=48, help="width of the token features")
+    parser.add_argument(
+        "--tiny_roberta",
+        action="store_true",
+        help="token features by a small RoBERTa, kept in checkpoints/roberta-large",
+    )
+    options = vars(parser.parse_args(arguments))
+    out = options.pop("out")
+    settings = Settings(**options)
+    made = make_demo(out, settings)
+    print(f"{out}: {settings.videos} training and {settings.val} evaluated videos{'' if made else ', already there'}")
+
+
+def make_demo(out: Path, settings: Settings) -> bool:
+    """Put the dataset, and the text encoder where one is asked for, under `out`.
+
+    Returns False when the same settings made what is there. InputError for settings that cannot be, and for a folder
+    in their places that is not a demo's.
+    """
+    _check(settings)
+    out.mkdir(parents=True, exist_ok=True)
+    dataset, encoder = out / "dataset" / "demo_i3d", out / "checkpoints" / "roberta-large"
+    folders = [encoder, dataset] if settings.tiny_roberta else [dataset]
+    with _one_at_a_time(out / ".demo.lock"):
+        # Every folder is looked at before the first is touched.
+        stamps = [_stamp_of(folder) for folder in folders]
+        if all(stamp == _stamp(settings) for stamp in stamps):
+            return False
+        encode = partial(_made_up, settings=settings)
+        if settings.tiny_roberta:
+            _replace(encoder, settings, partial(save_encoder, width=settings.q_feat_size, seed=settings.seed))
+            encode = partial(_encoded, folder=encoder, width=settings.q_feat_size)
+        _replace(dataset, settings, partial(write_dataset, settings=settings, encode=encode))
+    return True
+
+
+def write_dataset(folder: Path, settings: Settings, encode: Callable[[Sequence[Moment]], Iterator[Rows]]) -> None:
+    """Write every file of the dataset; `encode` gives the token features (w, Dq) of each moment's caption."""
+    splits = plan_videos(settings)
+    videos = [video for own in splits.values() for video in own]
+    moments = [moment for video in videos for moment in video.moments]
+    features, text = folder / "FeatureData", folder / "TextData"
+    features.mkdir()
+    text.mkdir()
+    with h5py.File(features / "demo_clip_i3d_numpy.hdf5", "w") as file:
+        for video in tqdm(videos, desc="videos", disable=None):
+            file[f"{video.id}/i3d_feat"] = action_stream(video, settings)
+            file[f"{video.id}/clip_feat"] = object_stream(video, settings)
+    with h5py.File(text / "roberta_demo_query_feat.hdf5", "w") as file:
+        for moment, rows_wD in zip(tqdm(moments, desc="captions", disable=None), encode(moments), strict=True):
+            file[moment.caption_id] = rows_wD
+    _write_captions(text, splits)
+    for kind in ("action", "object"):
+        _write_vocabulary(text, kind, moments)
+
+
+def _write_captions(folder: Path, splits: Mapping[str, Sequence[Video]]) -> None:
+    for split, videos in splits.items():
+        lines = [f"{moment.caption_id} {sentence(moment.words)}\n" for video in videos for moment in video.moments]
+        write_text(folder / f"demo{split}.caption.txt", "".join(lines))
+    rows = [
+        {"cap_id": moment.caption_id, "start": moment.start, "end": moment.end, "duration": video.duration}
+        for video in splits["val"]
+        for moment in video.moments
+    ]
+    write_text(folder / "demoval.moments.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def _write_vocabulary(folder: Path, kind: Kind, moments: Sequence[Moment]) -> None:
+    tags = {
+        moment.caption_id: {word.text: word.tag for word in moment.words if word.kind == kind} for moment in moments
+    }
+    counts = Counter((tag, word) for own in tags.values() for word, tag in own.items())
+    words: dict[str, list[str]] = {}
+    for (tag, word), _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        words.setdefault(tag, []).append(word)
+    write_json(folder / f"demo_id_{kind}_dict.json", tags)
+    write_json(folder / f"demo_total_{kind}_dict.json", words)
+
+
+def _made_up(moments: Sequence[Moment], settings: Settings) -> Iterator[Rows]:
+    for moment in moments:
+        yield token_features(moment.words, settings)
+
+
+def _encoded(moments: Sequence[Moment], folder: Path, width: int) -> Iterator[Rows]:
+    # The encoder of training itself, so that a caption and its edits differ in nothing but a word.
+    from method.model.text_encoder import TextEncoder
+
+    encoder = TextEncoder(folder, width, max_tokens=30, device=torch.device("cpu"))
+    encoded = encoder.encode([sentence(moment.words) for moment in moments])
+    for rows_wD in encoded.values.split(encoded.layout.lengths):
+        yield rows_wD.numpy()
+
+
+def _replace(target: Path, settings: Settings, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder beside `target` and put it there, so that `target` is whole or absent."""
+    fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    for left_over in (fresh, old):
+        if left_over.exists():
+            shutil.rmtree(left_over)
+    fresh.mkdir(parents=True)
+    write(fresh)
+    write_json(fresh / STAMP, _stamp(settings))
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _stamp(settings: Settings) -> dict[str, Any]:
+    return {"generator": GENERATOR, "version": VERSION, **asdict(settings)}
+
+
+def _stamp_of(target: Path) -> object:
+    if not target.exists():
+        return None
+    stamp = read_json(target / STAMP) if (target / STAMP).exists() else None
+    if not isinstance(stamp, dict) or stamp.get("generator") != GENERATOR:
+        raise InputError(f"{target}: no {STAMP} of a demo in it, expected nothing there or a demo to replace")
+    return stamp
+
+
+def _check(settings: Settings) -> None:
+    for flag, value in asdict(settings).items():
+        least = 0 if flag in ("seed", "tiny_roberta") else 1
+        if value < least:
+            raise InputError(f"--{flag} {value}: expected at least {least}")
+    if settings.tiny_roberta and settings.q_feat_size % HEADS:
+        raise InputError(f"--q_feat_size {settings.q_feat_size}: expected a multiple of {HEADS} with --tiny_roberta")
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,66 @@
+"""Print what a run found beside what guessing finds: recall in percent.
+
+python utils/print_metrics.py results/charades/a3prvr/2026-01-31_12-00-00/metrics.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from method.errors import InputError, run_command
+from method.files import read_json
+
+RECALLS = (1, 5, 10, 100)
+SCORES = ("action", "object", "fused")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table of one metrics.json."""
+    parser = argparse.ArgumentParser(description="Print the recalls of a run beside chance.")
+    parser.add_argument("metrics", type=Path, help="metrics.json of a run")
+    path = parser.parse_args(arguments).metrics
+    metrics = read_json(path)
+    try:
+        print(metrics_table(metrics))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{path}: not the metrics of a run ({type(error).__name__}: {error})") from error
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> str:
+    """The table, a line for chance and for each score that the model has.
+
+    Args:
+        metrics: the content of metrics.json: videos, queries, and for each score r1, r5, r10, r100 and sumr.
+
+    >>> fused = {"r1": 12, "r5": 30, "r10": 45.5, "r100": 100, "sumr": 187.5}
+    >>> print(metrics_table({"videos": 50, "queries": 9, "fused": fused}))
+    9 captions, 50 videos      R@1    R@5   R@10  R@100   SumR
+    chance                     2.0   10.0   20.0  100.0  132.0
+    fused                     12.0   30.0   45.5  100.0  187.5
+    """
+    rows = {"chance": chance(metrics["videos"])}
+    rows |= {
+        name: [metrics[name][f"r{k}"] for k in RECALLS] + [metrics[name]["sumr"]] for name in SCORES if name in metrics
+    }
+    title = f"{metrics['queries']} captions, {metrics['videos']} videos"
+    width = len(title) + 2
+    lines = [f"{title:<{width}}" + "".join(f"{name:>7}" for name in [*(f"R@{k}" for k in RECALLS), "SumR"])]
+    lines += [f"{name:<{width}}" + "".join(f"{value:7.1f}" for value in values) for name, values in rows.items()]
+    return "\n".join(lines)
+
+
+def chance(videos: int) -> list[float]:
+    """Recalls of a random order of the videos in percent, and their sum."""
+    recalls = [min(100.0, 100.0 * k / videos) for k in RECALLS]
+    return [*recalls, sum(recalls)]
+
+
+if __name__ == "__main__":
+    run_command(main)
