@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Everything that has to hold before a change lands: lint, format, types, tests. Words given here go to pytest:
+#   bash tests/run.sh
+#   bash tests/run.sh -k fusion
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../utils/environment.sh"
+python="$(find_python --dev)"
+cd "$repository"
+
+failed=()
+section() {
+  local name="$1"
+  shift
+  printf '\n== %s\n' "$name"
+  "$@" || failed+=("$name")
+}
+
+section "ruff check" "$python" -m ruff check .
+section "ruff format" "$python" -m ruff format --check .
+section "mypy" "$python" -m mypy
+section "shellcheck" "$(dirname "$python")/shellcheck" ./*.sh utils/*.sh tests/run.sh .ci/run
+section "pytest" "$python" -m pytest "$@"
+
+if (( ${#failed[@]} )); then
+  printf '\nfailed: %s\n' "${failed[*]}"
+  exit 1
+fi
+printf '\nall good\n'
