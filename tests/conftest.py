@@ -1,0 +1,39 @@
+"""Fixtures that several files of tests share: the tiny dataset, and runs on it that are made once."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.runs import EPOCHS, Interruption
+from tests.small_dataset import SmallDataset, run_train
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> SmallDataset:
+    """A dataset of the test's own, whose files it may spoil."""
+    return SmallDataset(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> SmallDataset:
+    """A dataset whose files stay as they are; each test names its runs by itself."""
+    return SmallDataset(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="session")
+def finished(shared: SmallDataset) -> Path:
+    """A run that was never interrupted, to be left as it is."""
+    flags = shared.flags("--n_epoch", str(EPOCHS), "--description", "finished", "--save_scores")
+    return run_train(flags, figures=True)
+
+
+@pytest.fixture(scope="session")
+def one_epoch(shared: SmallDataset) -> Path:
+    """The shortest run, to be left as it is."""
+    return run_train(shared.flags("--n_epoch", "1", "--description", "one epoch"))
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Interruption:
+    """Something that happens in the middle of a training step."""
+    return Interruption(monkeypatch)

@@ -1,0 +1,84 @@
+"""Ragged rows against loops over padded sequences."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from method.data.ragged import Layout, Ragged
+
+LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
+
+
+def sequences(lengths: list[int], width: int = 3) -> list[torch.Tensor]:
+    """Every row differs from every other, and none is zero."""
+    rows = torch.arange(1.0, 1 + sum(lengths) * width).view(-1, width)
+    return list(rows.split(lengths))
+
+
+@given(LENGTHS)
+@settings(deadline=None, max_examples=60)
+def test_pad_equals_a_loop_and_unpad_is_its_inverse(lengths: list[int]) -> None:
+    parts = sequences(lengths)
+    rows = Ragged.of(parts)
+    padded = rows.layout.pad(rows.values)
+    assert padded.shape == (len(lengths), max(lengths), 3)
+    for part, row in zip(parts, padded, strict=True):
+        assert torch.equal(row[: len(part)], part)
+        assert not row[len(part) :].any()
+    assert torch.equal(rows.layout.unpad(padded), rows.values)
+
+
+@given(LENGTHS, st.data())
+@settings(deadline=None, max_examples=60)
+def test_layout_says_where_each_row_is(lengths: list[int], data: st.DataObject) -> None:
+    real = [data.draw(st.integers(1, length)) for length in lengths]
+    layout = Layout.of(lengths, real)
+    places = [(owner, position) for owner, length in enumerate(lengths) for position in range(length)]
+    assert list(zip(layout.owner_N.tolist(), layout.position_N.tolist(), strict=True)) == places
+    assert layout.real_N.tolist() == [position < real[owner] for owner, position in places]
+    assert layout.real_BL.tolist() == [[position < count for position in range(max(lengths))] for count in real]
+    assert layout.max_length == max(lengths)
+
+
+@given(LENGTHS, st.data())
+@settings(deadline=None, max_examples=60)
+def test_extended_adds_zero_rows_that_real_takes_away(lengths: list[int], data: st.DataObject) -> None:
+    more = [length + data.draw(st.integers(0, 4)) for length in lengths]
+    rows = Ragged.of(sequences(lengths))
+    extended = rows.extended(more)
+    assert extended.layout.lengths == tuple(more)
+    assert extended.layout.real == tuple(lengths)
+    for part, whole in zip(sequences(lengths), extended.values.split(more), strict=True):
+        assert torch.equal(whole[: len(part)], part)
+        assert not whole[len(part) :].any()
+    back = extended.real()
+    assert back.layout.lengths == back.layout.real == tuple(lengths)
+    assert torch.equal(back.values, rows.values)
+
+
+@pytest.mark.parametrize("lengths", [[4, 1, 3], [3, 3]], ids=["ragged", "dense"])
+def test_gradients_pass_through_and_padding_has_none(lengths: list[int]) -> None:
+    rows = Ragged.of(sequences(lengths))
+    values = rows.values.clone().requires_grad_()
+    weights = torch.rand(len(lengths), max(lengths), 3)
+    (rows.layout.pad(values) * weights).sum().backward()
+    expected = torch.cat([weight[:length] for weight, length in zip(weights, lengths, strict=True)])
+    assert values.grad is not None
+    torch.testing.assert_close(values.grad, expected)
+
+
+@pytest.mark.parametrize(("lengths", "real"), [([2, 0], None), ([0], None), ([2, 3], [2, 4]), ([2, 3], [0, 3])])
+def test_a_sequence_needs_a_real_row(lengths: list[int], real: list[int] | None) -> None:
+    with pytest.raises(ValueError, match="every sequence needs 1"):
+        Layout.of(lengths, real)
+
+
+def test_other_widths_and_devices_keep_the_layout() -> None:
+    rows = Ragged.of(sequences([2, 4, 1]))
+    wider = rows.with_values(rows.values.repeat(1, 2))
+    assert wider.layout is rows.layout
+    moved = rows.extended([3, 4, 2]).to("meta")
+    assert moved.layout.lengths == (3, 4, 2)
+    assert {moved.values.device.type, moved.layout.owner_N.device.type, moved.layout.real_B.device.type} == {"meta"}
+    assert len(moved) == 3

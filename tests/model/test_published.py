@@ -1,0 +1,124 @@
+"""Published checkpoints of every launch are read, and written with exactly the published names and shapes."""
+
+import argparse
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from easydict import EasyDict
+
+from method.config import make_architecture, read_options
+from method.errors import InputError
+from method.model.architecture import Architecture
+from method.model.published import published_architecture, to_published
+from method.model.retrieval import RetrievalModel
+from method.training.checkpoint import load_model, write_checkpoint
+from tests.golden_case import SHAPES, golden_architecture, published_weights
+
+SMALL_CASE = "activitynet_small"
+LAUNCH = ["--phrase_action_branch", "--flow_feat", "--cross_branch_fusion", "--deformable_attn"]
+
+
+def launch_architecture(case: str) -> Architecture:
+    if not case.startswith("launch_"):
+        return golden_architecture(case)
+    options = read_options(["--dataset_name", case.removeprefix("launch_"), *LAUNCH])
+    return make_architecture(options)
+
+
+def numbered_weights(case: str) -> dict[str, torch.Tensor]:
+    """Weights of the right shapes, each filled with a number of its own; a file of them is small."""
+    return {name: torch.tensor(i / 7).expand(shape) for i, (name, shape) in enumerate(SHAPES[case].items(), 1)}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_published_checkpoints_of_every_launch(tmp_path: Path, case: str) -> None:
+    beside = {
+        "epoch": 41,
+        "opt": EasyDict({"bsz": 128, "deep": {"lr": 2.5e-4}}),
+        "args": argparse.Namespace(seed=666),
+        "best": np.float64(171.5),
+        "ranks": np.arange(3),
+        "counts": {"queries": np.int64(3720)},
+        "model_cfg": OrderedDict(hidden_size=384),
+        "optimizer": {"state": {0: {"next_m": torch.ones(2)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]},
+    }
+    weights = {**numbered_weights(case), "roberta_model.embeddings.position_ids": torch.arange(4)[None]}
+    write_checkpoint(tmp_path / "p.ckpt", {"model": weights, **beside})
+    loaded = load_model(tmp_path / "p.ckpt", launch_architecture(case))
+    assert (loaded.epoch, loaded.options) == (41, None)
+    assert loaded.model.architecture.fusion_extent == "padded"
+    back = to_published(loaded.model.state_dict(), loaded.model.architecture)
+    assert {name: list(weight.shape) for name, weight in back.items()} == SHAPES[case]
+    used = [name for name in back if torch.equal(back[name], weights[name])]
+    assert len(used) == len(loaded.model.state_dict())
+    assert all(not back[name].any() for name in back if name not in used)
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_export_has_exactly_the_published_names_and_shapes(case: str) -> None:
+    with torch.device("meta"):
+        model = RetrievalModel(published_architecture(launch_architecture(case)))
+    exported = to_published(model.state_dict(), model.architecture)
+    assert {name: list(weight.shape) for name, weight in exported.items()} == SHAPES[case]
+
+
+def published_file(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
+    weights = published_weights(SMALL_CASE)
+    change(weights)
+    write_checkpoint(folder / "p.ckpt", {"model": weights, "epoch": 1})
+    return folder / "p.ckpt"
+
+
+IGNORED = [
+    "channel_proj.0.weight", "channel_proj_action.3.bias", "channel_proj_third.0.weight", "mapping_linear.1.weight",
+    "mapping_linear_phrase_action.2.weight", "cross_branch_fusion_SA.ca.norm1.bias",
+    "cross_branch_fusion_SB.anything", "cross_branch_fusion_B1.ca.ffn.0.weight", "roberta_model.encoder.layer.0.x",
+]  # fmt: skip
+
+
+def test_what_the_published_program_never_uses_may_be_anything(tmp_path: Path) -> None:
+    for change in (
+        lambda weights: [weights.pop(name, None) for name in IGNORED],
+        lambda weights: weights.update({name: torch.full((2, 3), torch.nan) for name in IGNORED}),
+    ):
+        loaded = load_model(published_file(tmp_path, change), golden_architecture(SMALL_CASE))
+        expected = published_weights(SMALL_CASE)["mapping_linear.0.weight"]
+        assert torch.equal(loaded.model.branch("action").key.weight, expected)
+
+
+@pytest.mark.parametrize("name", [
+    "mapping_linear.0.weight", "temp", "temp2", "cross_branch_fusion_A1.scales_make_attn_diff",
+    "query_encoder_phrase.self.key.bias", "frame_pos_embed_action.position_embeddings.weight",
+])  # fmt: skip
+def test_published_weights_that_do_not_fit(tmp_path: Path, name: str) -> None:
+    architecture = golden_architecture(SMALL_CASE)
+    for change, message in (
+        (lambda weights: weights.pop(name), f"{name} is missing"),
+        (lambda weights: weights.update({name: torch.ones(5, 4, 3)}), rf"{name} is \(5, 4, 3\), expected \("),
+        (lambda weights: weights.update({name: weights[name] * torch.inf}), "holds NaN or infinity"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_model(published_file(tmp_path, change), architecture)
+
+
+@pytest.mark.parametrize("name", ["mapping_linear.3.weight", "mapping_linear_other.1.weight", "new.weight",
+    "cross_branch_fusion_A1.extra", "cross_branch_fusion_SC.x", "my_roberta_model.x"])  # fmt: skip
+def test_published_weights_that_nobody_knows(tmp_path: Path, name: str) -> None:
+    path = published_file(tmp_path, lambda weights: weights.update({name: torch.ones(1)}))
+    with pytest.raises(InputError, match=f"{name} is not expected"):
+        load_model(path, golden_architecture(SMALL_CASE))
+
+
+@pytest.mark.parametrize("changes", [{"action_width": 25}, {"query_width": 21}, {"max_frames": 25}, {"hidden_size": 64},
+    {"fusion": "none"}, {"fusion_positions": True}, {"fusion_asks": "double_q"}, {"offset_count": 5},
+    {"object_width": None, "fusion": "none"}], ids=str)  # fmt: skip
+def test_flags_of_another_launch(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = published_file(tmp_path, lambda weights: None)
+    with pytest.raises(InputError, match="weights do not fit the options: "):
+        load_model(path, replace(golden_architecture(SMALL_CASE), **changes))

@@ -1,0 +1,75 @@
+"""Exit status and the one line that the user sees."""
+
+import errno
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from method.errors import InputError, Stopped, run_command, summarize
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def main() -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(("error", "status", "line"), [
+    (InputError("a.txt: line 3: wrong"), 2, "error: a.txt: line 3: wrong"),
+    (InputError("one\ntwo\n  three"), 2, "error: one two three"),
+    (Stopped(signal.SIGINT, "stopped and saved"), 130, "stopped and saved"),
+    (Stopped(signal.SIGTERM, "stopped and saved"), 143, "stopped and saved"),
+    (KeyboardInterrupt(), 130, "interrupted"),
+    (OSError(errno.ENOSPC, "x", "/big/file"), 2, "error: /big/file: No space left on device"),
+    (OSError(errno.ENOSPC, "x"), 2, "error: a file: No space left on device"),
+    (PermissionError(errno.EACCES, "x", "/etc/file"), 2, "error: /etc/file: Permission denied"),
+    (OSError(errno.EROFS, "x", "/ro/file"), 2, "error: /ro/file: Read-only file system"),
+])  # fmt: skip
+def test_status_and_line(error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        run_command(raising(error))
+    assert left.value.code == status
+    captured = capsys.readouterr()
+    assert captured.err == line + "\n"
+    assert not captured.out
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyError("a bug"), OSError(errno.EBADF, "a bug")])
+def test_programming_mistakes_are_not_hidden(error: Exception) -> None:
+    with pytest.raises(type(error), match="a bug"):
+        run_command(raising(error))
+
+
+def test_a_program_that_succeeds_goes_on() -> None:
+    done = []
+    run_command(lambda: done.append(1))
+    assert done == [1]
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    """As in `... | head -1`."""
+    code = "from method.errors import run_command; run_command(lambda: [print('x' * 1000) for _ in range(1000)])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(30) == 0
+
+
+def test_summaries_show_the_first_and_count_the_rest() -> None:
+    assert summarize(["a"]) == "a"
+    assert summarize(list("abcde")) == "a; b; c; d; e"
+    assert summarize(list("abcdefg")) == "a; b; c; d; e; and 2 more"
+    assert summarize(list("abc"), shown=1) == "a; and 2 more"

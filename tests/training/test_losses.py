@@ -1,0 +1,243 @@
+"""The losses against loops over videos and captions, and which negatives are drawn."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from method.data.edited_queries import EditedQueries
+from method.model.scoring import similarity
+from method.training.losses import (
+    NCE_WEIGHT,
+    LossSettings,
+    nce_loss,
+    negative_query_loss,
+    own_best_frames,
+    total,
+    training_losses,
+    triplet_loss,
+)
+from tests import naive
+from tests.world import lively_model, random_rows, random_streams
+
+LABELS = {
+    "several captions each": [0, 0, 1, 1, 1, 2, 3, 3],
+    "one caption each": [0, 1, 2, 3],
+    "two videos": [0, 1, 1, 1],
+    "unordered": [2, 0, 1, 0, 2, 1],
+}
+LABELLED = pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+
+
+def settings(pool: int = 1, margin: float = 0.2) -> LossSettings:
+    return LossSettings(margin, pool, negative_weight=0.005, label_smoothing=0.2)
+
+
+def scores(labels: list[int], seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(len(labels), max(labels) + 1, generator=generator)
+
+
+@LABELLED
+@pytest.mark.parametrize("margin", [0.0, 0.2, 3.0])
+def test_hardest_triplet_equals_a_loop(labels: list[int], margin: float) -> None:
+    cosine, twins = (scores(labels).requires_grad_() for _ in range(2))
+    loss = triplet_loss(cosine, torch.tensor(labels), settings(margin=margin), hard=True)
+    expected = naive.hardest_triplet(twins, labels, margin)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, cosine), torch.autograd.grad(expected, twins))
+
+
+def chosen_negatives(labels: list[int], pool: int, hard: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which negatives one draw takes, read off the gradient: by captions (Q, B) and by videos (Q, B)."""
+    captions, videos = len(labels), max(labels) + 1
+    assert captions != videos
+    cosine = scores(labels).requires_grad_()
+    triplet_loss(cosine, torch.tensor(labels), settings(pool, margin=9.0), hard).backward()
+    assert cosine.grad is not None
+    by_caption, by_video = torch.zeros(captions, videos), torch.zeros(captions, videos)
+    for q in range(captions):
+        for v in range(videos):
+            value = cosine.grad[q, v].item()
+            if v == labels[q]:
+                assert value < 0
+                continue
+            for a in (0, 1):
+                for b in (0, 1):
+                    if abs(value - a / captions - b / videos) < 1e-6:
+                        by_caption[q, v], by_video[q, v] = a, b
+    assert by_caption.sum(1).eq(1).all()
+    assert by_video.sum(0).eq(1).all()
+    return by_caption, by_video
+
+
+def test_random_negatives_are_drawn_evenly_and_never_the_own() -> None:
+    labels, draws = [0, 0, 1, 2, 2, 2, 3], 600
+    torch.manual_seed(0)
+    taken = [chosen_negatives(labels, 20, hard=False) for _ in range(draws)]
+    by_caption = torch.stack([pair[0] for pair in taken]).mean(0)
+    by_video = torch.stack([pair[1] for pair in taken]).mean(0)
+    for q, label in enumerate(labels):
+        for v in range(4):
+            others = sum(other != v for other in labels)
+            text, video = (0.0, 0.0) if v == label else (1 / 3, 1 / others)
+            assert by_caption[q, v].item() == pytest.approx(text, abs=0.0 if v == label else 0.08)
+            assert by_video[q, v].item() == pytest.approx(video, abs=0.0 if v == label else 0.08)
+
+
+def test_hard_negatives_come_from_the_highest() -> None:
+    labels, pool = [0, 0, 1, 2, 2, 2, 3], 2
+    torch.manual_seed(0)
+    taken = [chosen_negatives(labels, pool, hard=True) for _ in range(300)]
+    by_caption = torch.stack([pair[0] for pair in taken]).mean(0)
+    cosine = scores(labels)
+    cosine[torch.arange(7), torch.tensor(labels)] = -torch.inf
+    for q in range(7):
+        highest = cosine[q].topk(pool).indices
+        assert by_caption[q, highest].sum().item() == pytest.approx(1.0)
+        assert by_caption[q, highest].min() > 0.35
+    for by_video in (pair[1] for pair in taken):
+        assert torch.equal(by_video.argmax(0), cosine.argmax(0))
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_batch_of_one_video_has_no_triplets(hard: bool) -> None:
+    cosine = scores([0, 0, 0]).requires_grad_()
+    loss = triplet_loss(cosine, torch.tensor([0, 0, 0]), settings(20), hard)
+    loss.backward()
+    assert loss.item() == 0
+    assert cosine.grad is not None
+    assert not cosine.grad.any()
+
+
+def test_a_pool_larger_than_the_batch() -> None:
+    torch.manual_seed(0)
+    cosine = scores(LABELS["several captions each"])
+    loss = triplet_loss(cosine, torch.tensor(LABELS["several captions each"]), settings(1000), hard=True)
+    assert torch.isfinite(loss)
+
+
+@LABELLED
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_nce_equals_a_loop(labels: list[int], scale: float) -> None:
+    raw = scale * scores(labels)
+    torch.testing.assert_close(nce_loss(raw, torch.tensor(labels)), naive.nce(raw, labels))
+
+
+def test_nce_of_large_scores_and_of_one_video() -> None:
+    raw = torch.tensor([[3000.0, -3000.0], [-3000.0, 3000.0]])
+    assert nce_loss(raw, torch.tensor([0, 1])).item() == 0
+    assert nce_loss(raw, torch.tensor([1, 0])).item() == 12000
+    assert nce_loss(torch.rand(4, 1), torch.zeros(4, dtype=torch.long)).item() == pytest.approx(0, abs=1e-6)
+
+
+# Edited captions
+
+
+class EditedCase:
+    """4 videos, 6 captions with 3, 0, 1, 2, 0 and 1 edits."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.labels = [0, 0, 1, 2, 3, 3]
+        self.keys = random_rows([5, 1, 7, 3], 8, seed=2)
+        self.queries = torch.randn(6, 8, generator=generator)
+        self.edited = torch.randn(7, 8, generator=generator)
+        self.owner = torch.tensor([0, 0, 0, 2, 3, 3, 5])
+
+    def loss(self, temperature: torch.Tensor, smoothing: float) -> torch.Tensor:
+        found = similarity(self.keys, self.queries)
+        best = own_best_frames(self.keys, found, torch.tensor(self.labels))
+        return negative_query_loss(best, self.queries, self.edited, self.owner, temperature, smoothing)
+
+    def naive(self, temperature: torch.Tensor, smoothing: float) -> torch.Tensor:
+        keys, mask = naive.pad(naive.split_values(self.keys))
+        edited = [self.edited[self.owner == caption] for caption in range(6)]
+        return naive.negative_queries(keys, mask, self.queries, edited, self.labels, temperature, smoothing)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2, 0.9])
+@pytest.mark.parametrize("temperature", [0.0, 1 / 0.07, 60.0, -5.0])
+def test_edited_captions_equal_cross_entropy_one_by_one(temperature: float, smoothing: float) -> None:
+    case = EditedCase()
+    gradients = []
+    for loss in (case.loss, case.naive):
+        learned = torch.tensor(temperature, requires_grad=True)
+        case.queries.grad = None
+        case.queries.requires_grad_()
+        value = loss(learned, smoothing)
+        value.backward()
+        gradients.append((value.detach(), learned.grad, case.queries.grad))
+    for ours, twins in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, twins, atol=1e-5, rtol=1e-4)
+
+
+def test_label_smoothing_is_that_of_torch() -> None:
+    """One caption, whose cosines with its best frame are known."""
+    best, query = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])
+    edited = torch.tensor([[0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]])
+    loss = negative_query_loss(best, query, edited, torch.tensor([0, 0, 0]), torch.tensor(3.0), 0.3)
+    logits = 3 * torch.tensor([[0.6, 0.8, 0.0, -1.0]])
+    torch.testing.assert_close(loss, F.cross_entropy(logits, torch.tensor([0]), label_smoothing=0.3))
+
+
+def test_captions_without_edits_are_left_out() -> None:
+    case = EditedCase()
+    case.queries.requires_grad_()
+    case.loss(torch.tensor(14.0), 0.2).backward()
+    assert case.queries.grad is not None
+    assert case.queries.grad.abs().sum(1).gt(0).tolist() == [True, False, True, True, False, True]
+
+
+def test_own_best_frames() -> None:
+    case = EditedCase()
+    found = similarity(case.keys, case.queries)
+    best = own_best_frames(case.keys, found, torch.tensor(case.labels))
+    for query, video, frame in zip(case.queries, case.labels, best, strict=True):
+        frames = naive.split_values(case.keys)[video]
+        assert torch.equal(frame, frames[F.cosine_similarity(frames, query[None]).argmax()])
+
+
+# All terms together
+
+
+def batch_losses(labels: list[int], edits: dict[str, EditedQueries] | None = None, **changes: Any) -> Any:
+    model = lively_model(**changes)
+    streams = random_streams(model.architecture, [4, 1, 6, 2][: max(labels) + 1], [2, 3, 1, 5][: max(labels) + 1])
+    words = random_rows([3, 1, 4, 2, 5, 1, 2, 3][: len(labels)], model.architecture.query_width)
+    terms = training_losses(model, streams, words, torch.tensor(labels), settings(), True, edits or {})
+    return model, streams, words, terms
+
+
+def test_terms_are_those_of_each_branch_and_weighted() -> None:
+    labels = LABELS["several captions each"]
+    edits = {"object": EditedQueries(random_rows([2, 4], 8, seed=5), torch.tensor([1, 6]))}
+    model, streams, words, terms = batch_losses(labels, edits)
+    assert list(terms) == ["action/triplet", "action/nce", "object/triplet", "object/nce", "object/negative_queries"]
+    keys, queries = model.encode_videos(streams), model.encode_queries(words)
+    for name in ("action", "object"):
+        cosine, raw = naive.scores(*naive.pad(naive.split_values(keys[name])), queries[name])
+        torch.testing.assert_close(terms[f"{name}/triplet"], naive.hardest_triplet(cosine, labels, 0.2))
+        torch.testing.assert_close(terms[f"{name}/nce"], NCE_WEIGHT * naive.nce(raw, labels), atol=1e-5, rtol=1e-4)
+    edited = model.branch("object").encode_queries(edits["object"].queries)
+    own = [edited[edits["object"].owner_E == caption] for caption in range(len(labels))]
+    padded, mask = naive.pad(naive.split_values(keys["object"]))
+    expected = naive.negative_queries(
+        padded, mask, queries["object"], own, labels, model.temperatures["object"], ls=0.2
+    )
+    torch.testing.assert_close(terms["object/negative_queries"], 0.005 * expected)
+    torch.testing.assert_close(total(terms), sum(terms.values()))
+
+
+@pytest.mark.parametrize("labels", [[0], [0, 0, 0], [0, 1], [1, 0, 0, 2]], ids=str)
+def test_small_batches_have_finite_losses_and_gradients(labels: list[int]) -> None:
+    model, _, _, terms = batch_losses(labels)
+    total(terms).backward()
+    assert all(torch.isfinite(value) for value in terms.values())
+    assert all(torch.isfinite(weight.grad).all() for weight in model.parameters() if weight.grad is not None)
+
+
+def test_one_branch_off() -> None:
+    _, _, _, terms = batch_losses([0, 1, 1], fusion="none", object_width=None, temperatures=())
+    assert list(terms) == ["action/triplet", "action/nce"]

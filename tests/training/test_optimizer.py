@@ -1,0 +1,120 @@
+"""The optimiser against the published trajectory and a loop over tensors."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from method.training.optimizer import ClippedAdam, Schedule, make_optimizer
+from tests.golden_case import GOLDEN, draw
+from tests.world import VARIANTS, lively_model
+
+
+def test_golden_trajectory() -> None:
+    w, b = (
+        nn.Parameter(torch.from_numpy(draw(f"optim/{name}", shape))) for name, shape in (("w", (5, 3)), ("b", (3,)))
+    )
+    optimizer = ClippedAdam([{"params": [w], "weight_decay": 0.01}, {"params": [b]}], Schedule(2.5e-4, 0.1, 40))
+    with np.load(GOLDEN / "optimizer.npz") as file:
+        trajectory = file["trajectory"]
+    for i, expected in enumerate(trajectory):
+        w.grad = torch.from_numpy(draw(f"optim/gw{i}", (5, 3))) * (3.0 if i % 2 else 0.1)
+        b.grad = torch.from_numpy(draw(f"optim/gb{i}", (3,)))
+        optimizer.step()
+        ours = torch.cat([w.detach().flatten(), b.detach()])
+        np.testing.assert_allclose(ours, expected, atol=1e-7, rtol=0, err_msg=f"step {i}")
+
+
+class OneByOne:
+    """Adam as it is written down, one tensor and one update at a time, in double precision."""
+
+    def __init__(self) -> None:
+        self.m: dict[str, torch.Tensor] = {}
+        self.v: dict[str, torch.Tensor] = {}
+
+    def update(self, name: str, w: torch.Tensor, g: torch.Tensor, lr: float, decay: float) -> torch.Tensor:
+        w, g = w.double(), g.double()
+        if g.norm() > 1:
+            g = g / g.norm()
+        m = self.m[name] = 0.9 * self.m.get(name, torch.zeros_like(w)) + 0.1 * g
+        v = self.v[name] = 0.999 * self.v.get(name, torch.zeros_like(w)) + 0.001 * g * g
+        return w - lr * (m / (v.sqrt() + 1e-6) + decay * w)
+
+
+def test_equals_a_loop_over_tensors() -> None:
+    torch.manual_seed(0)
+    shapes = {"large": (7, 5), "small": (3,), "scalar": (), "sometimes": (4,)}
+    weights = {name: nn.Parameter(torch.randn(shape)) for name, shape in shapes.items()}
+    schedule = Schedule(0.01, 0.2, 12)
+    decay = {"large": 0.05, "small": 0.0, "scalar": 0.05, "sometimes": 0.0}
+    groups = [{"params": [weights[name] for name in decay if decay[name] == d], "weight_decay": d} for d in (0.05, 0.0)]
+    optimizer, twin = ClippedAdam(groups, schedule), OneByOne()
+    expected = {name: weight.detach().double() for name, weight in weights.items()}
+    for step in range(12):
+        norms = []
+        for name, weight in weights.items():
+            weight.grad = None
+            if name != "sometimes" or step % 3 == 0:
+                weight.grad = torch.randn(weight.shape) * 10.0 ** (step % 4 - 2)
+                norms.append(weight.grad.norm())
+                lr = schedule.learning_rate(step)
+                expected[name] = twin.update(name, expected[name], weight.grad.clone(), lr, decay[name])
+        assert optimizer.learning_rate == schedule.learning_rate(step)
+        optimizer.step()
+        for name, weight in weights.items():
+            torch.testing.assert_close(weight.detach().double(), expected[name], atol=1e-6, rtol=1e-5)
+
+
+def test_each_tensor_is_clipped_by_itself() -> None:
+    large, small = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    large.grad, small.grad = torch.tensor([300.0, 400.0]), torch.tensor([0.3, 0.4])
+    ClippedAdam([{"params": [large, small]}], Schedule(1.0, 0.0, 10)).step()
+    torch.testing.assert_close(large.grad, torch.tensor([0.6, 0.8]))
+    torch.testing.assert_close(small.grad, torch.tensor([0.3, 0.4]))
+
+
+def test_state_goes_through_a_file_form_and_back() -> None:
+    def make() -> tuple[nn.Parameter, ClippedAdam]:
+        weight = nn.Parameter(torch.ones(3))
+        return weight, ClippedAdam([{"params": [weight], "weight_decay": 0.1}], Schedule(0.1, 0.1, 20))
+
+    whole, stopped, resumed = make(), make(), make()
+    for step in range(8):
+        gradient = torch.randn(3, generator=torch.Generator().manual_seed(step))
+        for weight, optimizer in (whole, stopped if step < 4 else resumed):
+            weight.grad = gradient.clone()
+            optimizer.step()
+        if step == 3:
+            resumed[1].load_state_dict(stopped[1].state_dict())
+            with torch.no_grad():
+                resumed[0].copy_(stopped[0])
+    assert torch.equal(whole[0], resumed[0])
+    assert whole[1].learning_rate == resumed[1].learning_rate
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [
+    (Schedule(1.0, 0.1, 20), {0: 0.0, 1: 0.5, 2: 1.0, 11: 0.5, 19: 1 / 18, 20: 0.0, 25: 0.0}),
+    (Schedule(2.0, 0.0, 4), {0: 2.0, 1: 1.5, 3: 0.5, 4: 0.0}),
+    (Schedule(1.0, 1.0, 4), {0: 0.0, 1: 0.25, 3: 0.75}),
+    (Schedule(2.5e-4, 0.01, 4200), {0: 0.0, 21: 1.25e-4, 42: 2.5e-4, 2121: 1.25e-4, 4200: 0.0}),
+], ids=["plain", "no warm-up", "warm-up only", "charades"])  # fmt: skip
+def test_schedule(schedule: Schedule, expected: dict[int, float]) -> None:
+    assert {step: schedule.learning_rate(step) for step in expected} == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_every_weight_is_optimised_once_and_biases_and_norms_do_not_decay(changes: dict[str, object]) -> None:
+    model = lively_model(**changes)
+    optimizer = make_optimizer(model, Schedule(1.0, 0.1, 10), 0.03)
+    decays = {id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]}
+    names = dict(model.named_parameters())
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names) == len(decays)
+    for name, weight in names.items():
+        expected = 0.0 if name.endswith("bias") or "norm" in name else 0.03
+        assert decays[id(weight)] == expected, name
+
+
+def test_a_closure_is_refused() -> None:
+    optimizer = ClippedAdam([{"params": [nn.Parameter(torch.ones(1))]}], Schedule(1.0, 0.0, 2))
+    with pytest.raises(ValueError, match="closure"):
+        optimizer.step(lambda: 0.0)

@@ -1,0 +1,191 @@
+"""Runs that are interrupted and taken up again come out as if they had never been, or are refused."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from method.errors import InputError, Stopped
+from method.evaluate import SplitEvaluator
+from method.files import read_json
+from method.run_folder import RunFolder
+from method.training.checkpoint import read_checkpoint
+from tests.runs import EPOCHS, STEPS, Crash, Interruption, assert_same_run, crash, send
+from tests.small_dataset import SmallDataset, history, run_train
+
+
+@pytest.mark.parametrize("step", [0, 2, 4, 8])
+def test_stopped_at_any_step_and_resumed(
+    shared: SmallDataset, finished: Path, interrupt: Interruption, step: int
+) -> None:
+    name = f"stopped{step}"
+    number = signal.SIGTERM if step == 4 else signal.SIGINT
+    interrupt.at(step, send(number))
+    with pytest.raises(Stopped, match=rf"go on with: python method/train\.py --resume .*{name}$") as stopped:
+        run_train(shared.flags("--n_epoch", str(EPOCHS), "--description", name))
+    assert stopped.value.signal == number
+    run = shared.results / name
+    progress = read_checkpoint(run / "last.ckpt")["progress"]
+    assert (progress["epoch"], progress["step"]) == (step // STEPS, step % STEPS + 1)
+    assert not (run / "metrics.json").exists()
+    interrupt.over()
+    assert run_train(["--resume", str(run), "--device", "-1"]) == run
+    assert_same_run(run, finished)
+
+
+def test_stopped_again_and_again_with_workers(shared: SmallDataset, finished: Path, interrupt: Interruption) -> None:
+    flags = shared.flags("--n_epoch", str(EPOCHS), "--description", "again", "--num_workers", "1")
+    for _ in range(4):
+        interrupt.at(1, send(signal.SIGINT))  # the second step of each start
+        with pytest.raises(Stopped):
+            run_train(flags)
+        flags = ["--resume", str(shared.results / "again"), "--device", "-1"]
+    interrupt.over()
+    run_train(flags)
+    assert_same_run(shared.results / "again", finished)
+
+
+@pytest.mark.parametrize("evaluation", [0, EPOCHS])
+def test_stopped_during_an_evaluation(
+    shared: SmallDataset, finished: Path, evaluation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first, and the one that is reported."""
+    name, count, real = f"evaluating{evaluation}", itertools.count(), SplitEvaluator.evaluate
+
+    def evaluate(self: Any, *arguments: Any, **named: Any) -> Any:
+        if next(count) == evaluation:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(SplitEvaluator, "evaluate", evaluate)
+    with pytest.raises(Stopped):
+        run_train(shared.flags("--n_epoch", str(EPOCHS), "--description", name, "--save_scores"))
+    monkeypatch.undo()
+    run = run_train(["--resume", str(shared.results / name), "--device", "-1"])
+    assert_same_run(run, finished)
+
+
+@pytest.mark.parametrize("step", [0, 1, 7])
+def test_a_crash_loses_no_more_than_the_steps_since_the_last_save(
+    shared: SmallDataset, finished: Path, interrupt: Interruption, step: int
+) -> None:
+    name = f"crashed{step}"
+    interrupt.at(step, crash)
+    with pytest.raises(Crash):
+        run_train(shared.flags("--n_epoch", str(EPOCHS), "--description", name, "--save_every_steps", "1"))
+    run = shared.results / name
+    assert (run / "last.ckpt").exists() == (step > 0)
+    if step:
+        progress = read_checkpoint(run / "last.ckpt")["progress"]
+        assert progress["epoch"] * STEPS + progress["step"] == step
+    interrupt.over()
+    run_train(["--resume", str(run), "--device", "-1", "--save_every_steps", "2"])
+    assert_same_run(run, finished)
+
+
+@pytest.mark.parametrize("lost", ["last.ckpt", "history.jsonl", "train.log", "tensorboard"])
+def test_a_crash_between_two_files(shared: SmallDataset, finished: Path, interrupt: Interruption, lost: str) -> None:
+    """Killed at the end of an epoch, before this file was written."""
+    name = f"without {lost}"
+    interrupt.at(EPOCHS * STEPS - 1, crash)
+    with pytest.raises(Crash):
+        run_train(shared.flags("--n_epoch", str(EPOCHS), "--description", name))
+    path = shared.results / name / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    interrupt.over()
+    run_train(["--resume", str(shared.results / name), "--device", "-1"])
+    assert_same_run(shared.results / name, finished)
+
+
+def test_resume_finds_the_latest_unfinished_run(shared: SmallDataset, interrupt: Interruption) -> None:
+    flags = shared.flags("--exp_id", "latest", "--n_epoch", "1")
+    done = run_train([*flags, "--description", "done"])
+    runs = []
+    for description in ("older", "newer"):
+        interrupt.at(1, send(signal.SIGINT))
+        with pytest.raises(Stopped):
+            run_train([*flags, "--description", description])
+        runs.append(done.parent / description)
+    os.utime(runs[0] / "opt.json", (1, 1))
+    interrupt.over()
+    assert run_train([*flags, "--resume"]) == runs[1]
+    assert run_train([*flags, "--resume"]) == runs[0]
+    with pytest.raises(InputError, match="--resume: no unfinished run in"):
+        run_train([*flags, "--resume"])
+    with pytest.raises(InputError, match=r"--resume: no run .*other"):
+        run_train([*flags, "--resume", "--description", "other"])
+
+
+def copy_of(run: Path, name: str) -> Path:
+    return Path(shutil.copytree(run, run.parent / name))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (["--lr", "0.02"], "--lr was 0.01, is 0.02$"),
+    (["--bsz", "4", "--seed", "1"], "--seed was 7, is 1; --bsz was 5, is 4$"),
+    (["--no_flow_feat", "--visual_flow_feat_dim", "10"], "--visual_flow_feat_dim was 6, is 10; --flow_feat was True"),
+    (["--hidden_size", "32"], "--hidden_size was 16, is 32"),
+    (["--margin", "0.1"], "--margin was 0.2, is 0.1"),
+    (["--n_epoch", "2"], "--n_epoch was 3, is 2$"),
+    (["--max_es_cnt", "3"], "--max_es_cnt was 10, is 3"),
+    (["--eval_context_bsz", "2"], "--eval_context_bsz was 3, is 2"),
+    (["--amp", "bf16"], "--amp was off, is bf16"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")  # fmt: skip
+def test_changed_options_are_refused_by_name(finished: Path, change: list[str], message: str) -> None:
+    run = copy_of(finished, "changed" + "".join(change).replace("-", "").replace(".", ""))
+    (run / "metrics.json").unlink()
+    before = (run / "opt.json").read_bytes()
+    with pytest.raises(InputError, match=message):
+        run_train(["--resume", str(run), "--device", "-1", *change])
+    assert (run / "opt.json").read_bytes() == before
+    RunFolder(run).close()  # the refused attempt keeps no lock
+
+
+def test_more_epochs_go_on_with_a_finished_run(finished: Path) -> None:
+    run = copy_of(finished, "longer")
+    run_train(["--resume", str(run), "--device", "-1", "--n_epoch", str(EPOCHS + 2)])
+    rows = history(run)
+    assert rows[:EPOCHS] == history(finished)
+    assert [row["epoch"] for row in rows] == list(range(EPOCHS + 2))
+    assert read_json(run / "metrics.json")["options"]["n_epoch"] == EPOCHS + 2
+
+
+def test_a_finished_run_is_never_overwritten(shared: SmallDataset, finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file() and path.name != "train.log"}
+    for arguments, message in (
+        (shared.flags("--description", "finished"), "holds a finished run; choose another name"),
+        (["--resume", str(finished), "--device", "-1"], "the run is finished; a larger --n_epoch than 3 would"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run_train(arguments)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_an_unfinished_run_is_not_started_again(shared: SmallDataset, interrupt: Interruption) -> None:
+    interrupt.at(1, crash)
+    with pytest.raises(Crash):
+        run_train(shared.flags("--description", "unfinished"))
+    with pytest.raises(InputError, match="holds an unfinished run; go on with --resume, or rename it"):
+        run_train(shared.flags("--description", "unfinished"))
+
+
+def test_two_runs_in_one_folder(shared: SmallDataset, interrupt: Interruption) -> None:
+    interrupt.at(1, send(signal.SIGINT))
+    with pytest.raises(Stopped):
+        run_train(shared.flags("--description", "busy"))
+    run = shared.results / "busy"
+    with RunFolder(run), pytest.raises(InputError, match="another process is writing to this run"):
+        run_train(["--resume", str(run), "--device", "-1"])
+    interrupt.over()
+    assert run_train(["--resume", str(run), "--device", "-1"]) == run
+
+
+def test_resume_of_nothing(shared: SmallDataset, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--resume .*: no run there, expected a folder with opt\.json"):
+        run_train(["--resume", str(tmp_path)])
