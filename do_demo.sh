@@ -1,22 +1,17 @@
 #!/usr/bin/env bash
-# See A3PRVR learn in about two minutes on a CPU, without downloads: makes a small dataset, trains on it and evaluates.
-# Flags given here come last and win:
+# See A3PRVR learn in about two minutes on a CPU, without downloads: makes a small dataset, trains on it, evaluates, and
+# searches with a sentence. Flags given here come last and win:
 #   bash do_demo.sh
-#   bash do_demo.sh --neg_query_loss both      edited captions, with a small RoBERTa that the demo makes
+#   bash do_demo.sh --neg_query_loss both      edited captions as hard negative queries
 #   bash do_demo.sh --no_cross_branch_fusion   an ablation
 # Data and runs go to demo/. Environment: PYTHON chooses the interpreter.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/utils/environment.sh"
 python="$(find_python)"
 
-# Token features of the edited captions have to come from the same encoder as those of the captions themselves.
-world="$repository/demo/plain"
-encoder=()
-if [[ " $* " == *" --neg_query_loss"* ]]; then
-  world="$repository/demo/edited_captions"
-  encoder=(--tiny_roberta)
-fi
-"$python" "$repository/utils/make_demo_dataset.py" --out "$world" ${encoder[@]+"${encoder[@]}"}
+# With a small text encoder of its own, so that sentences that are in no caption file can be encoded too.
+world="$repository/demo"
+"$python" "$repository/utils/make_demo_dataset.py" --out "$world" --tiny_roberta
 
 run="$(date +%Y-%m-%d_%H-%M-%S)"
 "$python" "$repository/method/train.py" \
@@ -36,10 +31,16 @@ run="$(date +%Y-%m-%d_%H-%M-%S)"
   --n_epoch 18 \
   --hard_negative_start_epoch 8 \
   --num_workers 1 \
+  --report \
   "$@"
 
 # Flags given here may have sent the run elsewhere; train.py has said where.
 metrics="$world/results/demo/a3prvr/$run/metrics.json"
 if [[ -f "$metrics" ]]; then
   "$python" "$repository/utils/print_metrics.py" "$metrics"
+  printf '\n'
+  "$python" "$repository/method/search.py" --eval_ckpt "${metrics%/*}/model.ckpt" --topk 3 --quiet "A chef lifts the ladder."
+  printf '\nSearch on:   %s method/search.py --eval_ckpt %s\n' "$python" "${metrics%/*}/model.ckpt"
+  printf 'Report:      %s\n' "${metrics%/*}/report/index.html"
+  printf 'TensorBoard: %s -m tensorboard.main --logdir %s\n' "$python" "$world/results"
 fi

@@ -1,7 +1,7 @@
 """Write the demo: a small made-up dataset in the published layout.
 
     python utils/make_demo_dataset.py --out demo
-    python utils/make_demo_dataset.py --out demo --tiny_roberta    # for edited captions: --neg_query_loss
+    python utils/make_demo_dataset.py --out demo --tiny_roberta    # with a text encoder, for edits and for search
 
 utils/demo_world.py says what is in it. What is already there is left alone when the same options and the same version
 of this program made it, and replaced whole when others did.
