@@ -1,4 +1,4 @@
-"""Feature files: reading, checking and the preprocessing of spec section 2.
+"""Feature files: reading, checking and the preprocessing that turns them into what the model sees.
 
 Letters: n rows of a stream as stored, D its width, L = max_length rows kept.
 """

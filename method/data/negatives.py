@@ -1,4 +1,4 @@
-"""Edited captions: copies of a caption in which one verb or noun is another word with the same tag (spec section 6).
+"""Edited captions: copies of a caption in which one verb or noun is another word with the same tag.
 
 A word is replaced wherever it stands in the caption as a whole word, each time in the case it is written in there, and
 nothing else of the sentence changes.

@@ -1,4 +1,4 @@
-"""Recall and ranks (spec section 8). One video is right for each caption; a tie counts against the caption."""
+"""Recall and ranks. One video is right for each caption; a tie counts against the caption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames and words of one branch become vectors of width D (spec section 4).
+"""Frames and words of one branch become vectors of width D.
 
 Letters: B sequences, N rows of all of them, L the longest, I input width, D width, H heads.
 """

@@ -1,4 +1,4 @@
-"""Cross-branch fusion: the frames of one branch attend to the frames of the other (spec section 4).
+"""Cross-branch fusion: the frames of one branch attend to the frames of the other.
 
 Letters: B videos, N rows that ask and their longest video L, K rows that answer and their longest video M, D width,
 H heads, G offset groups, J sampled positions a frame and group.

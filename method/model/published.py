@@ -1,4 +1,4 @@
-"""Names of the published checkpoints' weights (spec section 9), read into ours and written back.
+"""Names of the published checkpoints' weights, read into ours and written back.
 
 The published names mislead: `_phrase`, `_action` and `phrase_action` all mean the object branch.
 """

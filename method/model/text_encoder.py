@@ -1,4 +1,4 @@
-"""The frozen text encoder of edited captions: any encoder that transformers can load from a folder (spec section 6).
+"""The frozen text encoder of edited captions: any encoder that transformers can load from a folder.
 
 It is no part of the trained model: nothing of it is optimised or stored in checkpoints.
 

@@ -1,4 +1,4 @@
-"""Losses of one step (spec sections 5 and 6), without a loop over videos or captions.
+"""Losses of one step, without a loop over videos or captions.
 
 Letters: Q captions, B videos, E edited captions, D width. labels_Q[q] is the batch's video of caption q.
 """
@@ -120,7 +120,7 @@ def own_best_frames(keys: Ragged, scores: Similarity, labels_Q: Tensor) -> Tenso
 def negative_query_loss(
     best_QD: Tensor, queries_QD: Tensor, edited_ED: Tensor, owner_E: Tensor, temperature: Tensor, smoothing: float
 ) -> Tensor:
-    """Cross entropy that puts a caption before its edits on its own best moment (spec section 6).
+    """Cross entropy that puts a caption before its edits on its own best moment.
 
     Mean over the captions that have edits, with label smoothing over each caption's own number of choices.
     """

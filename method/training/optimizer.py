@@ -1,4 +1,4 @@
-"""The published optimiser (spec section 7): Adam without bias correction, each tensor's gradient clipped by itself."""
+"""The published optimiser: Adam without bias correction, each tensor's gradient clipped by itself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Schedule:
         """Learning rate of a step counted from 0; the first is 0 when there is a warm-up, and so is all past the last.
 
         >>> schedule = Schedule(peak=1.0, warmup=0.1, steps=20)
-        >>> [schedule.learning_rate(step) for step in (0, 1, 2, 11, 20)]
+        >>> [round(schedule.learning_rate(step), 6) for step in (0, 1, 2, 11, 20)]
         [0.0, 0.5, 1.0, 0.5, 0.0]
         """
         progress = step / self.steps
