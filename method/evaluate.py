@@ -60,7 +60,7 @@ def evaluate_checkpoint(options: EasyDict) -> Path:
     loaded = load_model(options.eval_ckpt, make_architecture(options))
     model = loaded.model.to(device)
     _say_what_the_checkpoint_decides(make_architecture(options), model.architecture, loaded.options is not None)
-    reader = open_features(options, model.architecture)
+    reader = open_features(options, model.architecture, [name for name in DATA_FILES if name != "caption_train_txt"])
     split = check_split("evaluated split", options.caption_test_txt, reader)
     log.info(describe(split))
     moments = known_moments(options, split)
@@ -78,9 +78,11 @@ def known_moments(options: Mapping[str, Any], split: Split) -> dict[str, TrueMom
     return read_moments(options["moments"], {caption.id for caption in split.captions}) or {}
 
 
-def open_features(options: Mapping[str, Any], architecture: Architecture) -> FeatureReader:
-    """Open the feature files of a dataset for a model. InputError naming every file of the dataset that is missing."""
-    check_files({name: options[name] for name in DATA_FILES}, options["dataset_name"])
+def open_features(
+    options: Mapping[str, Any], architecture: Architecture, needed: Sequence[str] = DATA_FILES
+) -> FeatureReader:
+    """Open the feature files of a dataset for a model. InputError naming every `needed` file of it that is missing."""
+    check_files({name: options[name] for name in needed}, options["dataset_name"])
     return FeatureReader(
         FeatureFile(options["video_feat_path"]),
         FeatureFile(options["text_feat_path"]),

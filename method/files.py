@@ -16,8 +16,9 @@ from method.errors import InputError
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """Open a binary file that takes the place of `path` when the block ends, and leaves `path` alone if it raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    beside = ""
     try:
+        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
@@ -27,7 +28,8 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(beside)
-        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+        about_it = isinstance(error, OSError) and (not error.filename or Path(error.filename).suffix == ".part")
+        if isinstance(error, OSError) and error.errno is not None and about_it:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _flush_folder(path.parent)

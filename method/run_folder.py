@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import itertools
 import logging
 import os
 import platform
@@ -18,7 +20,7 @@ import numpy as np
 import torch
 
 from method.errors import InputError
-from method.files import atomic_writer, write_json
+from method.files import atomic_writer, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,8 @@ _PACKAGES = ("torch", "numpy", "h5py", "transformers")
 class RunFolder:
     """`results/<dataset>/<exp_id>/<description or start time>/`, locked for this process as long as it lives.
 
-    A lock of the operating system's, so that a process that is killed leaves none behind.
+    A lock of the operating system's, so that a process that is killed leaves none behind. What else it left, files that
+    it was still writing, is removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,9 +45,13 @@ class RunFolder:
         self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(self._lock)
             raise InputError(f"{path}: another process is writing to this run") from None
+        except OSError as error:
+            log.warning("%s: cannot be locked (%s); let no second process write there", path, error.strerror)
+        for left_over in path.glob(".*.part"):
+            left_over.unlink()
         self._handler = _log_to(path / "train.log")
 
     def close(self) -> None:
@@ -72,18 +79,46 @@ class RunFolder:
 def new_run(options: Mapping[str, Any]) -> RunFolder:
     """Make the folder of a new run. InputError when the name is taken: a run is never overwritten."""
     parent = run_parent(options)
-    name = options["description"] or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    path = parent / name
-    if not options["description"]:
-        count = 1
-        while path.exists():  # two runs that start in the same second
-            count += 1
-            path = parent / f"{name}_{count}"
+    if options["description"]:
+        path = parent / options["description"]
+        _refuse_taken(path, options)
+    else:
+        path = _unused(parent, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    folder = RunFolder(path)
+    try:
+        _refuse_taken(path, options)  # by a run that was faster
+    except InputError:
+        folder.close()
+        raise
+    return folder
+
+
+def _unused(parent: Path, name: str) -> Path:
+    """Make a folder of this name, or with a number behind it: runs may start in the same second."""
+    for count in itertools.count(1):
+        path = parent / (name if count == 1 else f"{name}_{count}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            break
+    return path
+
+
+def _refuse_taken(path: Path, options: Mapping[str, Any]) -> None:
     if (path / METRICS).exists():
-        raise InputError(f"--description {name}: {path} holds a finished run; choose another name")
-    if (path / OPTIONS).exists():
-        raise InputError(f"--description {name}: {path} holds an unfinished run; go on with --resume, or rename it")
-    return RunFolder(path)
+        raise InputError(f"--description {path.name}: {path} holds a finished run; choose another name")
+    if not (path / OPTIONS).exists():
+        return
+    if not is_evaluation(read_json(path / OPTIONS)):
+        raise InputError(
+            f"--description {path.name}: {path} holds an unfinished run; go on with --resume, or rename it"
+        )
+    if not is_evaluation(options):  # an unfinished one is simply done again, but only as what it was
+        raise InputError(f"--description {path.name}: {path} holds an unfinished evaluation; choose another name")
+
+
+def is_evaluation(options: object) -> bool:
+    """Whether these are the options of an evaluation, which leaves nothing to go on with, and not of a training."""
+    return isinstance(options, Mapping) and options.get("eval_ckpt") is not None
 
 
 def run_parent(options: Mapping[str, Any]) -> Path:
@@ -125,8 +160,31 @@ def log_to_terminal() -> None:
         root.addHandler(handler)
 
 
+class _LogFile(logging.Handler):
+    """A log that loses lines rather than the run when its file cannot be written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = path.open("ab", buffering=0)  # a buffer would fail once more when it is closed
+        self._is_whole = True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Add a line."""
+        try:
+            self._file.write(f"{self.format(record)}\n".encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            if self._is_whole:
+                self._is_whole = False
+                log.warning("%s: lines are lost (%s)", self._file.name, error.strerror)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+
 def _log_to(path: Path) -> logging.Handler:
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)
     log.info("torch %s, %d CPU threads", torch.__version__, torch.get_num_threads())

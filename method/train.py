@@ -10,6 +10,7 @@ The launchers do_*.sh pass the published flags. A run writes results/<dataset>/<
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -45,7 +46,7 @@ from method.training.losses import LossSettings
 from method.training.monitor import EVERY, Monitor, memory_mb
 from method.training.negative_queries import open_negatives
 from method.training.optimizer import Schedule
-from method.training.resume import kept_options, open_run
+from method.training.resume import fingerprints, kept_options, open_run, take_up
 from method.training.signals import StopRequests
 
 log = logging.getLogger(__name__)
@@ -76,26 +77,29 @@ def train(options: EasyDict) -> Path:
     moments = known_moments(options, splits.reported)
     ids = [caption.id for caption in (*splits.training_file, *splits.reported.captions)]
     negatives = open_negatives(options, splits.training_file, ids, device)
+    data = fingerprints([splits.training, splits.selecting, splits.reported])
     folder, state = open_run(options)
     with folder, StopRequests() as requests:
-        write_json(folder.path / OPTIONS, plain(options))
         order = EpochBatches(len(splits.training.video_ids), options.bsz, options.seed)
         pinned = options.pin_memory and device.type == "cuda"
         loader = Loader(TrainingVideos(reader, splits.training.captions), order, options.num_workers, pinned)
         training = make_training(options, model, len(order), device, negatives)
         if state is not None:
-            training.restore(state)
+            take_up(training, state, folder.path, data)
+        write_json(folder.path / OPTIONS, plain(options))
         selector = SplitEvaluator(options, reader, splits.selecting, device)
-        run = _Run(options, folder, training, order, requests)
-        run.epochs(loader, selector)
-        best = load_model(folder.path / BEST, model.architecture)
-        evaluator = selector
-        if splits.reported is not splits.selecting:
-            evaluator = SplitEvaluator(options, reader, splits.reported, device)
-        evaluation = evaluator.evaluate(best.model.to(device), options.save_scores, run.watch)
-        run.show_result(evaluation)
-        subject = Subject(best.model, evaluation, splits.reported, options, best.epoch, folder.path / BEST, moments)
-        report(folder, subject)
+        run = _Run(options, folder, training, order, requests, data)
+        with contextlib.closing(run.monitor):
+            run.write_history()
+            run.epochs(loader, selector)
+            best = load_model(folder.path / BEST, model.architecture)
+            evaluator = selector
+            if splits.reported is not splits.selecting:
+                evaluator = SplitEvaluator(options, reader, splits.reported, device)
+            evaluation = evaluator.evaluate(best.model.to(device), options.save_scores, run.watch)
+            subject = Subject(best.model, evaluation, splits.reported, options, best.epoch, folder.path / BEST, moments)
+            report(folder, subject)
+            run.show_result(evaluation)
     return folder.path
 
 
@@ -158,9 +162,16 @@ class _Run:
     """The epochs of one training, each recorded and saved before the next begins."""
 
     def __init__(
-        self, options: EasyDict, folder: RunFolder, training: Training, order: EpochBatches, requests: StopRequests
+        self,
+        options: EasyDict,
+        folder: RunFolder,
+        training: Training,
+        order: EpochBatches,
+        requests: StopRequests,
+        data: Mapping[str, str],
     ) -> None:
         self.options = options
+        self.data = dict(data)
         self.folder = folder
         self.training = training
         self.order = order
@@ -210,7 +221,6 @@ class _Run:
 
         self.monitor.figures(figures_for_tensorboard(evaluation), self.steps_done)
         self.monitor.result(evaluation.metrics)
-        self.monitor.close()
 
     def content(self, epoch: int) -> dict[str, Any]:
         """What a checkpoint of the model holds after an epoch."""
@@ -218,7 +228,8 @@ class _Run:
 
     def save(self) -> None:
         """Write last.ckpt, from which the run can go on."""
-        self.training.save(self.folder.path / LAST, self.content(self.training.progress.epoch))
+        content = self.content(self.training.progress.epoch)
+        self.training.save(self.folder.path / LAST, {**content, "data": self.data})
 
     def write_history(self) -> None:
         """Write history.jsonl, a line for every epoch that is done."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import signal
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from method.data.captions import Caption
 from method.data.dataset import QueryItem, VideoItem
 from method.data.ragged import Ragged
+from method.data.workers import follow_the_main_process, read_ahead, shared
 from method.errors import InputError
-
-_PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ class Loader:
             num_workers=workers,
             pin_memory=pinned,
             persistent_workers=workers > 0,
-            worker_init_fn=_follow_the_main_process,
+            worker_init_fn=follow_the_main_process,
             # Its own generator: with the global one, looking at the data would change the dropout of a resumed run.
             generator=torch.Generator().manual_seed(0),
         )
@@ -133,9 +129,12 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self._loader:
+        for batch in read_ahead(self._loader) if self._loader.num_workers else self._loader:
             if isinstance(batch, InputError):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch  # an exception that its own frame holds keeps the workers waiting for garbage collection
             yield batch
 
 
@@ -143,11 +142,4 @@ def _join(items: Sequence[Any]) -> VideoBatch | QueryBatch | InputError:
     for item in items:
         if isinstance(item, InputError):
             return item
-    return join_videos(items) if isinstance(items[0], VideoItem) else join_queries(items)
-
-
-def _follow_the_main_process(worker: int) -> None:
-    """Leave Ctrl-C to the main process, and end when it ends, even by SIGKILL (at once on Linux, else in seconds)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return shared(join_videos(items) if isinstance(items[0], VideoItem) else join_queries(items))

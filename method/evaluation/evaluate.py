@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -80,6 +81,9 @@ def rank(
 ) -> Evaluation:
     """Rank all videos of a corpus for each query; see `evaluate`."""
     place = {video_id: index for index, video_id in enumerate(corpus.video_ids)}
+    if len(place) < len(corpus.video_ids):
+        twice = next(video_id for video_id, count in Counter(corpus.video_ids).items() if count > 1)
+        raise InputError(f"video {twice!r} is among the evaluated videos more than once")
     lost = [caption.id for caption in queries.captions if caption.video_id not in place]
     if lost:
         raise InputError(f"caption {lost[0]!r}: its video is not among the {len(place)} evaluated videos")

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from method.errors import InputError
+from method.errors import InputError, summarize
 from method.files import require_file, write_bytes
 from method.model.architecture import Architecture
 from method.model.published import from_published, is_published, published_architecture
@@ -75,8 +75,16 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def model_content(model: RetrievalModel, epoch: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What `model.ckpt` holds; `options` must be plain values."""
+    """What `model.ckpt` holds; `options` must be plain values.
+
+    InputError for weights that are not finite, so that they replace no others.
+    """
     weights = {name: weight.detach().cpu().clone() for name, weight in model.state_dict().items()}
+    broken = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
+    if broken:
+        raise InputError(
+            f"epoch {epoch}: the weights have become NaN or infinite ({summarize(broken)}) and are not saved"
+        )
     return {"model": weights, "epoch": epoch, "architecture": model.architecture.as_dict(), "options": dict(options)}
 
 

@@ -87,8 +87,8 @@ def triplet_loss(cosine_QB: Tensor, labels_Q: Tensor, settings: LossSettings, ha
     video_to_text = (settings.margin + negative_B - positive_B).clamp(min=0).mean()
 
     # Text to video: one of the pool's videos.
-    pool = min(settings.hard_pool_size, videos - 1) if hard else videos - 1
     if hard:
+        pool = min(settings.hard_pool_size, videos - 1)
         candidates_QP = negatives_QB.topk(pool, dim=1).indices
         drawn_Q = torch.randint(0, pool, (captions,), device=labels_Q.device)
         chosen_Q = candidates_QP[every_Q, drawn_Q]
@@ -127,10 +127,10 @@ def negative_query_loss(
     true_Q = temperature * torch.cosine_similarity(best_QD.float(), queries_QD.float(), dim=-1)
     edited_E = temperature * torch.cosine_similarity(best_QD.float()[owner_E], edited_ED.float(), dim=-1)
     count_Q = torch.zeros_like(true_Q).index_add(0, owner_E, torch.ones_like(edited_E))
-    # A softmax over each caption's choices; the largest possible logit bounds the exponentials.
-    bound = temperature.detach().abs()
-    total_Q = (true_Q - bound).exp().index_add(0, owner_E, (edited_E - bound).exp())
-    log_total_Q = total_Q.log() + bound
+    # A softmax over each caption's choices, its largest logit taken out of the exponentials.
+    largest_Q = true_Q.detach().scatter_reduce(0, owner_E, edited_E.detach(), "amax")
+    total_Q = (true_Q - largest_Q).exp().index_add(0, owner_E, (edited_E - largest_Q[owner_E]).exp())
+    log_total_Q = total_Q.log() + largest_Q
     sum_Q = true_Q.index_add(0, owner_E, edited_E)
     choices_Q = count_Q + 1
     smoothed_Q = (1 - smoothing) * true_Q + smoothing * sum_Q / choices_Q

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from method.config import plain
+from method.data.check import Split
 from method.errors import InputError
 from method.files import read_json
-from method.run_folder import LAST, METRICS, OPTIONS, RunFolder, new_run, run_parent
-from method.training.checkpoint import read_checkpoint, stored_options
+from method.run_folder import BEST, LAST, METRICS, OPTIONS, RunFolder, is_evaluation, new_run, run_parent
+from method.training.checkpoint import check_weights, load_model, read_checkpoint, stored_options
+from method.training.loop import Progress, Training
 
 log = logging.getLogger(__name__)
 
+_STATE = ("optimizer", "scaler", "progress", "random", "data", "options")  # in last.ckpt, beside the weights
 # Options that change how a run is done, but not what comes out of it.
 _FREE = {
     *("root_path", "results_root", "exp_id", "description", "resume", "save_every_steps", "num_workers", "pin_memory"),
@@ -47,12 +53,10 @@ def open_run(options: Mapping[str, Any]) -> tuple[RunFolder, dict[str, Any] | No
     path = Path(options["resume"]) if options["resume"] else _latest_unfinished(options)
     folder = RunFolder(path)
     try:
-        if (path / METRICS).exists():
-            finished = read_json(path / METRICS).get("options", {}).get("n_epoch", 0)
-            if options["n_epoch"] <= finished:
-                raise InputError(f"{path}: the run is finished; a larger --n_epoch than {finished} would go on with it")
+        if (path / METRICS).exists() and options["n_epoch"] <= (finished := _epochs_of(path / METRICS)):
+            raise InputError(f"{path}: the run is finished; a larger --n_epoch than {finished} would go on with it")
         check_same_options(_options_of(path), options)
-        state = read_checkpoint(path / LAST) if (path / LAST).exists() else None
+        state = _read_state(path / LAST, options) if (path / LAST).exists() else None
     except BaseException:
         folder.close()
         raise
@@ -73,10 +77,72 @@ def check_same_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> Non
         raise InputError(f"a resumed run must keep its options: {'; '.join(changed)}")
 
 
+def fingerprints(splits: Iterable[Split]) -> dict[str, str]:
+    """For each split, by its name, a digest of its captions and of the lengths of their features."""
+
+    def digest(split: Split) -> str:
+        content = [[[caption.id, caption.text] for caption in split.captions], split.frames, split.words]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    return {split.name: digest(split) for split in splits}
+
+
+def take_up(training: Training, state: Mapping[str, Any], folder: Path, data: Mapping[str, str]) -> None:
+    """Put a training where `state`, the content of last.ckpt in `folder`, left it.
+
+    InputError, naming the file, when `data`, the fingerprints of the splits, are others than then, when the state does
+    not fit the training, and when the best epoch's checkpoint is broken, which would be missed only at the very end.
+    """
+    path = folder / LAST
+    if changed := [name for name, digest in data.items() if state["data"].get(name) != digest]:
+        raise InputError(f"{path}: the captions or features have changed since: {', '.join(changed)}")
+    check_weights(training.model, state["model"], path)
+    try:
+        training.restore(state)
+        _check_restored(training)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not a state that the training can go on with ({error})") from error
+    if training.progress.best_epoch >= 0:
+        load_model(folder / BEST, training.model.architecture)
+
+
+def _check_restored(training: Training) -> None:
+    for name, fresh in asdict(Progress()).items():
+        if not isinstance(getattr(training.progress, name), type(fresh)):
+            raise TypeError(f"its {name} is no {type(fresh).__name__}")
+    for group in training.optimizer.param_groups:
+        for weight in group["params"]:
+            for name, moment in training.optimizer.state.get(weight, {}).items():
+                if moment.shape != weight.shape:
+                    raise ValueError(f"its {name} is {tuple(moment.shape)}, expected {tuple(weight.shape)}")
+
+
+def _read_state(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    state = read_checkpoint(path)
+    if lacking := [name for name in _STATE if not isinstance(state.get(name), dict)]:
+        raise InputError(f"{path}: not the state of a training, lacks {', '.join(lacking)}")
+    try:
+        check_same_options(state["options"], options)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return state
+
+
+def _epochs_of(path: Path) -> int:
+    metrics = read_json(path)
+    options = metrics.get("options") if isinstance(metrics, dict) else None
+    epochs = options.get("n_epoch") if isinstance(options, dict) else None
+    if not isinstance(epochs, int):
+        raise InputError(f"{path}: expected the metrics of a run and its options, with n_epoch")
+    return epochs
+
+
 def _options_of(folder: Path) -> dict[str, Any]:
     options = read_json(folder / OPTIONS)
     if not isinstance(options, dict):
         raise InputError(f"{folder / OPTIONS}: expected the options of a run")
+    if is_evaluation(options):
+        raise InputError(f"--resume {folder}: an evaluation, which is not gone on with but done again")
     return options
 
 
@@ -86,7 +152,11 @@ def _latest_unfinished(options: Mapping[str, Any]) -> Path:
         if not (parent / options["description"] / OPTIONS).exists():
             raise InputError(f"--resume: no run {parent / options['description']}")
         return parent / options["description"]
-    runs = [path.parent for path in parent.glob(f"*/{OPTIONS}") if not (path.parent / METRICS).exists()]
+    runs = [
+        path.parent
+        for path in parent.glob(f"*/{OPTIONS}")
+        if not (path.parent / METRICS).exists() and not is_evaluation(read_json(path))
+    ]
     if not runs:
         raise InputError(f"--resume: no unfinished run in {parent}")
     return max(runs, key=lambda path: (path / OPTIONS).stat().st_mtime)

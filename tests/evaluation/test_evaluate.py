@@ -253,6 +253,13 @@ def test_a_caption_without_its_video() -> None:
         split.evaluate(model)
 
 
+def test_a_video_that_is_there_twice() -> None:
+    corpus = random_corpus(videos=3, longest=4)
+    twice = Corpus([corpus.video_ids[0], *corpus.video_ids[:2]], corpus.keys)
+    with pytest.raises(InputError, match=f"{corpus.video_ids[0]!r} is among the evaluated videos more than once"):
+        rank(twice, random_queries(2, 2), 0.5, 64)
+
+
 def test_no_captions() -> None:
     corpus = random_corpus(3, 4)
     with pytest.raises(InputError, match="no captions to evaluate"):

@@ -43,9 +43,7 @@ def test_weights_that_have_become_nan_are_not_saved() -> None:
     model = lively_model()
     with torch.no_grad():
         model.branch("object").key.weight[3, 2] = torch.nan
-    with pytest.raises(
-        InputError, match=r"epoch 4: the weights have become NaN .*branches\.object\.key\.weight"
-    ):
+    with pytest.raises(InputError, match=r"epoch 4: the weights have become NaN .*branches\.object\.key\.weight"):
         model_content(model, 4, OPTIONS)
 
 

@@ -158,7 +158,7 @@ class EditedCase:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2, 0.9])
-@pytest.mark.parametrize("temperature", [0.0, 1 / 0.07, 60.0, -5.0])
+@pytest.mark.parametrize("temperature", [0.0, 1 / 0.07, 200.0, -5.0])
 def test_edited_captions_equal_cross_entropy_one_by_one(temperature: float, smoothing: float) -> None:
     case = EditedCase()
     gradients = []

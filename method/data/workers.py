@@ -1,0 +1,157 @@
+"""The processes that read ahead: what they leave to the main process, and what it says when one of them dies."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import dataclasses
+import multiprocessing
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, TypeVar
+
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
+
+from method.errors import InputError
+
+_Batch = TypeVar("_Batch")
+
+_PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
+_REMEDY = "fewer --num_workers need less memory, 0 none of /dev/shm (containers get more of it by --shm-size)"
+
+
+def follow_the_main_process(worker: int) -> None:
+    """Leave signals to the main process, and end when it ends, even by SIGKILL (at once on Linux, else in seconds)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Job schedulers send SIGTERM to all processes of a job; the main one has a step to end first.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for crash in (signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE):  # torch would print a line of its own
+        signal.signal(crash, signal.SIG_DFL)
+    sys.excepthook = lambda *error: None  # of connections that the main process has cut; the rest it gets as values
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End the workers that are left; the multiprocessing module would ask them with SIGTERM and wait."""
+    workers = multiprocessing.active_children()
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
+        worker.kill()
+
+
+def shared(batch: _Batch) -> _Batch | InputError:
+    """In a worker, the batch with its tensors in shared memory, or what to tell the user when there is no room.
+
+    Left to the queue of batches, it would be found by a thread of its own that drops the batch, and the main process
+    would wait forever.
+    """
+    if get_worker_info() is not None:
+        try:
+            _share(batch)
+        except (OSError, RuntimeError) as error:
+            return InputError(f"no shared memory for a batch ({str(error).splitlines()[0]}); {_REMEDY}")
+    return batch
+
+
+def _share(value: Any) -> None:
+    if isinstance(value, Tensor):
+        value.share_memory_()  # type: ignore[no-untyped-call,unused-ignore]
+    elif isinstance(value, dict):
+        for part in value.values():
+            _share(part)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            _share(getattr(value, field.name))
+
+
+def read_ahead(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a loader with workers; InputError when one of them cannot be started or dies."""
+    with _plain_failures():
+        _expect_semaphores(3 * loader.num_workers + 8)
+        batches = iter(loader)
+    _deaths.watch()
+    while True:
+        with _plain_failures(), _deaths.interrupt():
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+        yield batch
+
+
+def _expect_semaphores(count: int) -> None:
+    """OSError unless there are so many; torch, if it got only some, would leave behind what complains at the exit."""
+    semaphores = [multiprocessing.Semaphore() for _ in range(count)]
+    semaphores.clear()
+
+
+@contextlib.contextmanager
+def _plain_failures() -> Iterator[None]:
+    try:
+        yield
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # the other end of a queue has gone
+        raise _death(str(error)) from error
+    except OSError as error:
+        raise InputError(f"data workers cannot be started ({error.strerror or error}); {_REMEDY}") from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise _death(str(error)) from error
+
+
+def _death(report: str) -> InputError:
+    cause = re.search(r"by signal: ([\w ]+)", report)
+    how = f"was killed ({cause[1].strip()})" if cause else "ended unexpectedly"
+    return InputError(f"a data worker {how}: is memory short, or an HDF5 file damaged? {_REMEDY}")
+
+
+class _Deaths:
+    """What torch's handler of SIGCHLD reports of workers.
+
+    It would raise wherever the main process happens to be, even where Python can only ignore it; here it interrupts
+    the waiting for a batch, and what happens at another time is raised before the next one.
+    """
+
+    def __init__(self) -> None:
+        self._handler: Any = None
+        self._report: RuntimeError | None = None
+        self._waiting = False
+
+    def watch(self) -> None:
+        """Take the handler's place; it is there when torch has started workers from the main thread."""
+        handler = signal.getsignal(signal.SIGCHLD)
+        if threading.current_thread() is threading.main_thread() and callable(handler) and handler != self._receive:
+            self._handler = handler
+            signal.signal(signal.SIGCHLD, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        try:
+            self._handler(number, frame)
+        except RuntimeError as report:
+            if self._waiting:
+                raise
+            self._report = report
+
+    @contextlib.contextmanager
+    def interrupt(self) -> Iterator[None]:
+        """Raise within this block what is or has been reported."""
+        self._waiting = True
+        try:
+            if self._report is not None:
+                report, self._report = self._report, None
+                raise report
+            yield
+        finally:
+            self._waiting = False
+
+
+_deaths = _Deaths()
