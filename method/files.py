@@ -28,8 +28,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(beside)
-        about_it = isinstance(error, OSError) and (not error.filename or Path(error.filename).suffix == ".part")
-        if isinstance(error, OSError) and error.errno is not None and about_it:
+        if isinstance(error, OSError) and error.errno and str(error.filename or ".part").endswith(".part"):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _flush_folder(path.parent)
