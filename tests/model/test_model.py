@@ -58,11 +58,11 @@ def test_a_video_depends_on_nothing_but_itself(changes: dict[str, Any]) -> None:
     shuffled = {name: Ragged.of([naive.split_values(rows)[i] for i in order]) for name, rows in streams.items()}
     for name, keys in keys_of(model, shuffled).items():
         for place, video in enumerate(order):
-            torch.testing.assert_close(keys[place], together[name][video], atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(keys[place], together[name][video], atol=1e-5, rtol=1e-4)
     for video in range(len(ACTION)):
         alone = {name: naive.split(rows)[video] for name, rows in streams.items()}
         for name, keys in keys_of(model, alone).items():
-            torch.testing.assert_close(keys[0], together[name][video], atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(keys[0], together[name][video], atol=1e-5, rtol=1e-4)
 
 
 def test_padding_leaks_with_the_published_extent_only() -> None:
@@ -82,7 +82,7 @@ def test_a_query_depends_on_nothing_but_itself(changes: dict[str, Any]) -> None:
         together = model.encode_queries(words)
         for place, alone in enumerate(naive.split(words)):
             for name, vector in model.encode_queries(alone).items():
-                torch.testing.assert_close(vector[0], together[name][place], atol=1e-6, rtol=1e-5)
+                torch.testing.assert_close(vector[0], together[name][place], atol=1e-5, rtol=1e-4)
 
 
 @VARIANT
