@@ -32,6 +32,19 @@ LAST = "last.ckpt"
 _PACKAGES = ("torch", "numpy", "h5py", "transformers")
 
 
+_locks: set[int] = set()
+
+
+def _leave_locks_to_the_parent() -> None:
+    for lock in _locks:
+        os.close(lock)
+    _locks.clear()
+
+
+# A data worker would keep the lock of a main process that was killed until it has ended itself.
+os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
+
+
 class RunFolder:
     """`results/<dataset>/<exp_id>/<description or start time>/`, locked for this process as long as it lives.
 
@@ -50,6 +63,7 @@ class RunFolder:
             raise InputError(f"{path}: another process is writing to this run") from None
         except OSError as error:
             log.warning("%s: cannot be locked (%s); let no second process write there", path, error.strerror)
+        _locks.add(self._lock)
         for left_over in path.glob(".*.part"):
             left_over.unlink()
         self._handler = _log_to(path / "train.log")
@@ -58,6 +72,7 @@ class RunFolder:
         """Give the folder free and stop logging to it."""
         logging.getLogger().removeHandler(self._handler)
         self._handler.close()
+        _locks.discard(self._lock)
         os.close(self._lock)
 
     def __enter__(self) -> RunFolder:

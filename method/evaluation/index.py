@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -138,6 +139,10 @@ def _read(path: Path, made_from: MadeFrom) -> Corpus:
 def _content(path: Path) -> dict[str, Any]:
     require_file(path)
     try:
+        with zipfile.ZipFile(path) as archive:
+            for record in archive.namelist():
+                if "/data/" not in record:  # the keys have checksums of their own, that are faster
+                    archive.read(record)
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # torch has no common exception for the ways in which a file can be broken
         raise InputError(f"{path}: not a readable index ({type(error).__name__}); {REMEDY}") from error

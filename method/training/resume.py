@@ -51,10 +51,10 @@ def open_run(options: Mapping[str, Any]) -> tuple[RunFolder, dict[str, Any] | No
     if options["resume"] is None:
         return new_run(options), None
     path = Path(options["resume"]) if options["resume"] else _latest_unfinished(options)
+    if (path / METRICS).exists() and options["n_epoch"] <= (finished := _epochs_of(path / METRICS)):
+        raise InputError(f"{path}: the run is finished; a larger --n_epoch than {finished} would go on with it")
     folder = RunFolder(path)
     try:
-        if (path / METRICS).exists() and options["n_epoch"] <= (finished := _epochs_of(path / METRICS)):
-            raise InputError(f"{path}: the run is finished; a larger --n_epoch than {finished} would go on with it")
         check_same_options(_options_of(path), options)
         state = _read_state(path / LAST, options) if (path / LAST).exists() else None
     except BaseException:

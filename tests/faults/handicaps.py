@@ -1,0 +1,133 @@
+"""What makes a program slow or ill, called inside it before it starts."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+_PIECE = 1 << 14  # bytes
+_CLONE_NEWNS = 0x20000  # from <sched.h>
+
+
+def slow_disk(seconds: float) -> None:
+    """Write files in pieces, and let every piece, flush and rename take so long."""
+
+    def slowed(function: Any) -> Any:
+        def slow(*arguments: Any, **named: Any) -> Any:
+            time.sleep(seconds)
+            return function(*arguments, **named)
+
+        return slow
+
+    def open_slowly(descriptor: int, mode: str = "r", *arguments: Any, **named: Any) -> Any:
+        if mode == "wb":
+            return io.BufferedWriter(_SlowFile(descriptor, seconds))
+        return opened(descriptor, mode, *arguments, **named)
+
+    opened, os.fdopen = os.fdopen, open_slowly
+    os.fsync, os.replace = slowed(os.fsync), slowed(os.replace)
+
+
+class _SlowFile(io.FileIO):
+    def __init__(self, descriptor: int, seconds: float) -> None:
+        super().__init__(descriptor, "wb")
+        self._seconds = seconds
+
+    def write(self, data: Any) -> int:
+        time.sleep(self._seconds)
+        return super().write(memoryview(data)[:_PIECE])
+
+
+def die_at(operation: int) -> None:
+    """Be killed just before the operation of this number, counted from 0, that changes a folder or flushes a file."""
+    counted = 0
+
+    def count() -> None:
+        nonlocal counted
+        if counted == operation:
+            os.kill(os.getpid(), signal.SIGKILL)
+        counted += 1
+
+    def watch(event: str, arguments: Any) -> None:
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes or event in ("os.rename", "os.remove", "os.mkdir", "os.chmod"):
+            count()
+
+    def flush(descriptor: int) -> None:
+        count()
+        fsync(descriptor)
+
+    fsync, os.fsync = os.fsync, flush
+    sys.addaudithook(watch)
+
+
+def slow_steps(seconds: float) -> None:
+    """Let every training step take so much longer."""
+    from method.training.loop import Training
+
+    step = Training.step
+
+    def slow(self: Training, *arguments: Any) -> Any:
+        time.sleep(seconds)
+        return step(self, *arguments)
+
+    Training.step = slow  # type: ignore[method-assign,assignment]
+
+
+def slow_reading(seconds: float) -> None:
+    """Let every array of features take so much longer to read."""
+    from method.data.features import FeatureFile
+
+    read = FeatureFile.read
+
+    def slow(self: FeatureFile, *arguments: Any) -> Any:
+        time.sleep(seconds)
+        return read(self, *arguments)
+
+    FeatureFile.read = slow  # type: ignore[method-assign,assignment]
+
+
+def broken_update(updates: int) -> None:
+    """After so many good updates of the weights, leave NaN in one of them."""
+    from method.training.optimizer import ClippedAdam
+
+    step, done = ClippedAdam.step, 0
+
+    def broken(self: ClippedAdam, *arguments: Any) -> None:
+        nonlocal done
+        step(self, *arguments)
+        done += 1
+        if done > updates:
+            self.param_groups[0]["params"][0].data.view(-1)[0] = float("nan")
+
+    ClippedAdam.step = broken  # type: ignore[method-assign,assignment]
+
+
+def configs_in(folder: str) -> None:
+    """Take the datasets' YAML files from another folder."""
+    from method import config
+
+    config.CONFIGS = Path(folder)
+
+
+def small_blocks() -> None:
+    """Give caches of edits many blocks."""
+    from method.data import negative_cache
+
+    negative_cache.CAPTIONS_PER_BLOCK = 5
+
+
+def shared_memory(kilobytes: int) -> None:
+    """Have so little shared memory, in a view of the file systems of its own; needs root."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    for command in (("--make-rprivate", "/"), ("-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", "/dev/shm")):
+        subprocess.run(["mount", *command], check=True)

@@ -1,0 +1,131 @@
+"""kill -9 at random moments, of trainings, evaluations and the making of caches, and of their data workers."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+from method.data.negative_cache import read_manifest
+from tests.faults.programs import Lost, Program
+from tests.faults.world import WAYS, Fault, World, digest, expect_same_metrics, expect_whole
+
+_MAX_KILLS = 3
+_SLOW_DISK = (0.001,)
+
+
+def kill_training(world: World, rng: random.Random) -> None:
+    """Kill a training, and often those that go on with it too."""
+    name = rng.choice(list(WAYS))
+    _kill_and_finish(world, rng, name, world.durations[name])
+
+
+def kill_while_saving(world: World, rng: random.Random) -> None:
+    """Kill a training that spends most of its time writing."""
+    slow = {"slow_disk": _SLOW_DISK}
+    _kill_and_finish(world, rng, "saving every step", 2 * world.durations["saving every step"], slow)
+
+
+def kill_between_operations(world: World, rng: random.Random) -> None:
+    """Kill a training just before one of its changes to a folder or flushes of a file."""
+    run = world.new_run()
+    for _ in range(rng.randint(1, _MAX_KILLS)):
+        program = world.start_training(run, WAYS["saving every step"], handicaps={"die_at": (rng.randrange(120),)})
+        outcome = program.wait()
+        expect_whole(run)
+        if outcome.status == 0:
+            break
+    world.finish(run, WAYS["saving every step"])
+
+
+def _kill_and_finish(
+    world: World, rng: random.Random, name: str, seconds: float, handicaps: dict[str, tuple[float]] | None = None
+) -> None:
+    run = world.new_run()
+    for _ in range(rng.randint(1, _MAX_KILLS)):
+        program = world.start_training(run, WAYS[name], handicaps=handicaps)
+        _kill_within(program, rng, seconds)
+        expect_whole(run)
+        if (run / "metrics.json").exists():
+            break
+    world.finish(run, WAYS[name])
+
+
+def _kill_within(program: Program, rng: random.Random, seconds: float) -> None:
+    end = time.monotonic() + rng.uniform(0, seconds)
+    while program.is_running and time.monotonic() < end:
+        time.sleep(0.002)
+    program.kill()
+
+
+def kill_evaluation(world: World, rng: random.Random) -> None:
+    """Kill an evaluation; the same command then evaluates, and the checkpoint is as it was."""
+    checkpoint = world.reference / "model.ckpt"
+    before = digest(checkpoint)
+    run = world.new_run()
+    module = rng.choice(["method.train", "method.evaluate"])
+    arguments = world.data.flags("--eval_ckpt", str(checkpoint), "--description", run.name, "--save_scores")
+    arguments += ["--only_eval"] if module == "method.train" else []
+    arguments += rng.choice([[], ["--num_workers", "2"]])
+    for _ in range(rng.randint(1, _MAX_KILLS)):
+        program = world.starter.start(module, arguments, {"slow_disk": _SLOW_DISK, "slow_reading": (0.003,)})
+        _kill_within(program, rng, 0.8)
+        expect_whole(run)
+        if (run / "metrics.json").exists():
+            break
+    else:
+        world.starter.start(module, arguments).wait().expect_done()
+    expect_whole(run)
+    expect_same_metrics(run, world.reference)
+    if digest(checkpoint) != before:
+        raise Lost("the evaluated checkpoint has changed")
+
+
+def kill_caching(world: World, rng: random.Random) -> None:
+    """Kill the making of a cache; training refuses what is there, the same command goes on, and the cache is equal."""
+    folder = world.fresh("cache")
+    for _ in range(rng.randint(1, _MAX_KILLS)):
+        program = world.start_caching(folder, slow_disk=(0.03,))
+        _kill_within(program, rng, 1.5)
+    if not (folder / "cache.json").exists() or not read_manifest(folder, {}).complete:
+        world.start_with_cache(folder).wait().expect_refused(folder)
+    world.start_caching(folder).wait().expect_done()
+    if _files(folder) != _files(world.cache):
+        raise Lost("a cache that was killed and continued differs from one that was not")
+
+
+def kill_worker(world: World, rng: random.Random) -> None:
+    """Kill a data worker, as the system does when memory is short."""
+    run = world.new_run()
+    program = world.start_training(run, WAYS["with workers"], handicaps={"slow_reading": (0.01,)})
+    end = time.monotonic() + rng.uniform(0.3, 2)
+    while program.is_running and (time.monotonic() < end or not program.workers()):
+        time.sleep(0.002)
+    hurt = False
+    for worker in rng.sample(workers := program.workers(), min(1, len(workers))):
+        os.kill(worker, rng.choice([signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS]))
+        hurt = True
+    outcome = program.wait()
+    program.expect_no_survivors()
+    expect_whole(run)
+    if outcome.status == 0 or not hurt:
+        outcome.expect_done()
+    else:
+        outcome.expect_refused("data worker")
+    world.finish(run, WAYS["with workers"])
+
+
+def _files(folder: Path) -> dict[str, str]:
+    return {path.name: digest(path) for path in folder.iterdir() if path.name != ".lock"}
+
+
+FAULTS = (
+    Fault("kill -9 while training", kill_training, 30, 2),
+    Fault("kill -9 while saving", kill_while_saving, 20, 2),
+    Fault("kill -9 between file operations", kill_between_operations, 30, 2),
+    Fault("kill -9 while evaluating", kill_evaluation, 15, 1),
+    Fault("kill -9 while caching edits", kill_caching, 12, 1),
+    Fault("kill -9 of a data worker", kill_worker, 15, 2),
+)

@@ -1,0 +1,131 @@
+"""Two processes in one folder, and runs that would go on with other options or other files."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from tests.faults.programs import Lost
+from tests.faults.world import CPU, WAYS, Fault, World, digest, expect_whole
+from tests.small_dataset import SmallDataset
+
+_OPTIONS = {
+    "--lr": "0.02",
+    "--seed": "8",
+    "--bsz": "4",
+    "--wd": "0.1",
+    "--margin": "0.3",
+    "--drop": "0.2",
+    "--hidden_size": "32",
+    "--n_epoch": "1",
+    "--max_es_cnt": "3",
+    "--fusion_weight": "0.4",
+    "--hard_negative_start_epoch": "1",
+    "--cross_attn_q": "double_q",
+    "--holdout_fraction": "0.25",
+    "--eval_context_bsz": "5",
+    "--amp": "bf16",
+    "--no_cross_branch_fusion": "true",
+}
+
+
+def two_processes(world: World, rng: random.Random) -> None:
+    """A second process in the folder of a run is refused; the first ends as if nothing had been."""
+    run = world.new_run()
+    first = world.start_training(run, WAYS["with workers"], handicaps={"slow_steps": (0.1,)})
+    first.wait_for("epoch 0" if rng.random() < 0.5 else "CPU threads")
+    with contextlib.ExitStack() as stack:
+        stack.callback(first.wait)
+        again = world.data.flags("--description", run.name, "--n_epoch", "1")
+        commands = [["--resume", str(run), *CPU], again, [*again, "--resume"]]
+        second = world.starter.start("method.train", rng.choice(commands)).wait()
+    if first.wait().status or second.status == 0:
+        raise Lost(f"two processes wrote to one run: {second.show()}")
+    second.expect_refused("another process", "holds an unfinished run", "must keep its options", "is finished")
+    world.finish(run)
+
+
+def lock_of_the_dead(world: World, rng: random.Random) -> None:
+    """A process that was killed keeps no lock, not even for the moment in which its workers end."""
+    run = world.new_run()
+    first = world.start_training(run, WAYS["with workers"], handicaps={"slow_steps": (0.1,)})
+    first.wait_for("epoch 0" if rng.random() < 0.5 else "CPU threads")
+    first.send(signal.SIGKILL)
+    first.wait()
+    world.finish(run, WAYS["with workers"])
+    first.expect_no_survivors()
+
+
+def changed_option(world: World, rng: random.Random) -> None:
+    """An option that would alter the result is refused by its name, and nothing is lost."""
+    run = world.new_run()
+    shutil.copytree(world.stopped, run)
+    flag = rng.choice(list(_OPTIONS))
+    command = ["--resume", str(run), *CPU, flag, _OPTIONS[flag]]
+    world.starter.start("method.train", command).wait().expect_refused(flag.replace("--no_", "--"))
+    expect_whole(run)
+    world.finish(run)
+
+
+def changed_dataset(world: World, rng: random.Random) -> None:
+    """Features or captions are replaced between two runs: refused, and with the old files the run goes on."""
+    data, run = world.copy_of_data(), world.new_run(world.fresh("results"))
+    first = world.start_training(run, WAYS["saving every step"], data, handicaps={"slow_steps": (0.2,)})
+    first.wait_for("epoch 0")
+    first.send(signal.SIGTERM)
+    first.wait()
+    path, change = rng.choice([
+        (data.features, lambda: _replace(data.features, lambda rows: rows[:, :5])),
+        (data.texts, lambda: _replace(data.texts, lambda rows: rows[:, :7])),
+        (data.features, lambda: _replace(data.features, lambda rows: rows[:-1])),
+        (data.features, lambda: data.features.write_bytes(data.texts.read_bytes())),
+        (data.train_txt, lambda: _change_captions(data)),
+        (data.train_txt, lambda: data.train_txt.write_bytes(data.test_txt.read_bytes())),
+    ])  # fmt: skip
+    before = path.read_bytes()
+    change()
+    world.start_training(run).wait().expect_refused(path, run / "last.ckpt")
+    expect_whole(run)
+    path.write_bytes(before)
+    world.finish(run)
+
+
+def _replace(path: Path, change: Any) -> None:
+    with h5py.File(path, "r+") as file:
+        names: list[str] = []
+        file.visititems(lambda name, value: names.append(name) if isinstance(value, h5py.Dataset) else None)
+        for name in names:
+            rows = change(file[name][()])
+            del file[name]
+            file[name] = rows
+
+
+def _change_captions(data: SmallDataset) -> None:
+    lines = data.train_txt.read_text().splitlines()
+    data.train_txt.write_text("\n".join(lines[3:]))
+
+
+def finished_run(world: World, rng: random.Random) -> None:
+    """A finished run is neither begun again nor gone on with, nor changed by being evaluated."""
+    before = {path: digest(path) for path in world.reference.rglob("*") if path.is_file()}
+    again = world.data.flags("--description", world.reference.name)
+    checkpoint = ["--eval_ckpt", str(world.reference / "model.ckpt")]
+    command = rng.choice([again, ["--resume", str(world.reference), *CPU], [*again, *checkpoint, "--only_eval"]])
+    world.starter.start("method.train", command).wait().expect_refused("finished")
+    if {path: digest(path) for path in world.reference.rglob("*") if path.is_file()} != before:
+        raise Lost("a finished run has been changed")
+
+
+FAULTS = (
+    Fault("two processes in one folder", two_processes, 8, 1),
+    Fault("the lock of a dead process", lock_of_the_dead, 8, 1),
+    Fault("a run with other options", changed_option, 2 * len(_OPTIONS), 2),
+    Fault("a run with other captions or features", changed_dataset, 12, 1),
+    Fault("a finished run started again", finished_run, 6, 1),
+)

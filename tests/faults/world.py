@@ -1,0 +1,240 @@
+"""What the faults happen to: a tiny dataset, runs on it that nothing happened to, and what must be true of any run."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from method.data.captions import read_captions
+from method.files import read_json
+from method.training.checkpoint import load_model, read_checkpoint
+from tests.faults.programs import Lost, Outcome, Program, Starter
+from tests.small_dataset import SmallDataset
+from tests.tiny_text_encoder import make_text_encoder
+
+EPOCHS = 3
+CPU = ("--device", "-1")
+# Ways to train that end in the same weights.
+WAYS: dict[str, tuple[str, ...]] = {
+    "saving every step": ("--save_every_steps", "1"),
+    "with workers": ("--save_every_steps", "2", "--num_workers", "2"),
+    "saving every epoch": (),
+}
+
+
+class Skipped(Exception):
+    """This machine cannot be made to have the fault."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A kind of fault.
+
+    attempt: makes it happen once, somewhere at random; raises Lost when it does harm, Skipped when it cannot happen.
+    tries, quick_tries: how often in a full run, and how often in the ordinary tests.
+    """
+
+    name: str
+    attempt: Callable[[World, random.Random], None]
+    tries: int
+    quick_tries: int
+
+
+class World:
+    """A dataset below `root`, and programs that work on it."""
+
+    def __init__(self, root: Path, starter: Starter) -> None:
+        self.root = root
+        self.starter = starter
+        self.data = SmallDataset(root / "data")
+        self._numbers = itertools.count()
+
+    def fresh(self, what: str) -> Path:
+        """A path of this name that does not exist yet, in a folder of its own."""
+        folder = self.root / f"{what}{next(self._numbers)}"
+        folder.mkdir()
+        return folder / what
+
+    def copy_of_data(self) -> SmallDataset:
+        """The dataset again, to be damaged."""
+        copy = SmallDataset.__new__(SmallDataset)
+        copy.__dict__.update(self.data.__dict__)
+        root = self.fresh("data")
+        shutil.copytree(self.data.root / "dataset", root / "dataset")
+        for name, path in vars(self.data).items():
+            setattr(copy, name, root / path.relative_to(self.data.root))
+        return copy
+
+    def start_training(
+        self, run: Path, way: Sequence[str] = (), data: SmallDataset | None = None, **ills: Any
+    ) -> Program:
+        """Start a training into the folder `run`, or go on with what a killed one has left there."""
+        if (run / "opt.json").exists():
+            arguments = ["--resume", str(run), *CPU]
+        else:
+            place = ("--results_root", str(run.parents[2]), "--exp_id", run.parent.name, "--description", run.name)
+            arguments = (data or self.data).flags(*place, "--n_epoch", str(EPOCHS), *way)
+        return self.starter.start("method.train", arguments, **ills)
+
+    def new_run(self, root: Path | None = None) -> Path:
+        """The folder of a run that does not exist yet."""
+        return (root or self.data.root / "results") / "demo" / "a3prvr" / f"run{next(self._numbers)}"
+
+    def finish(self, run: Path, way: Sequence[str] = ()) -> Outcome:
+        """Train or go on, undisturbed, to the end, and expect what a run that nothing happened to gives."""
+        if not (run / "metrics.json").exists():
+            outcome = self.start_training(run, way).wait()
+            outcome.expect_done()
+        else:
+            outcome = Outcome(0, "", "")
+        expect_whole(run)
+        expect_same_result(run, self.reference)
+        if left_over := [str(path) for path in run.rglob("*.part")]:
+            raise Lost(f"left behind: {left_over}")
+        return outcome
+
+    @cached_property
+    def durations(self) -> dict[str, float]:
+        """Seconds that each way of training takes when nothing happens."""
+        durations = {}
+        for name, way in WAYS.items():
+            run = self.new_run()
+            started = time.monotonic()
+            self.start_training(run, way).wait().expect_done()
+            durations[name] = time.monotonic() - started
+            expect_same_result(run, self.reference)
+        return durations
+
+    @cached_property
+    def reference(self) -> Path:
+        """A run that nothing happened to."""
+        run = self.new_run()
+        self.start_training(run).wait().expect_done()
+        return run
+
+    @cached_property
+    def stopped(self) -> Path:
+        """A run that was stopped in its second epoch."""
+        run = self.new_run()
+        program = self.start_training(run, WAYS["saving every step"], handicaps={"slow_steps": (0.2,)})
+        program.wait_for("epoch 0")
+        program.send(signal.SIGTERM)
+        program.wait()
+        return run
+
+    @cached_property
+    def other_run(self) -> Path:
+        """A run with another seed."""
+        run = self.new_run()
+        self.start_training(run, ("--seed", "8")).wait().expect_done()
+        return run
+
+    @cached_property
+    def text_encoder(self) -> Path:
+        """A small encoder of edited captions."""
+        captions = read_captions(self.data.train_txt)
+        return make_text_encoder(self.root / "encoder", [caption.text for caption in captions], width=8)
+
+    def start_caching(
+        self, folder: Path, data: SmallDataset | None = None, encoder: Path | None = None, **handicaps: Any
+    ) -> Program:
+        """Start making a cache of edited captions, or go on with it."""
+        arguments = self._cache_flags(folder, data or self.data)
+        arguments += ["--text_encoder", str(encoder or self.text_encoder)]
+        return self.starter.start("utils.cache_negatives", arguments, {"small_blocks": (), **handicaps})
+
+    def start_with_cache(self, folder: Path, data: SmallDataset | None = None) -> Program:
+        """Start a short training with the edited captions of a cache."""
+        arguments = self._cache_flags(folder, data or self.data)
+        place = ("--results_root", str(self.data.root / "results"), "--description", self.new_run().name)
+        return self.starter.start("method.train", [*arguments, *place, "--n_epoch", "1"], {"small_blocks": ()})
+
+    def _cache_flags(self, folder: Path, data: SmallDataset) -> list[str]:
+        encoder = ("--text_encoder", str(self.text_encoder), "--neg_query_loss", "both", "--neg_action_num", "2")
+        return data.flags(*encoder, "--neg_object_num", "2", "--neg_cache", str(folder))
+
+    @cached_property
+    def cache(self) -> Path:
+        """A cache of edited captions that nothing happened to."""
+        folder = self.fresh("cache")
+        self.start_caching(folder).wait().expect_done()
+        return folder
+
+
+def expect_whole(run: Path) -> None:
+    """Lost when a file of a run that a reader relies on is there and not whole."""
+    for path in sorted(run.glob("*")) if run.exists() else []:
+        try:
+            _read(path)
+        except Exception as error:
+            raise Lost(f"{path.name} is not whole: {error}") from error
+
+
+def _read(path: Path) -> None:
+    if path.suffix == ".ckpt":
+        content = read_checkpoint(path)
+        if "architecture" in content:
+            load_model(path, content["architecture"])
+    elif path.suffix == ".json":
+        read_json(path)
+    elif path.suffix == ".jsonl":
+        for line in path.read_text().splitlines():
+            json.loads(line)
+    elif path.suffix == ".npz":
+        with np.load(path) as arrays:
+            for name in arrays:
+                arrays[name]
+
+
+def expect_same_result(run: Path, reference: Path) -> None:
+    """Lost unless weights, state, history and metrics of two runs are equal to the last bit."""
+    for name in ("model.ckpt", "last.ckpt"):
+        ours, theirs = (read_checkpoint(folder / name) for folder in (run, reference))
+        for part in theirs:
+            if part != "options" and not same(ours.get(part), theirs[part]):
+                raise Lost(f"{name}: {part!r} is not that of a run that was never stopped")
+    if (run / "history.jsonl").read_bytes() != (reference / "history.jsonl").read_bytes():
+        raise Lost("history.jsonl is not that of a run that was never stopped")
+    expect_same_metrics(run, reference)
+
+
+def expect_same_metrics(run: Path, reference: Path) -> None:
+    """Lost unless the metrics are equal, and the checkpoint that they name is the one that is there."""
+    ours, theirs = (read_json(folder / "metrics.json") for folder in (run, reference))
+    numbers = [name for name in theirs if name not in ("checkpoint", "options", "made_with")]
+    if any(ours.get(name) != theirs[name] for name in numbers):
+        raise Lost("metrics.json is not that of a run that was never stopped")
+    checkpoint = Path(ours["checkpoint"]["path"])
+    if digest(checkpoint) != ours["checkpoint"]["sha256"]:
+        raise Lost("metrics.json names the hash of another checkpoint")
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two contents of checkpoints are equal to the last bit."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return (
+            one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
+        )
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other) and bool(one == other)
+
+
+def digest(path: Path) -> str:
+    """Digest of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
