@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,6 +119,8 @@ class Loader:
             **batched,
             collate_fn=_join,
             num_workers=workers,
+            # Newer Pythons would start a server, whose children do not notice the main process's end.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             pin_memory=pinned,
             persistent_workers=workers > 0,
             worker_init_fn=follow_the_main_process,

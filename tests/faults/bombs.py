@@ -219,6 +219,6 @@ def escaping_names(world: World, rng: random.Random) -> None:
 
 
 FAULTS = (
-    Fault("a checkpoint that brings code", bomb, 120, 8),
+    Fault("a checkpoint that brings code", bomb, 120, 5),
     Fault("a checkpoint with escaping names", escaping_names, 6, 1),
 )

@@ -141,9 +141,9 @@ def no_shared_memory(world: World, rng: random.Random) -> None:
 
 
 FAULTS = (
-    Fault("a disk that is too small", small_disk, 20, 2),
+    Fault("a disk that is too small", small_disk, 20, 1),
     Fault("a disk that fills up", filling_disk, 12, 1),
-    Fault("a limit on the size of files", limited_files, 15, 2),
+    Fault("a limit on the size of files", limited_files, 15, 1),
     Fault("a folder that cannot be written any more", locked_folder, 12, 1),
     Fault("other results that cannot be written", locked_results_of_others, 1, 1),
     Fault("too little shared memory", no_shared_memory, 6, 1),

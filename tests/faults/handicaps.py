@@ -31,7 +31,7 @@ def slow_disk(seconds: float) -> None:
             return io.BufferedWriter(_SlowFile(descriptor, seconds))
         return opened(descriptor, mode, *arguments, **named)
 
-    opened, os.fdopen = os.fdopen, open_slowly
+    opened, os.fdopen = os.fdopen, open_slowly  # type: ignore[assignment]
     os.fsync, os.replace = slowed(os.fsync), slowed(os.replace)
 
 
@@ -64,7 +64,7 @@ def die_at(operation: int) -> None:
         count()
         fsync(descriptor)
 
-    fsync, os.fsync = os.fsync, flush
+    fsync, os.fsync = os.fsync, flush  # type: ignore[assignment]
     sys.addaudithook(watch)
 
 

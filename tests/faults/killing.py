@@ -122,10 +122,10 @@ def _files(folder: Path) -> dict[str, str]:
 
 
 FAULTS = (
-    Fault("kill -9 while training", kill_training, 30, 2),
-    Fault("kill -9 while saving", kill_while_saving, 20, 2),
-    Fault("kill -9 between file operations", kill_between_operations, 30, 2),
+    Fault("kill -9 while training", kill_training, 30, 1),
+    Fault("kill -9 while saving", kill_while_saving, 20, 1),
+    Fault("kill -9 between file operations", kill_between_operations, 30, 1),
     Fault("kill -9 while evaluating", kill_evaluation, 15, 1),
     Fault("kill -9 while caching edits", kill_caching, 12, 1),
-    Fault("kill -9 of a data worker", kill_worker, 15, 2),
+    Fault("kill -9 of a data worker", kill_worker, 15, 1),
 )

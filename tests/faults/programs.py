@@ -140,10 +140,14 @@ def _processes() -> list[tuple[int, int, int, str]]:
 
 
 class Starter:
-    """Starts programs, see `tests/faults/starter.py`; their output goes to files in `folder`."""
+    """Starts programs, see `tests/faults/starter.py`; their output goes to files in `folder`.
 
-    def __init__(self, folder: Path) -> None:
+    leave_quickly: let them end without freeing all modules.
+    """
+
+    def __init__(self, folder: Path, leave_quickly: bool = False) -> None:
         self._folder = folder
+        self._leave_quickly = leave_quickly
         self._numbers = itertools.count()
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("starter.py"))],
@@ -190,6 +194,7 @@ class Starter:
             "arguments": list(arguments),
             "handicaps": dict(handicaps or {}),
             "limits": dict(limits or {}),
+            "leave_quickly": self._leave_quickly,
             **{name: str(files / name) for name in ("stdout", "stderr", "status")},
         }
         assert self._process.stdin is not None

@@ -125,7 +125,7 @@ def finished_run(world: World, rng: random.Random) -> None:
 FAULTS = (
     Fault("two processes in one folder", two_processes, 8, 1),
     Fault("the lock of a dead process", lock_of_the_dead, 8, 1),
-    Fault("a run with other options", changed_option, 2 * len(_OPTIONS), 2),
+    Fault("a run with other options", changed_option, 2 * len(_OPTIONS), 1),
     Fault("a run with other captions or features", changed_dataset, 12, 1),
     Fault("a finished run started again", finished_run, 6, 1),
 )

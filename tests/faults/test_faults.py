@@ -16,7 +16,7 @@ from tests.faults.world import Fault, World
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("faults")
-    with Starter(folder / "programs") as starter:
+    with Starter(folder / "programs", leave_quickly=True) as starter:
         yield World(folder / "world", starter)
 
 
