@@ -74,6 +74,8 @@ def _leave(line: str, status: int) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):  # who cannot wait for the exit need not be told where it was
         atexit.register(signal.signal, number, signal.SIG_DFL)
     for stream, words in ((sys.stderr, " ".join(line.split()) + "\n"), (sys.stdout, "")):
+        if stream is None:  # closed from the start
+            continue
         try:
             stream.write(words)
             stream.flush()

@@ -15,7 +15,7 @@ from method.data.check import Split
 from method.evaluation.corpus import Corpus, QuerySet
 from method.evaluation.evaluate import Evaluation, rank
 from method.evaluation.moments import TrueMoment
-from method.evaluation.report.write import Subject
+from method.evaluation.report.subject import Subject
 from method.model.scoring import normalized
 from tests.world import lively_model, random_rows, random_streams
 

@@ -21,7 +21,8 @@ from method.evaluation.report.breakdown import breakdowns
 from method.evaluation.report.cost import costs, multiply_adds
 from method.evaluation.report.failures import repeated_captions, timelines, worst_captions
 from method.evaluation.report.figures import figures_for_tensorboard
-from method.evaluation.report.write import WINNERS, WORST, Subject, write_report
+from method.evaluation.report.subject import Subject
+from method.evaluation.report.write import WINNERS, WORST, write_report
 from method.files import read_json
 from tests.evaluation.reported import WEIGHT, evaluation_of, make_subject, some_captions, some_moments
 from tests.small_dataset import SmallDataset, run_evaluate, run_train
