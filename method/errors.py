@@ -44,6 +44,9 @@ def run_command(main: Callable[[], object]) -> None:
 
     0 done, 2 the user's input is wrong (one line on stderr, no traceback), 130 interrupted, 143 terminated.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the program
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
@@ -74,8 +77,6 @@ def _leave(line: str, status: int) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):  # who cannot wait for the exit need not be told where it was
         atexit.register(signal.signal, number, signal.SIG_DFL)
     for stream, words in ((sys.stderr, " ".join(line.split()) + "\n"), (sys.stdout, "")):
-        if stream is None:  # closed from the start
-            continue
         try:
             stream.write(words)
             stream.flush()
