@@ -21,28 +21,32 @@ class Layout:
 
     lengths: rows of each sequence, in Python, so that sizes never have to be fetched from a device.
     real: how many of them, from the start, are real; the rest only feeds what reads past the end of a sequence.
+    longest: real rows of the longest sequence of the whole batch, of which this may be the share of one process.
     owner_N, position_N: the sequence of each row and its place there.
     lengths_B, real_B: the same lengths as tensors.
     """
 
     lengths: tuple[int, ...]
     real: tuple[int, ...]
+    longest: int
     owner_N: Tensor
     position_N: Tensor
     lengths_B: Tensor
     real_B: Tensor
 
     @classmethod
-    def of(cls, lengths: Sequence[int], real: Sequence[int] | None = None) -> Layout:
+    def of(cls, lengths: Sequence[int], real: Sequence[int] | None = None, longest: int | None = None) -> Layout:
         """Lay out sequences of these lengths on the CPU; all rows are real unless `real` counts fewer."""
         real = lengths if real is None else real
+        longest = max(real, default=0) if longest is None else longest
         if any(r < 1 or r > n for n, r in zip(lengths, real, strict=True)):
             raise ValueError(f"every sequence needs 1 to its length of real rows, got lengths {lengths}, real {real}")
         lengths_B = torch.tensor(lengths, dtype=torch.long)
         owner_N = torch.repeat_interleave(torch.arange(len(lengths)), lengths_B)
         starts_B = lengths_B.cumsum(0) - lengths_B
         position_N = torch.arange(len(owner_N)) - starts_B[owner_N]
-        return cls(tuple(lengths), tuple(real), owner_N, position_N, lengths_B, torch.tensor(real, dtype=torch.long))
+        real_B = torch.tensor(real, dtype=torch.long)
+        return cls(tuple(lengths), tuple(real), longest, owner_N, position_N, lengths_B, real_B)
 
     @property
     def max_length(self) -> int:
@@ -76,7 +80,7 @@ class Layout:
     @cached_property
     def _real_part(self) -> tuple[Layout, Tensor]:
         """The layout of the real rows alone, and where they lie in this one."""
-        layout = Layout.of(self.real).to(self.owner_N.device, non_blocking=True)
+        layout = Layout.of(self.real, longest=self.longest).to(self.owner_N.device, non_blocking=True)
         return layout, self.starts_B[layout.owner_N] + layout.position_N
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Layout:
@@ -128,7 +132,7 @@ class Ragged:
         """The same sequences with zero rows behind each, up to `lengths`; the new rows are not real."""
         if tuple(lengths) == self.layout.lengths:
             return self
-        layout = Layout.of(lengths, self.layout.real).to(self.values.device, non_blocking=True)
+        layout = Layout.of(lengths, self.layout.real, self.layout.longest).to(self.values.device, non_blocking=True)
         rows = self.values.new_zeros(sum(lengths), self.values.shape[1])
         place_N = layout.starts_B[self.layout.owner_N] + self.layout.position_N
         return Ragged(rows.index_copy(0, place_N, self.values), layout)

@@ -111,7 +111,7 @@ class DeformableFusion(nn.Module):
         """
         if self.extent == "valid":
             return list(asking.real), list(answering.real)
-        longest_L, longest_M = max(asking.real), max(answering.real)
+        longest_L, longest_M = asking.longest, answering.longest
         last = [_padded_place(length - 1 + self.offset_scale, longest_L, longest_M) for length in asking.real]
         return (
             [min(length + self.reach, longest_L) for length in asking.real],
@@ -129,7 +129,7 @@ class DeformableFusion(nn.Module):
         positions_NGJ = self._positions(asking.with_values(query_ND))
         real = asking.real()
         samples_NJD = self._sample(answering, real.layout, positions_NGJ, asking.layout)
-        attended_ND = self._attend(asking.with_values(query_ND).real().values, samples_NJD, max(asking.layout.real))
+        attended_ND = self._attend(asking.with_values(query_ND).real().values, samples_NJD, asking.layout.longest)
         return real.with_values(self.feed_forward(real.values, attended_ND))
 
     def _hidden(self, first: nn.Linear, rows: Tensor) -> Tensor:
@@ -156,8 +156,8 @@ class DeformableFusion(nn.Module):
         """Read the answering rows at real-valued positions, each group its own channels: (N, J, D)."""
         owner_N = real.owner_N
         if self.extent == "padded":
-            longest_M = max(answering.layout.real)
-            place = _padded_place(positions_NGJ, max(asking.real), longest_M)
+            longest_M = answering.layout.longest
+            place = _padded_place(positions_NGJ, asking.longest, longest_M)
             last: Tensor | int = longest_M - 1
         else:
             last_L = (real.real_B[owner_N] - 1)[:, None, None]
