@@ -33,7 +33,7 @@ from method.evaluation.evaluate import Evaluation, evaluate
 from method.evaluation.moment_metrics import moment_metrics
 from method.evaluation.moments import TrueMoment, read_moments
 from method.evaluation.report.subject import Subject
-from method.files import sha256, write_json
+from method.files import write_json
 from method.model.architecture import Architecture
 from method.model.retrieval import RetrievalModel
 from method.progress import be_quiet
@@ -67,7 +67,8 @@ def evaluate_checkpoint(options: EasyDict) -> Path:
     with new_run(options) as folder:
         write_json(folder.path / OPTIONS, plain(options))
         evaluation = SplitEvaluator(options, reader, split, device).evaluate(model, keep_scores=options.save_scores)
-        report(folder, Subject(model, evaluation, split, options, loaded.epoch, options.eval_ckpt, moments))
+        subject = Subject(model, evaluation, split, options, loaded.epoch, options.eval_ckpt, moments)
+        report(folder, subject, loaded.sha256)
     return folder.path
 
 
@@ -116,8 +117,11 @@ class SplitEvaluator:
         return evaluate(model, watch(self.videos), watch(self.queries), self.device, weight, memory, keep_scores)
 
 
-def report(folder: RunFolder, subject: Subject) -> None:
-    """Write metrics.json, scores.npz if they were kept and the report if one is asked for, and log the recalls."""
+def report(folder: RunFolder, subject: Subject, sha256: str) -> None:
+    """Write metrics.json, scores.npz if they were kept and the report if one is asked for, and log the recalls.
+
+    `sha256` is the digest of the checkpoint that was evaluated; by now another may have taken its place.
+    """
     evaluation, options = subject.evaluation, subject.options
     if evaluation.scores is not None:
         folder.write_scores(evaluation.caption_ids, evaluation.video_ids, evaluation.scores)
@@ -130,7 +134,7 @@ def report(folder: RunFolder, subject: Subject) -> None:
             "queries": len(evaluation.caption_ids),
             **metrics,
             **({"moments": of_moments} if of_moments is not None else {}),
-            "checkpoint": {"path": str(subject.checkpoint), "sha256": sha256(subject.checkpoint)},
+            "checkpoint": {"path": str(subject.checkpoint), "sha256": sha256},
             "options": plain(options),
             "made_with": circumstances(),
         }

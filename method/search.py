@@ -41,7 +41,6 @@ from method.evaluation.index import fingerprint, index_path, open_index
 from method.evaluation.moments import read_moments
 from method.evaluation.report.breakdown import durations
 from method.evaluation.searcher import Answer, Searcher
-from method.files import sha256
 from method.flags import Parser
 from method.model.text_encoder import TextEncoder
 from method.progress import be_quiet
@@ -84,10 +83,8 @@ def make_searcher(options: EasyDict) -> Searcher:
     InputError for files that are missing, broken or do not belong together.
     """
     checkpoint, device = Path(options.eval_ckpt), choose_device(options)
-    digest = sha256(checkpoint)
-    model = load_model(checkpoint, make_architecture(options)).model.to(device)
-    if sha256(checkpoint) != digest:
-        raise InputError(f"{checkpoint}: written to while it was read; try again")
+    loaded = load_model(checkpoint, make_architecture(options))
+    model = loaded.model.to(device)
     reader = open_features(options, model.architecture)
     captions = {split: read_captions(options[f"caption_{split}_txt"]) for split in ("test", "train")}
     video_ids = list(group_by_video([caption for split in _SPLITS[options.split] for caption in captions[split]]))
@@ -95,7 +92,7 @@ def make_searcher(options: EasyDict) -> Searcher:
     videos = Loader(CorpusVideos(reader, video_ids), batch_size, options.num_workers, pinned=False)
     corpus = open_index(
         index_path(checkpoint, options.split, _folder(options, "index_dir")),
-        fingerprint(digest, model.architecture, reader, video_ids, batch_size),
+        fingerprint(loaded.sha256, model.architecture, reader, video_ids, batch_size),
         partial(encode_corpus, model, videos, device),
         options.rebuild,
     )

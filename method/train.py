@@ -98,7 +98,7 @@ def train(options: EasyDict) -> Path:
                 evaluator = SplitEvaluator(options, reader, splits.reported, device)
             evaluation = evaluator.evaluate(best.model.to(device), options.save_scores, run.watch)
             subject = Subject(best.model, evaluation, splits.reported, options, best.epoch, folder.path / BEST, moments)
-            report(folder, subject)
+            report(folder, subject, best.sha256)
             run.show_result(evaluation)
     return folder.path
 

@@ -95,7 +95,7 @@ class FeatureFile:
                 rows = np.asarray(h5py.Dataset(stored)[()], dtype=np.float32).reshape(-1, width)
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from error
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
+        except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
             raise InputError(f"{self.path}: {name!r} cannot be read ({error})") from error
         with np.errstate(over="ignore", invalid="ignore"):
             squares_n = np.einsum("nd,nd->n", rows, rows)

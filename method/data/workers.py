@@ -6,14 +6,15 @@ import atexit
 import contextlib
 import ctypes
 import dataclasses
-import multiprocessing
+import multiprocessing.queues
+import os
 import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
@@ -34,8 +35,15 @@ def follow_the_main_process(worker: int) -> None:
     for crash in (signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE):  # torch would print a line of its own
         signal.signal(crash, signal.SIG_DFL)
     sys.excepthook = lambda *error: None  # of connections that the main process has cut; the rest it gets as values
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_give_up)  # type: ignore[attr-defined]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _give_up(error: Exception, batch: object) -> NoReturn:
+    """End the worker; Python would drop the batch, for which the main process would wait forever."""
+    os.write(2, f"a data worker cannot hand over a batch ({error})\n".encode())
+    os._exit(1)
 
 
 @atexit.register
@@ -49,11 +57,7 @@ def _end_workers() -> None:
 
 
 def shared(batch: _Batch) -> _Batch | InputError:
-    """In a worker, the batch with its tensors in shared memory, or what to tell the user when there is no room.
-
-    Left to the queue of batches, it would be found by a thread of its own that drops the batch, and the main process
-    would wait forever.
-    """
+    """In a worker, the batch with its tensors in shared memory, or what to tell the user when there is no room."""
     if get_worker_info() is not None:
         try:
             _share(batch)
@@ -103,6 +107,8 @@ def _plain_failures() -> Iterator[None]:
     except OSError as error:
         raise InputError(f"data workers cannot be started ({error.strerror or error}); {_REMEDY}") from error
     except RuntimeError as error:
+        if "open files" in str(error) or "ancdata" in str(error):  # of a message that should have brought one
+            raise InputError("too many open files: raise the limit (ulimit -n), or use fewer --num_workers") from error
         if "DataLoader worker" not in str(error):
             raise
         raise _death(str(error)) from error

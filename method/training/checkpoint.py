@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from method.errors import InputError, summarize
-from method.files import require_file, write_bytes
+from method.files import require_file, sha256, write_bytes
 from method.model.architecture import Architecture
 from method.model.published import from_published, is_published, published_architecture
 from method.model.retrieval import RetrievalModel
@@ -59,11 +59,13 @@ class Loaded:
     """A model from a checkpoint, and what stood beside it.
 
     options: those it was trained with, for a checkpoint of ours.
+    sha256: hex digest of the file that was read.
     """
 
     model: RetrievalModel
     epoch: int
     options: dict[str, Any] | None
+    sha256: str
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -146,9 +148,14 @@ def load_model(path: Path, architecture: Architecture) -> Loaded:
         architecture: what the options say; used for a published one only.
 
     Raises:
-        InputError: as `read_checkpoint`, and for weights that do not fit, each by name.
+        InputError: as `read_checkpoint`, for weights that do not fit, each by name, and for a file that is replaced
+            meanwhile, as a training does.
     """
+    require_file(path)
+    digest = sha256(path)
     content = read_checkpoint(path)
+    if sha256(path) != digest:
+        raise InputError(f"{path}: written to while it was read; try again")
     published = is_published(content["model"])
     if published:
         architecture = published_architecture(architecture)
@@ -162,7 +169,7 @@ def load_model(path: Path, architecture: Architecture) -> Loaded:
     options = content.get("options")
     if not published and not isinstance(options, dict):
         raise InputError(f"{path}: expected the options of its training under 'options'")
-    return Loaded(model.eval(), content["epoch"], None if published else options)
+    return Loaded(model.eval(), content["epoch"], None if published else options, digest)
 
 
 def check_weights(model: RetrievalModel, weights: Mapping[str, Tensor], path: Path) -> None:

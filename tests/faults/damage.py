@@ -13,7 +13,7 @@ from typing import Any
 from method import config
 from method.files import read_json
 from tests.faults.programs import Lost, Outcome
-from tests.faults.world import CPU, EPOCHS, Fault, World, expect_same_metrics, expect_same_result
+from tests.faults.world import CPU, EPOCHS, Fault, World, answer, expect_same_metrics, expect_same_result
 
 _SECTOR = 512
 
@@ -136,19 +136,14 @@ def damaged_index(world: World, rng: random.Random) -> None:
     checkpoint = world.fresh("model.ckpt")
     shutil.copy(world.reference / "model.ckpt", checkpoint)
     arguments = ["--eval_ckpt", str(checkpoint), "--query_id", "E00#enc#0", "--json", *CPU]
-    before = world.starter.start("method.search", arguments).wait()
-    before.expect_done()
+    world.starter.start("method.search", arguments).wait().expect_done()
     path = next(checkpoint.parent.glob("*.index/*.pt"))
     what = damage(path, rng, [checkpoint, world.data.features])
     outcome = world.starter.start("method.search", arguments).wait()
     if outcome.status:
         _refused(outcome, what, path)
-    elif _answer(outcome) != _answer(before):
+    elif answer(outcome) != world.answer:
         raise Lost(f"{what}: another answer")
-
-
-def _answer(outcome: Outcome) -> Any:
-    return {name: value for name, value in json.loads(outcome.output).items() if name != "seconds"}
 
 
 def damaged_options(world: World, rng: random.Random) -> None:

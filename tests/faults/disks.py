@@ -140,11 +140,22 @@ def no_shared_memory(world: World, rng: random.Random) -> None:
     world.finish(run, _WAY)
 
 
+def few_open_files(world: World, rng: random.Random) -> None:
+    """A limit on open files that data workers do not get along with."""
+    run = world.new_run()
+    limits = {"RLIMIT_NOFILE": rng.randint(25, 150)}
+    outcome = world.start_training(run, WAYS["with workers"], limits=limits).wait()
+    _expect_done_or_refused(outcome, "open files", "data worker")
+    expect_whole(run)
+    world.finish(run, WAYS["with workers"])
+
+
 FAULTS = (
     Fault("a disk that is too small", small_disk, 20, 1),
     Fault("a disk that fills up", filling_disk, 12, 1),
     Fault("a limit on the size of files", limited_files, 15, 1),
     Fault("a folder that cannot be written any more", locked_folder, 12, 1),
     Fault("other results that cannot be written", locked_results_of_others, 1, 1),
+    Fault("too few open files", few_open_files, 10, 1),
     Fault("too little shared memory", no_shared_memory, 6, 1),
 )

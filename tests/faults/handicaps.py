@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 _PIECE = 1 << 14  # bytes
 _CLONE_NEWNS = 0x20000  # from <sched.h>
 
@@ -92,6 +94,19 @@ def slow_reading(seconds: float) -> None:
         return read(self, *arguments)
 
     FeatureFile.read = slow  # type: ignore[method-assign,assignment]
+
+
+def slow_checkpoints(seconds: float) -> None:
+    """Let every checkpoint take so much longer to read."""
+    load = torch.load
+
+    def slow(*arguments: Any, **named: Any) -> Any:
+        time.sleep(seconds)
+        content = load(*arguments, **named)
+        time.sleep(seconds)
+        return content
+
+    torch.load = slow
 
 
 def broken_update(updates: int) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 
 from method.data.negative_cache import read_manifest
+from method.files import read_json
 from tests.faults.programs import Lost, Program
-from tests.faults.world import WAYS, Fault, World, digest, expect_same_metrics, expect_whole
+from tests.faults.world import CPU, WAYS, Fault, World, answer, digest, expect_same_metrics, expect_whole
 
 _MAX_KILLS = 3
 _SLOW_DISK = (0.001,)
@@ -96,6 +98,37 @@ def kill_caching(world: World, rng: random.Random) -> None:
         raise Lost("a cache that was killed and continued differs from one that was not")
 
 
+def kill_indexing(world: World, rng: random.Random) -> None:
+    """Kill a search while it makes its index; the same command makes it and finds what it should."""
+    checkpoint = world.fresh("model.ckpt")
+    shutil.copy(world.reference / "model.ckpt", checkpoint)
+    search = ["--eval_ckpt", str(checkpoint), "--query_id", "E00#enc#0", "--json", *CPU]
+    for _ in range(rng.randint(1, _MAX_KILLS)):
+        program = world.starter.start("method.search", search, {"slow_disk": (0.05,), "slow_reading": (0.005,)})
+        _kill_within(program, rng, 0.8)
+    outcome = world.starter.start("method.search", search).wait()
+    outcome.expect_done()
+    if answer(outcome) != world.answer:
+        raise Lost("a search that was killed and begun again finds something else")
+    if left_over := list(checkpoint.parent.rglob("*.part")):
+        raise Lost(f"left behind: {left_over}")
+
+
+def kill_converting(world: World, rng: random.Random) -> None:
+    """Kill the conversion of a checkpoint; what it was to write is whole or absent."""
+    target = world.fresh("published.ckpt")
+    convert = [str(world.reference / "model.ckpt"), str(target)]
+    program = world.starter.start("utils.convert_checkpoint", convert, {"slow_disk": (0.005,)})
+    _kill_within(program, rng, 0.5)
+    expect_whole(target.parent)
+    if not target.exists():
+        world.starter.start("utils.convert_checkpoint", convert).wait().expect_done()
+    evaluated = world.data.flags("--eval_ckpt", str(target), "--description", (run := world.new_run()).name)
+    world.starter.start("method.evaluate", evaluated).wait().expect_done()
+    if read_json(run / "metrics.json")["checkpoint"]["sha256"] != digest(target):
+        raise Lost("metrics.json names the hash of another checkpoint")
+
+
 def kill_worker(world: World, rng: random.Random) -> None:
     """Kill a data worker, as the system does when memory is short."""
     run = world.new_run()
@@ -127,5 +160,7 @@ FAULTS = (
     Fault("kill -9 between file operations", kill_between_operations, 30, 1),
     Fault("kill -9 while evaluating", kill_evaluation, 15, 1),
     Fault("kill -9 while caching edits", kill_caching, 12, 1),
+    Fault("kill -9 while making a search index", kill_indexing, 12, 1),
+    Fault("kill -9 while converting", kill_converting, 8, 1),
     Fault("kill -9 of a data worker", kill_worker, 15, 1),
 )

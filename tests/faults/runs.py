@@ -6,11 +6,13 @@ import contextlib
 import random
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import h5py
 
+from method.files import read_json
 from tests.faults.programs import Lost
 from tests.faults.world import CPU, WAYS, Fault, World, digest, expect_whole
 from tests.small_dataset import SmallDataset
@@ -122,10 +124,33 @@ def finished_run(world: World, rng: random.Random) -> None:
         raise Lost("a finished run has been changed")
 
 
+def replaced_checkpoint(world: World, rng: random.Random) -> None:
+    """A checkpoint is replaced while it is evaluated, as a training does: the metrics are of the one that they name."""
+    path, run = world.fresh("model.ckpt"), world.new_run()
+    shutil.copy(world.reference / "model.ckpt", path)
+    other = path.with_name("other.ckpt")
+    shutil.copy(world.other_run / "model.ckpt", other)
+    evaluated = world.data.flags("--eval_ckpt", str(path), "--description", run.name)
+    program = world.starter.start("method.evaluate", evaluated, {"slow_reading": (0.005,), "slow_checkpoints": (0.05,)})
+    time.sleep(rng.uniform(0, 0.5))
+    other.replace(path)
+    outcome = program.wait()
+    if outcome.status:
+        outcome.expect_refused("try again")
+        return
+    outcome.expect_done()
+    found = read_json(run / "metrics.json")
+    source = {digest(folder / "model.ckpt"): folder for folder in (world.reference, world.other_run)}
+    expected = read_json(source[found["checkpoint"]["sha256"]] / "metrics.json")
+    if found["fused"] != expected["fused"] or found["epoch"] != expected["epoch"]:
+        raise Lost("metrics.json names the hash of another checkpoint than was evaluated")
+
+
 FAULTS = (
     Fault("two processes in one folder", two_processes, 8, 1),
     Fault("the lock of a dead process", lock_of_the_dead, 8, 1),
     Fault("a run with other options", changed_option, 2 * len(_OPTIONS), 1),
     Fault("a run with other captions or features", changed_dataset, 12, 1),
+    Fault("a checkpoint replaced while evaluated", replaced_checkpoint, 15, 1),
     Fault("a finished run started again", finished_run, 6, 1),
 )

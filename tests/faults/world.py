@@ -126,6 +126,15 @@ class World:
         return run
 
     @cached_property
+    def answer(self) -> Any:
+        """What a search with the first evaluated caption finds."""
+        arguments = ["--eval_ckpt", str(self.reference / "model.ckpt"), "--query_id", "E00#enc#0", "--json", *CPU]
+        place = ["--index_dir", str(self.fresh("index"))]
+        outcome = self.starter.start("method.search", [*arguments, *place]).wait()
+        outcome.expect_done()
+        return answer(outcome)
+
+    @cached_property
     def stopped(self) -> Path:
         """A run that was stopped in its second epoch."""
         run = self.new_run()
@@ -238,3 +247,8 @@ def same(one: Any, other: Any) -> bool:
 def digest(path: Path) -> str:
     """Digest of a file's content."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def answer(outcome: Outcome) -> Any:
+    """What a search has found, without the time that it took."""
+    return {name: value for name, value in json.loads(outcome.output).items() if name != "seconds"}
