@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
+
+ROWS_OF_A_BOX = 2048
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,17 @@ class Layout:
         return self.lengths_B.cumsum(0) - self.lengths_B
 
     @cached_property
+    def buckets(self) -> Buckets:
+        """The sequences put into boxes with others of similar length; all into one on a GPU, which many would slow."""
+        boxes: list[list[int]] = []
+        for sequence in sorted(range(len(self.lengths)), key=lambda place: -self.lengths[place]):
+            is_full = boxes and (len(boxes[-1]) + 1) * self.lengths[boxes[-1][0]] > ROWS_OF_A_BOX
+            if not boxes or (is_full and not self.owner_N.is_cuda):
+                boxes.append([])
+            boxes[-1].append(sequence)
+        return Buckets.of(self, boxes)
+
+    @cached_property
     def _place_N(self) -> Tensor:
         return self.owner_N * self.max_length + self.position_N
 
@@ -110,6 +124,59 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Buckets:
+    """Boxes (b, l) of sequences, each padded to the longest of its box only; M places in all boxes.
+
+    shapes: of each box. real: for each box (b, l) boolean, True for real rows, or None when all are.
+    row_M: the row at each place; behind a sequence's end its last row is repeated. None: the rows in their order.
+    place_N: where each row is. None: the places in their order.
+    """
+
+    shapes: list[tuple[int, int]]
+    real: list[Tensor | None]
+    row_M: Tensor | None
+    place_N: Tensor | None
+
+    @classmethod
+    def of(cls, layout: Layout, boxes: Sequence[Sequence[int]]) -> Buckets:
+        """Put the sequences of a layout, given by their places, into these boxes; the first of a box is the longest."""
+        shapes = [(len(box), layout.lengths[box[0]]) for box in boxes]
+        lengths_B, real_B = torch.tensor(layout.lengths), torch.tensor(layout.real)
+        starts_B = lengths_B.cumsum(0) - lengths_B
+        sequence_M = torch.cat(
+            [torch.tensor(box).repeat_interleave(width) for box, (_, width) in zip(boxes, shapes, strict=True)]
+        )
+        within_M = torch.cat([torch.arange(width).repeat(height) for height, width in shapes])
+        row_M = starts_B[sequence_M] + torch.minimum(within_M, lengths_B[sequence_M] - 1)
+        place_N = torch.empty(len(layout.owner_N), dtype=torch.long)
+        held_M = within_M < lengths_B[sequence_M]
+        place_N[row_M[held_M]] = held_M.nonzero()[:, 0]
+        in_order = torch.equal(row_M, torch.arange(len(place_N)))
+        masks = (within_M < real_B[sequence_M]).split([height * width for height, width in shapes])
+
+        def moved(tensor: Tensor, unless: bool) -> Tensor | None:
+            return None if unless else tensor.to(layout.owner_N.device, non_blocking=True)
+
+        return cls(
+            shapes,
+            [moved(mask.view(shape), bool(mask.all())) for mask, shape in zip(masks, shapes, strict=True)],
+            moved(row_M, in_order),
+            moved(place_N, in_order),
+        )
+
+    def split(self, rows_ND: Tensor) -> list[Tensor]:
+        """The rows of each box, (b, l, D)."""
+        rows_MD = rows_ND if self.row_M is None else rows_ND.index_select(0, self.row_M)
+        parts = rows_MD.split([height * width for height, width in self.shapes])
+        return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def join(self, boxes: Sequence[Tensor]) -> Tensor:
+        """The inverse of `split`: (N, D)."""
+        rows_MD = torch.cat([box.flatten(0, 1) for box in boxes])
+        return rows_MD if self.place_N is None else rows_MD.index_select(0, self.place_N)
+
+
+@dataclass(frozen=True)
 class Ragged:
     """B sequences of D-wide rows: values (N, D) and their layout."""
 
@@ -143,6 +210,17 @@ class Ragged:
             return self
         layout, rows_N = self.layout._real_part
         return Ragged(self.values.index_select(0, rows_N), layout)
+
+    def split(self, counts: Sequence[int]) -> list[Ragged]:
+        """Parts with so many sequences each."""
+        ends = list(accumulate(counts, initial=0))
+        lengths = [self.layout.lengths[first:end] for first, end in pairwise(ends)]
+        real = [self.layout.real[first:end] for first, end in pairwise(ends)]
+        # Splitting, unlike slicing, puts the gradients together once and not in a whole matrix for each part.
+        values = self.values.split([sum(part) for part in lengths])
+        device = self.values.device
+        layouts = [Layout.of(*part, self.layout.longest).to(device, True) for part in zip(lengths, real, strict=True)]
+        return [Ragged(*part) for part in zip(values, layouts, strict=True)]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Ragged:
         """The same sequences on another device."""

@@ -39,7 +39,8 @@ def dropped_places(count: int, probability: float) -> Tensor:
     while last < count:
         expected = (count - last) * probability
         draws = int(expected + 6 * math.sqrt(expected)) + 16  # enough in one round, but for once in a billion
-        distances = torch.empty(draws, dtype=torch.int32).geometric_(probability)
+        # Geometric, by the inverse of its distribution function; torch's own draws on one thread, in double precision.
+        distances = (torch.rand(draws).neg_().log1p_() / math.log1p(-probability)).int() + 1
         more = distances.cumsum(0, dtype=torch.long) + last
         places = torch.cat([places, more])
         last = int(more[-1])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from method.data.ragged import Ragged
 from method.model.dropout import dropout
+from method.model.recomputing import recomputed
 
 
 class SelfAttention(nn.Module):
@@ -26,22 +27,44 @@ class SelfAttention(nn.Module):
 
     def forward(self, rows: Ragged) -> Ragged:
         """Let the rows of each sequence (N, D) attend to its real rows."""
-        layout = rows.layout
+        buckets = rows.layout.buckets
         # One product for the three projections; separate weights, since the optimiser clips each tensor by itself.
-        projections = (self.query, self.key, self.value)
-        weight = torch.cat([layer.weight for layer in projections])
-        bias = torch.cat([layer.bias for layer in projections])
-        projected_BL3D = layout.pad(F.linear(rows.values, weight, bias))
-        query, key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projected_BL3D.chunk(3, -1)
+        layers = (self.query, self.key, self.value)
+        weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+        boxes = zip(buckets.split(rows.values), buckets.real, strict=True)
+        attended_ND = buckets.join(
+            [recomputed(self._attend, rows_blD, real_bl, weight, bias) for rows_blD, real_bl in boxes]
         )
-        mask = None if layout.is_dense and layout.real == layout.lengths else layout.real_BL[:, None, None, :]
-        attended_BHLd = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
-        )
-        attended_ND = layout.unpad(attended_BHLd.transpose(1, 2).flatten(2))
         output_ND = dropout(self.output(attended_ND), self.dropout, self.training)
         return rows.with_values(self.norm(rows.values + output_ND))
+
+    def _attend(self, rows_blD: Tensor, real_bl: Tensor | None, weight_XD: Tensor, bias_X: Tensor) -> Tensor:
+        """What the rows of each sequence attend to, (b, l, D).
+
+        weight_XD, bias_X: the projections to queries, keys and values, one above the other.
+        """
+        projected_blX = F.linear(rows_blD, weight_XD, bias_X)
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projected_blX.chunk(3, -1)
+        )
+        mask_bl = None if real_bl is None else real_bl[:, None, None, :]
+        probability = self.dropout if self.training else 0.0
+        if probability and not rows_blD.is_cuda:
+            attended_bhld = _attention_with_dropout(query, key, value, mask_bl, probability)
+        else:
+            attended_bhld = F.scaled_dot_product_attention(query, key, value, mask_bl, probability)
+        return attended_bhld.transpose(1, 2).flatten(2)
+
+
+def _attention_with_dropout(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, probability: float
+) -> Tensor:
+    """`scaled_dot_product_attention` for a CPU, where that draws a number for each weight to know which to drop."""
+    logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf)
+    weights = logits.float().softmax(-1).to(value.dtype)
+    return dropout(weights, probability, training=True) @ value
 
 
 class SequenceEncoder(nn.Module):

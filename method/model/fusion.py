@@ -15,11 +15,15 @@ from torch import Tensor, nn
 from method.data.ragged import Layout, Ragged
 from method.model.architecture import Architecture, Extent
 from method.model.dropout import dropout, relu_dropout
+from method.model.recomputing import recomputed
+from method.model.sampling import Samples
 
 DROPOUT = 0.05
 FEED_FORWARD_WIDTH = 2048
 POSITIONS = 128
 PUBLISHED_LOGIT_SCALE = 70.0
+ROWS_AT_ONCE = 1024
+ROWS_TRANSFORMED_AT_ONCE = 2048
 
 
 class FeedForward(nn.Module):
@@ -35,8 +39,11 @@ class FeedForward(nn.Module):
     def forward(self, rows_ND: Tensor, attended_ND: Tensor) -> Tensor:
         """Add what was attended to and transform each row by itself; (N, D)."""
         rows_ND = self.attended_norm(rows_ND + attended_ND)
-        inner = relu_dropout(self.inner(rows_ND), DROPOUT, self.training)
-        return self.output_norm(rows_ND + self.outer(inner))
+        parts = rows_ND.split(len(rows_ND) if rows_ND.is_cuda else ROWS_TRANSFORMED_AT_ONCE)
+        return self.output_norm(rows_ND + torch.cat([recomputed(self._transform, part) for part in parts]))
+
+    def _transform(self, rows_ND: Tensor) -> Tensor:
+        return self.outer(relu_dropout(self.inner(rows_ND), DROPOUT, self.training))
 
 
 class AttentionFusion(nn.Module):
@@ -125,12 +132,16 @@ class DeformableFusion(nn.Module):
         """Let asking rows (N, D) attend to the answering rows (K, D) of their video; the real rows of the first."""
         if self.asking_positions is not None and self.answering_positions is not None:
             asking, answering = self.asking_positions(asking), self.answering_positions(answering)
-        query_ND = self.to_query.second(self._hidden(self.to_query.first, asking.values))
-        positions_NGJ = self._positions(asking.with_values(query_ND))
+        query = asking.with_values(self.to_query.second(self._hidden(self.to_query.first, asking.values)))
+        attended_ND = self._attend_all(query, answering)
         real = asking.real()
-        samples_NJD = self._sample(answering, real.layout, positions_NGJ, asking.layout)
-        attended_ND = self._attend(asking.with_values(query_ND).real().values, samples_NJD, asking.layout.longest)
         return real.with_values(self.feed_forward(real.values, attended_ND))
+
+    def _attend_all(self, query: Ragged, answering: Ragged) -> Tensor:
+        """`_attend` of all real query rows, (N, D); on a CPU a few videos at a time, so that they fit its cache."""
+        counts = _videos_at_once(query.layout, answering.layout)
+        parts = zip(query.split(counts), answering.split(counts), strict=True)
+        return torch.cat([recomputed(self._attend, asked.values, asked.layout, read) for asked, read in parts])
 
     def _hidden(self, first: nn.Linear, rows: Tensor) -> Tensor:
         return relu_dropout(first(rows), DROPOUT, self.training)
@@ -152,58 +163,76 @@ class DeformableFusion(nn.Module):
         offsets_NGJ = F.linear(grouped_NGd, self.offset_output.weight[:, :, 0]).float().tanh() * self.offset_scale
         return mixed.layout.position_N[:, None, None] + offsets_NGJ
 
-    def _sample(self, answering: Ragged, real: Layout, positions_NGJ: Tensor, asking: Layout) -> Tensor:
-        """Read the answering rows at real-valued positions, each group its own channels: (N, J, D)."""
+    def _places(self, positions_NGJ: Tensor, real: Layout, answering: Layout) -> tuple[Tensor, Tensor]:
+        """The two answering rows between which each position lies and the share of each, (N, J, G, 2)."""
+        positions_NJG = positions_NGJ.transpose(1, 2)
         owner_N = real.owner_N
         if self.extent == "padded":
-            longest_M = answering.layout.longest
-            place = _padded_place(positions_NGJ, asking.longest, longest_M)
-            last: Tensor | int = longest_M - 1
+            place = _padded_place(positions_NJG, real.longest, answering.longest)
+            last: Tensor | int = answering.longest - 1
         else:
             last_L = (real.real_B[owner_N] - 1)[:, None, None]
-            last = (answering.layout.real_B[owner_N] - 1)[:, None, None]
-            place = torch.minimum(positions_NGJ.clamp(min=0), last_L) * (last / last_L.clamp(min=1))
+            last = (answering.real_B[owner_N] - 1)[:, None, None]
+            place = torch.minimum(positions_NJG.clamp(min=0), last_L) * (last / last_L.clamp(min=1))
         below = place.detach().floor()
         fraction = place - below
-        rows = torch.stack([below, below + 1], -1).long()  # (N, G, J, 2)
+        rows = torch.stack([below, below + 1], -1).long()
         weights = torch.stack([1 - fraction, fraction], -1)
         last_row = last if isinstance(last, int) else last[..., None]
         weights = weights.masked_fill((rows < 0) | (rows > last_row), 0.0)
-        starts_N = answering.layout.starts_B[owner_N]
-        ends_N = answering.layout.lengths_B[owner_N] - 1
-        rows = torch.minimum(rows.clamp(min=0), ends_N[:, None, None, None]) + starts_N[:, None, None, None]
-        group = torch.arange(self.groups, device=rows.device)[:, None, None]
-        table = answering.values.unflatten(-1, (self.groups, -1)).flatten(0, 1)  # (K*G, D/G)
-        order = (0, 2, 1, 3)  # (N, J, G, 2), so that the groups of a sample lie side by side
-        bags = (rows * self.groups + group).permute(order).reshape(-1, 2)
-        bag_weights = weights.permute(order).reshape(-1, 2).to(table.dtype)
-        sampled = F.embedding_bag(bags, table, per_sample_weights=bag_weights, mode="sum")
-        return sampled.view(len(owner_N), self.count, -1)
+        starts_N, ends_N = answering.starts_B[owner_N], answering.lengths_B[owner_N] - 1
+        return torch.minimum(rows.clamp(min=0), _like(ends_N, rows)) + _like(starts_N, rows), weights
 
-    def _attend(self, query_ND: Tensor, samples_NJD: Tensor, longest_L: int) -> Tensor:
-        """Attention of each row over its own J samples, (N, D).
+    def _attend(self, query_values_ND: Tensor, asking: Layout, answering: Ragged) -> Tensor:
+        """Attention of each real query row over its own J samples of the answering rows, (N, D)."""
+        query = Ragged(query_values_ND, asking)
+        real = query.real()
+        places, shares = self._places(self._positions(query), real.layout, answering.layout)
+        samples = Samples(answering.values, places.flatten(0, 1), shares.flatten(0, 1))
+        keys_NJD, values_NJD = (
+            relu_dropout(samples.through(layers.first), DROPOUT, self.training).unflatten(0, (-1, self.count))
+            for layers in (self.to_key, self.to_value)
+        )
+        temperature = self.logit_scale * (asking.longest**-0.5 if self.extent == "padded" else 1.0)
+        return self._weigh(real.values, keys_NJD, values_NJD, temperature)
 
-        The second layers of the key and value MLPs are never applied to the samples: a key is only ever multiplied
-        with the query, so its layer is folded into the query; values are summed first and transformed after.
+    def _weigh(self, query_ND: Tensor, keys_NJD: Tensor, values_NJD: Tensor, temperature: Tensor) -> Tensor:
+        """Attention over the hidden rows of the key and value MLPs, (N, D).
+
+        Their second layers are never applied to the samples: a key is only ever multiplied with the query, so its layer
+        is folded into the query; values are summed first and transformed after.
         """
-        rows, heads = len(query_ND), self.heads
-        head_width = query_ND.shape[1] // heads
-        weight = torch.cat([self.to_key.first.weight, self.to_value.first.weight])
-        bias = torch.cat([self.to_key.first.bias, self.to_value.first.bias])
-        hidden = relu_dropout(F.linear(samples_NJD.flatten(0, 1), weight, bias), DROPOUT, self.training)
-        keys_NJD, values_NJD = hidden.view(rows, self.count, -1).chunk(2, -1)
-        query_HNd = query_ND.view(rows, heads, head_width).transpose(0, 1)
+        heads, head_width = self.heads, query_ND.shape[1] // self.heads
+        query_HNd = query_ND.unflatten(1, (heads, -1)).transpose(0, 1)
         folded_NHD = torch.bmm(query_HNd, self.to_key.second.weight.view(heads, head_width, -1)).transpose(0, 1)
         constant_HN = torch.einsum("hnd,hd->hn", query_HNd, self.to_key.second.bias.view(heads, head_width))
         logits_NHJ = torch.bmm(folded_NHD, keys_NJD.transpose(1, 2)) + constant_HN.t()[..., None]
-        temperature = self.logit_scale * (longest_L**-0.5 if self.extent == "padded" else 1.0)
         weights_NHJ = (logits_NHJ.float() * (head_width**-0.5 * temperature)).softmax(-1)
         weights_NHJ = dropout(weights_NHJ, DROPOUT, self.training).to(values_NJD.dtype)
         summed_HND = torch.bmm(weights_NHJ, values_NJD).transpose(0, 1)
         attended_HNd = torch.bmm(summed_HND, self.to_value.second.weight.view(heads, head_width, -1).transpose(1, 2))
         share_HN1 = weights_NHJ.sum(-1).t()[..., None]  # dropout leaves it off 1
         attended_HNd = attended_HNd + share_HN1 * self.to_value.second.bias.view(heads, 1, head_width)
-        return attended_HNd.transpose(0, 1).reshape(rows, -1)
+        return attended_HNd.transpose(0, 1).flatten(1)
+
+
+def _like(values_N: Tensor, other: Tensor) -> Tensor:
+    """A number a row, shaped to meet a tensor (N, ...)."""
+    return values_N.view(-1, *[1] * (other.dim() - 1))
+
+
+def _videos_at_once(asking: Layout, answering: Layout) -> list[int]:
+    """How many videos to take at a time: on a CPU those with ROWS_AT_ONCE rows together, so that they fit its cache."""
+    if asking.owner_N.is_cuda:
+        return [len(asking.lengths)]
+    counts, asked, read = [0], 0, 0
+    for more_asked, more_read in zip(asking.lengths, answering.lengths, strict=True):
+        asked, read = asked + more_asked, read + more_read
+        if counts[-1] and max(asked, read) > ROWS_AT_ONCE:
+            counts.append(0)
+            asked, read = more_asked, more_read
+        counts[-1] += 1
+    return counts
 
 
 class PositionTable(nn.Module):
@@ -216,7 +245,7 @@ class PositionTable(nn.Module):
 
     def forward(self, rows: Ragged) -> Ragged:
         """Rows (N, D) with their places added."""
-        return rows.with_values(rows.values + self.norm(self.table.weight)[rows.layout.position_N])
+        return rows.with_values(rows.values + F.embedding(rows.layout.position_N, self.norm(self.table.weight)))
 
 
 def _padded_place(position: Tensor | float, longest_L: int, longest_M: int):  # type: ignore[no-untyped-def]

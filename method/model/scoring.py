@@ -38,18 +38,21 @@ def similarity(keys: Ragged, queries_QD: Tensor) -> Similarity:
     dots_NQ = (keys.values @ queries_QD.t()).float()
     key_norms_N1 = keys.values.float().norm(dim=-1, keepdim=True).clamp(min=1e-12)
     query_norms_Q = queries_QD.float().norm(dim=-1).clamp(min=1e-12)
-    cosine_BQ, best_frame_BQ = best_frames(dots_NQ / (key_norms_N1 * query_norms_Q), keys.layout)
-    raw_BQ, _ = best_frames(dots_NQ, keys.layout)
-    return Similarity(cosine_BQ.t(), raw_BQ.t(), best_frame_BQ.t())
+    layout = keys.layout
+    with torch.no_grad():  # the frames are found first, so that gradients are kept of their scores alone
+        raw_row_BQ = layout.starts_B[:, None] + best_frames(dots_NQ, layout)
+        best_frame_BQ = best_frames(dots_NQ / key_norms_N1, layout)
+        row_BQ = layout.starts_B[:, None] + best_frame_BQ
+    cosine_BQ = dots_NQ.gather(0, row_BQ) / (key_norms_N1[:, 0][row_BQ] * query_norms_Q)
+    return Similarity(cosine_BQ.t(), dots_NQ.gather(0, raw_row_BQ).t(), best_frame_BQ.t())
 
 
-def best_frames(scores_NQ: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Largest score among the frames of each video and the frame that has it, both (B, Q)."""
+def best_frames(scores_NQ: Tensor, layout: Layout) -> Tensor:
+    """The frame of each video that scores highest, (B, Q)."""
     scores_BLQ = layout.pad(scores_NQ)
     if not layout.is_dense:
         scores_BLQ = scores_BLQ.masked_fill(~layout.real_BL[..., None], -torch.inf)
-    best = scores_BLQ.max(dim=1)
-    return best.values, best.indices
+    return scores_BLQ.argmax(dim=1)
 
 
 def normalized(keys: Ragged) -> Ragged:
@@ -61,4 +64,4 @@ def fuse(scores: Mapping[str, Tensor], fusion_weight: float) -> Tensor:
     """Scores of the branches as one: `fusion_weight` * action + the rest * object, or those of the only branch."""
     if len(scores) == 1:
         return next(iter(scores.values()))
-    return fusion_weight * scores["action"] + (1 - fusion_weight) * scores["object"]
+    return torch.lerp(scores["object"], scores["action"], fusion_weight)  # one pass and no table beside the result

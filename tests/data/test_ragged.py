@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from method.data import ragged
 from method.data.ragged import Layout, Ragged
 
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
@@ -82,3 +83,36 @@ def test_other_widths_and_devices_keep_the_layout() -> None:
     assert moved.layout.lengths == (3, 4, 2)
     assert {moved.values.device.type, moved.layout.owner_N.device.type, moved.layout.real_B.device.type} == {"meta"}
     assert len(moved) == 3
+
+
+@given(LENGTHS, st.data(), st.integers(1, 20))
+@settings(deadline=None, max_examples=60)
+def test_buckets_hold_every_row_once(lengths: list[int], data: st.DataObject, rows_of_a_box: int) -> None:
+    real = [data.draw(st.integers(1, length)) for length in lengths]
+    values = torch.cat(sequences(lengths))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ragged, "ROWS_OF_A_BOX", rows_of_a_box)
+        buckets = Layout.of(lengths, real).buckets
+    boxes = buckets.split(values)
+    assert torch.equal(buckets.join(boxes), values)
+    found = []
+    for box, mask in zip(boxes, buckets.real, strict=True):
+        assert box.shape[0] == 1 or box.shape[0] * box.shape[1] <= rows_of_a_box
+        for sequence, is_real in zip(box, mask if mask is not None else torch.ones(box.shape[:2]), strict=True):
+            found.append((sequence.tolist(), int(is_real.sum())))
+    for rows, count in zip(values.split(lengths), real, strict=True):
+        padded = [(sequence, of) for sequence, of in found if sequence[: len(rows)] == rows.tolist()]
+        assert [of for _, of in padded] == [count]
+        assert all(row == rows[-1].tolist() for row in padded[0][0][len(rows) :])
+
+
+@given(LENGTHS, st.data())
+@settings(deadline=None, max_examples=60)
+def test_split_gives_the_same_sequences(lengths: list[int], data: st.DataObject) -> None:
+    rows = Ragged.of(sequences(lengths)).extended([length + 1 for length in lengths])
+    first = data.draw(st.integers(0, len(lengths)))
+    parts = [part for part in rows.split([first, len(lengths) - first]) if len(part)]
+    assert torch.equal(torch.cat([part.values for part in parts]), rows.values)
+    assert [length for part in parts for length in part.layout.lengths] == list(rows.layout.lengths)
+    assert [length for part in parts for length in part.layout.real] == lengths
+    assert {part.layout.longest for part in parts} == {max(lengths)}

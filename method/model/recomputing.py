@@ -1,0 +1,21 @@
+"""Results that are cheap to make again, made again for the backward pass instead of kept until then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def recomputed(function: Callable[..., Tensor], rows: Tensor, *others: Any) -> Tensor:
+    """`function(rows, *others)`; on a CPU nothing of what it computes on the way is kept.
+
+    A part of a batch whose intermediate results fit the processor's cache is computed twice in less time than they take
+    to go to memory and back. A GPU keeps them.
+    """
+    if rows.is_cuda or not rows.requires_grad:
+        return function(rows, *others)
+    result: Tensor = checkpoint(function, rows, *others, use_reentrant=False)
+    return result

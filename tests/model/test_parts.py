@@ -1,0 +1,43 @@
+"""A CPU encodes a batch in parts that fit its cache; how large they are changes nothing."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from method.data import ragged
+from method.model import encoders, fusion
+from method.model.recomputing import recomputed
+from tests.world import VARIANTS, lively_model, random_rows, random_streams
+
+ACTION, OBJECT, WORDS = [7, 1, 24, 12, 3], [5, 9, 20, 1, 8], [4, 10, 1, 6, 3]
+
+
+def outputs_and_gradients(changes: dict[str, Any]) -> list[torch.Tensor]:
+    model = lively_model(**changes).eval()  # without dropout, of which other parts draw another
+    streams = random_streams(model.architecture, ACTION, OBJECT)
+    keys = model.encode_videos(streams)
+    queries = model.encode_queries(random_rows(WORDS, model.architecture.query_width, 3))
+    outputs = [*(rows.values for rows in keys.values()), *queries.values()]
+    sum((output * torch.arange(1.0, 1 + output.numel()).view_as(output).cos()).sum() for output in outputs).backward()  # type: ignore[union-attr]
+    return [*outputs, *(weight.grad for weight in model.parameters() if weight.grad is not None)]
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_small_parts_give_what_one_gives(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = outputs_and_gradients(changes)
+    parts = 0
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        nonlocal parts
+        parts += 1
+        return recomputed(*arguments)
+
+    for module, name in ((fusion, "ROWS_AT_ONCE"), (fusion, "ROWS_TRANSFORMED_AT_ONCE"), (ragged, "ROWS_OF_A_BOX")):
+        monkeypatch.setattr(module, name, 13)
+    for module in (fusion, encoders):
+        monkeypatch.setattr(module, "recomputed", counted)
+    found = outputs_and_gradients(changes)
+    assert parts > 5
+    for one, other in zip(found, whole, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
