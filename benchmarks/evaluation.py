@@ -1,14 +1,20 @@
-"""Time of scoring all captions against all videos: ours, a plain matrix product of that size, and the published way.
+"""Time and memory of scoring all captions against all videos: ours, nothing but the matrix products, the published way.
 
-    python benchmarks/evaluation.py                                  # Charades: 1,334 videos, 3,720 captions
-    python benchmarks/evaluation.py --videos 2179 --queries 10895    # TVR
+    python benchmarks/evaluation.py                                     # Charades: 1,334 videos, 3,720 captions
+    python benchmarks/evaluation.py --videos 2179 --captions 10895      # TVR
+    python benchmarks/evaluation.py --lengths mixed --eval_amp bf16     # videos of 8 to 128 frames, half precision
+    python benchmarks/evaluation.py --memory                            # MiB beside keys and vectors
+    python benchmarks/evaluation.py --growth                            # with twice the videos, captions, frames
 
-Random frames of 128 a video, one branch. The published program projects all frames to keys again for every 50 captions.
+Random frames, both branches. The products are those of the real frames, float32. The published program pads all videos
+to the longest and projects all frames to keys again for every 50 captions. With one thread times are of the CPU, which
+other programs on the machine disturb less.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,71 +24,144 @@ if __package__ in (None, ""):
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from benchmarks.measure import alternate, compare, machine, peak_memory_mb
+from benchmarks.measure import alternate, clock, compare, machine, peak_memory_mb, reset_peak_memory
 from method.data.captions import Caption
-from method.data.ragged import Layout, Ragged
+from method.data.ragged import Ragged
 from method.evaluation.corpus import Corpus, QuerySet, Scorer
+from method.evaluation.evaluate import rank
+from method.evaluation.frame_keys import FrameKeys
 from method.evaluation.metrics import ranks_of
+from method.model.precision import PRECISIONS
 
-WIDTH, FRAMES, PUBLISHED_BLOCK = 384, 128, 50
+WIDTH, PUBLISHED_BLOCK = 384, 50
+BRANCHES = ("action", "object")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the times, after the scores of all three ways have been found equal."""
+    """Print the times, after some ranks of ours and of the published way have been found equal; or the memory."""
+    options = _parser().parse_args(arguments)
+    if options.growth:
+        growth(options)
+        return
+    case = Case(options.videos, options.captions, options.frames, options.lengths, options.eval_amp)
+    if options.memory:
+        seconds, mib = case.cost(options.memory_mb)
+        keys = sum(own.values.nbytes for own in case.corpus.keys.values()) / 2**20
+        print(f"{seconds:.2f} s, {mib:.0f} MiB beside {keys:.0f} MiB of keys")
+        return
+    programs = case.programs(options.memory_mb)
+    chosen = {name: program for name, program in programs.items() if not options.only or name in options.only}
+    print(f"{machine()}; {options.videos} videos of {options.frames} frames ({options.lengths}), {options.captions} "
+        f"captions, amp {options.eval_amp}")  # fmt: skip
+    print(compare(alternate(chosen, options.rounds), next(iter(chosen))))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=1334)
-    parser.add_argument("--queries", type=int, default=3720)
-    parser.add_argument("--memory_mb", type=int, default=512)
-    parser.add_argument("--only", choices=("product", "ours", "published"), action="append")
+    parser.add_argument("--captions", type=int, default=3720)
+    parser.add_argument("--frames", type=int, default=128, help="frames of a video, or of the longest")
+    parser.add_argument("--lengths", choices=("equal", "mixed"), default="equal")
+    parser.add_argument("--eval_amp", choices=tuple(PRECISIONS), default="off", help="of ours")
+    parser.add_argument("--memory_mb", type=int, default=512, help="as --eval_memory_mb")
+    parser.add_argument("--only", choices=("products", "ours", "best frames", "published"), action="append")
+    parser.add_argument("--memory", action="store_true", help="seconds and memory of ours alone")
+    parser.add_argument("--growth", action="store_true", help="the same for twice and four times of everything")
     parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args(arguments)
-    programs = make_programs(options.videos, options.queries, options.memory_mb)
-    chosen = {name: program for name, program in programs.items() if not options.only or name in options.only}
-    print(f"{machine()}; {options.videos} videos of {FRAMES} frames, {options.queries} captions")
-    print(compare(alternate(chosen, options.rounds), next(iter(chosen))))
-    print(f"peak memory of all of them: {peak_memory_mb():.0f} MiB")
+    return parser
 
 
-@torch.inference_mode()
-def make_programs(videos: int, queries: int, memory_mb: int) -> dict[str, Callable[[], object]]:
-    """Ranking by ours, scoring by the published way, and nothing but the matrix product."""
-    torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    frames_ND = torch.randn(videos * FRAMES, WIDTH, device=device)
-    weight_DD = torch.randn(WIDTH, WIDTH, device=device) / WIDTH**0.5
-    vectors_QD = F.normalize(torch.randn(queries, WIDTH, device=device), dim=-1)
-    keys_ND = F.normalize(frames_ND @ weight_DD.t(), dim=-1)
-    corpus = Corpus(
-        [f"v{i}" for i in range(videos)], {"action": Ragged(keys_ND, Layout.of([FRAMES] * videos).to(device))}
-    )
-    captions = [Caption(f"v{i % videos}#enc#{i}", f"v{i % videos}", "") for i in range(queries)]
-    query_set = QuerySet(captions, {"action": vectors_QD})
-    right_Q = torch.arange(queries, device=device) % videos
+class Case:
+    """Random videos and captions, ready to be scored."""
 
     @torch.inference_mode()
-    def published() -> torch.Tensor:
+    def __init__(self, videos: int, captions: int, frames: int, lengths: str, amp: str) -> None:
+        torch.manual_seed(0)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # Those of TVR clips at the usual rates lie around the middle.
+        mixed = torch.normal(0.45, 0.2, (videos,)).mul(frames).round().clamp(min(8, frames), frames).long()
+        self.lengths = mixed.tolist() if lengths == "mixed" else [frames] * videos
+        self.weight_DD = torch.randn(WIDTH, WIDTH, device=device) / WIDTH**0.5
+        self.frames_ND = torch.randn(sum(self.lengths), WIDTH, device=device)
+        self.vectors = {name: F.normalize(torch.randn(captions, WIDTH, device=device), dim=-1) for name in BRANCHES}
+        keys = F.normalize(self.frames_ND @ self.weight_DD.t(), dim=-1).to(PRECISIONS[amp])
+        rows = Ragged.of(list(keys.split(self.lengths)))
+        self.corpus = Corpus([f"v{i}" for i in range(videos)], {name: FrameKeys.join([rows]) for name in BRANCHES})
+        owners = [f"v{i % videos}" for i in range(captions)]
+        self.queries = QuerySet([Caption(f"{v}#enc#{i}", v, "") for i, v in enumerate(owners)], self.vectors)
+
+    def programs(self, memory_mb: int) -> dict[str, Callable[[], object]]:
+        """Ranking by ours with and without best frames, scoring by the published way, and nothing but the products."""
+        if self.corpus.keys["action"].values.dtype == torch.float32:
+            few = min(PUBLISHED_BLOCK, len(self.queries.captions))
+            expected = ranks_of(self.published(few).cpu(), torch.arange(few) % len(self.lengths))
+            found = rank(self.corpus, self.queries.part(slice(few)), 0.5, memory_mb).ranks["fused"]
+            # Rounding may swap neighbours.
+            torch.testing.assert_close(torch.from_numpy(found), expected, atol=2, rtol=0)
+        return {
+            "products": self.products,
+            "ours": lambda: self.ours(memory_mb),
+            "best frames": lambda: self.best_frames(memory_mb),
+            "published": lambda: self.published(len(self.queries.captions)),
+        }
+
+    @torch.inference_mode()
+    def products(self) -> None:
+        """Nothing but the matrix products, in pieces whose results stay near the processor."""
+        for vectors_QD in self.vectors.values():
+            for block_qD in vectors_QD.split(1024):
+                for frames_nD in self.frames_ND.split(4096):
+                    frames_nD @ block_qD.t()
+
+    def ours(self, memory_mb: int) -> None:
+        """Ranks under the three scores."""
+        rank(self.corpus, self.queries, 0.5, memory_mb)
+
+    @torch.inference_mode()
+    def best_frames(self, memory_mb: int) -> None:
+        """Scores and the frame that has each."""
+        scorer = Scorer(self.corpus, memory_mb)
+        for start in range(0, len(self.queries.captions), scorer.query_block):
+            scorer.scores_and_frames(self.queries.part(slice(start, start + scorer.query_block)).vectors, 0.5)
+
+    @torch.inference_mode()
+    def published(self, captions: int) -> Tensor:
+        """Fused scores of the first captions, (captions, V)."""
+        padded_VLD = torch.nn.utils.rnn.pad_sequence(list(self.frames_ND.split(self.lengths)), batch_first=True)
+        real_VL = torch.arange(padded_VLD.shape[1]) < torch.tensor(self.lengths)[:, None]
+        hidden_VL1 = ~real_VL[..., None].to(padded_VLD.device)
         parts = []
-        for start in range(0, queries, PUBLISHED_BLOCK):
-            keys = F.normalize(frames_ND @ weight_DD.t(), dim=-1)
-            dots_Nq = keys @ vectors_QD[start : start + PUBLISHED_BLOCK].t()
-            parts.append(dots_Nq.view(videos, FRAMES, -1).max(1).values.t())
+        for start in range(0, captions, PUBLISHED_BLOCK):
+            best = []
+            for vectors_QD in self.vectors.values():
+                keys_VLD = F.normalize(padded_VLD @ self.weight_DD.t(), dim=-1)
+                dots_VLq = keys_VLD @ vectors_QD[start : start + PUBLISHED_BLOCK].t()
+                best.append(dots_VLq.masked_fill(hidden_VL1, -1e10).amax(1).t())
+            parts.append(torch.stack(best).mean(0))
         return torch.cat(parts)
 
-    @torch.inference_mode()
-    def product() -> None:
-        for block_qD in vectors_QD.split(1024):
-            for keys_nD in keys_ND.split(32768):
-                keys_nD @ block_qD.t()
+    def cost(self, memory_mb: int) -> tuple[float, float]:
+        """Seconds of ours, and MiB that it took beside keys and vectors."""
+        rank(self.corpus, self.queries.part(slice(2)), 0.5, 1)  # loads what the first product loads
+        reset_peak_memory()
+        held, started = peak_memory_mb(), clock()
+        self.ours(memory_mb)
+        return clock() - started, peak_memory_mb() - held
 
-    @torch.inference_mode()
-    def ours() -> torch.Tensor:
-        blocks = Scorer(corpus, memory_mb).blocks(query_set, 0.5)
-        return torch.cat([ranks_of(scores["fused"], right_Q[part]) for part, scores in blocks])
 
-    expected = published()
-    torch.testing.assert_close(ours(), ranks_of(expected, right_Q), atol=2, rtol=0)  # rounding may swap neighbours
-    return {"product": product, "ours": ours, "published": published}
+def growth(options: argparse.Namespace) -> None:
+    """Print seconds and memory for the sizes given, and with twice and four times of one of them, each by itself."""
+    sizes = {"videos": options.videos, "captions": options.captions, "frames": options.frames}
+    print(f"{machine()}, --memory_mb {options.memory_mb}")
+    for times, what in ((1, "videos"), *((n, what) for what in sizes for n in (2, 4))):
+        changed = {**sizes, what: sizes[what] * times}
+        words = [word for name, value in changed.items() for word in (f"--{name}", str(value))]
+        command = [sys.executable, str(Path(__file__)), "--memory", *words, "--lengths", options.lengths]
+        command += ["--memory_mb", str(options.memory_mb), "--eval_amp", options.eval_amp]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        print(", ".join(f"{value:6d} {name}" for name, value in changed.items()) + f": {found}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ def as_json(answer: Answer, split: str, videos: int) -> dict[str, Any]:
         note        what to know about the query, or null
         seconds     from the query to the answer
         results     best first: rank, video_id, score, scores (of each branch and 'fused'), duration (seconds or null),
+                    best_frames: of each branch, the centre of the frame that has its score, a fraction of the video
                     moment: start, end and peak as fractions of the video, the timeline's score at the peak, and
                     start_seconds, end_seconds, peak_seconds, null without a duration
                     timeline: the score of each of T frames at equal distances over the video
@@ -57,6 +58,7 @@ def _hit_as_json(hit: Hit) -> dict[str, Any]:
         "video_id": hit.video_id,
         "score": hit.scores["fused"],
         "scores": hit.scores,
+        "best_frames": hit.best_frames,
         "duration": hit.duration,
         "moment": {**moment, "score": hit.moment.score, **seconds},
         "timeline": list(hit.timeline),

@@ -92,8 +92,8 @@ def make_searcher(options: EasyDict) -> Searcher:
     videos = Loader(CorpusVideos(reader, video_ids), batch_size, options.num_workers, pinned=False)
     corpus = open_index(
         index_path(checkpoint, options.split, _folder(options, "index_dir")),
-        fingerprint(loaded.sha256, model.architecture, reader, video_ids, batch_size),
-        partial(encode_corpus, model, videos, device),
+        fingerprint(loaded.sha256, model.architecture, reader, video_ids, batch_size, options.eval_amp),
+        partial(encode_corpus, model, videos, device, options.eval_amp),
         options.rebuild,
     )
     known = [*{caption.id: caption for own in captions.values() for caption in own}.values()]
@@ -110,6 +110,7 @@ def make_searcher(options: EasyDict) -> Searcher:
         durations(known, moments or {}),
         options.fusion_weight,
         options.eval_memory_mb,
+        options.eval_amp,
     )
 
 

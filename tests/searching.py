@@ -19,6 +19,7 @@ from method.data.features import normalize_rows
 from method.data.ragged import Ragged
 from method.errors import InputError
 from method.evaluation.corpus import Corpus
+from method.evaluation.frame_keys import FrameKeys
 from method.evaluation.searcher import Searcher
 from method.model.text_encoder import TextEncoder
 from tests.world import SMALL, lively_model
@@ -63,8 +64,8 @@ class MadeUpText:
     def encode(self, sentences: Sequence[str]) -> Ragged:
         return Ragged.of([self.rows(sentence) for sentence in sentences])
 
-    def read_query(self, caption_id: str) -> torch.Tensor:
-        return self.rows(caption_id)
+    def gather_queries(self, caption_ids: Sequence[str]) -> Ragged:
+        return self.encode(caption_ids)
 
 
 def make_searcher(
@@ -80,7 +81,7 @@ def make_searcher(
         rows = [
             torch.randn(frames + place % 4, SMALL.hidden_size, generator=generator) for place in range(len(captions))
         ]
-        keys[branch] = Ragged.of([torch.nn.functional.normalize(own, dim=-1) for own in rows])
+        keys[branch] = FrameKeys.join([Ragged.of([torch.nn.functional.normalize(own, dim=-1) for own in rows])])
     text = MadeUpText()
 
     def load() -> TextEncoder:

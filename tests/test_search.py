@@ -132,7 +132,7 @@ def test_json_has_the_documented_fields(trained: Trained, capsys: pytest.Capture
     assert 0 < answer["seconds"] < 10
     assert [hit["rank"] for hit in answer["results"]] == [1, 2, 3]
     for hit in answer["results"]:
-        assert set(hit) == {"rank", "video_id", "score", "scores", "duration", "moment", "timeline"}
+        assert set(hit) == {"rank", "video_id", "score", "scores", "best_frames", "duration", "moment", "timeline"}
         assert hit["score"] == hit["scores"]["fused"]
         moment = best_moment(hit["timeline"])
         expected: dict[str, Any] = {name: getattr(moment, name) for name in ("start", "end", "peak", "score")}
@@ -322,7 +322,7 @@ timelines = st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=200)
 
 
 def hit_of(timeline: Sequence[float], duration: float | None = None) -> Hit:
-    return Hit(1, "v", {"fused": 0.5}, tuple(timeline), best_moment(list(timeline)), duration)
+    return Hit(1, "v", {"fused": 0.5}, {"action": 0.5}, tuple(timeline), best_moment(list(timeline)), duration)
 
 
 @given(timelines, st.integers(1, 60))
@@ -351,7 +351,7 @@ def test_a_drawn_timeline_keeps_its_peak_and_brackets_it(timeline: list[float], 
 
 def test_a_moment_is_said_in_frames_or_seconds() -> None:
     moment = Moment(start=0.25, end=0.75, peak=0.3, score=0.5)
-    hit = Hit(1, "v", {"fused": 0.5}, (0.0,) * 8, moment, None)
+    hit = Hit(1, "v", {"fused": 0.5}, {"action": 0.5}, (0.0,) * 8, moment, None)
     assert span_text(hit) == "frames 3-6 of 8"
     assert span_text(replace(hit, duration=62.0)) == "15.5-46.5 s of 62.0 s"
     assert span_text(replace(hit, moment=replace(moment, end=0.375))) == "frame 3 of 8"

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from method.data.batch import QueryBatch, VideoBatch
+from method.data.captions import Caption
+from method.distributed import ALONE, Processes
 from method.errors import InputError
 from method.evaluation.corpus import Corpus, QuerySet, Scorer, encode_corpus, encode_queries
-from method.evaluation.metrics import Ranks, check_finite, ranks_of, retrieval_metrics
+from method.evaluation.kept_scores import KeptScores, Scores
+from method.evaluation.metrics import Ranks, broken_score, ranks_of, retrieval_metrics
 from method.model.retrieval import RetrievalModel
-
-Scores = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Evaluation:
     corpus, queries: the videos and the captions as they were encoded, on the device of the model.
     ranks: score name -> rank of each caption's video, in the order of the captions. Score names are the branches that
     are on, and 'fused'.
-    scores: score name -> (Q, V) float32, only if asked for.
+    scores: score name -> (Q, V) float32 on the disk, only if asked for.
     """
 
     corpus: Corpus
@@ -57,11 +58,24 @@ def evaluate(
     device: torch.device,
     fusion_weight: float,
     memory_mb: int,
-    keep_scores: bool = False,
+    precision: str = "off",
+    scores_in: Path | None = None,
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Encode every video and every caption once and rank all videos for each caption.
 
     The model is put into evaluation mode and back.
+
+    Args:
+        model: on `device`.
+        videos: batches of the videos.
+        queries: batches of the captions.
+        device: that computes.
+        fusion_weight: share of the action score.
+        memory_mb: MiB for scoring; keys of frames and vectors of captions come on top.
+        precision: 'off', 'bf16' or 'fp16', of the encoders, keys and vectors; scores are float32.
+        scores_in: the folder on whose disk the scores are kept, if they are to be kept; by the first process alone.
+        processes: that share the work, each with its batches, see `method.evaluation.sharing`; each gets the result.
 
     Raises:
         InputError: for scores that are not finite, or a caption whose video is not among the videos.
@@ -69,17 +83,44 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        corpus = encode_corpus(model, videos, device)
-        query_set = encode_queries(model, queries, device)
-        return rank(corpus, query_set, fusion_weight, memory_mb, keep_scores)
+        corpus = encode_corpus(model, videos, device, precision, processes)
+        query_set = encode_queries(model, queries, device, precision, processes)
+        return rank(corpus, query_set, fusion_weight, memory_mb, scores_in, processes)
     finally:
         model.train(was_training)
 
 
 def rank(
-    corpus: Corpus, queries: QuerySet, fusion_weight: float, memory_mb: int, keep_scores: bool = False
+    corpus: Corpus,
+    queries: QuerySet,
+    fusion_weight: float,
+    memory_mb: int,
+    scores_in: Path | None = None,
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Rank all videos of a corpus for each query; see `evaluate`."""
+    sharing = processes if scores_in is None else ALONE  # who keeps the scores needs all of them
+    kept: KeptScores | None = None
+    own: list[dict[str, Tensor]] = []
+    with processes.agreed():
+        right_Q = right_places(corpus, queries)
+        if scores_in is not None and processes.is_first:
+            kept = KeptScores(scores_in, len(queries.captions), len(corpus.video_ids))
+        for part, scores in Scorer(corpus, memory_mb).blocks(queries, fusion_weight, sharing):
+            own.append(rank_block(scores, right_Q[part], queries.captions[part]))
+            if kept is not None:
+                kept.write(part.start, scores)
+    of_all = sharing.gather([{name: ranks_q.cpu() for name, ranks_q in block.items()} for block in own])
+    blocks = [block for of_one in of_all for block in of_one]
+    ranks = {name: torch.cat([block[name] for block in blocks]).numpy() for name in blocks[0]}
+    return Evaluation(corpus, queries, ranks, kept.read() if kept is not None else None)
+
+
+def right_places(corpus: Corpus, queries: QuerySet) -> Tensor:
+    """The place of each caption's video in the corpus, (Q,), on the device of the queries.
+
+    InputError without captions, and for a caption whose video is not there or there twice.
+    """
     place = {video_id: index for index, video_id in enumerate(corpus.video_ids)}
     if len(place) < len(corpus.video_ids):
         twice = next(video_id for video_id, count in Counter(corpus.video_ids).items() if count > 1)
@@ -90,20 +131,13 @@ def rank(
     if not queries.captions:
         raise InputError("no captions to evaluate")
     device = next(iter(queries.vectors.values())).device
-    right_Q = torch.tensor([place[caption.video_id] for caption in queries.captions], device=device)
-    ranks: dict[str, list[torch.Tensor]] = {}
-    kept: dict[str, list[torch.Tensor]] = {}
-    for part, scores in Scorer(corpus, memory_mb).blocks(queries, fusion_weight):
-        for name, scores_qV in scores.items():
-            if not check_finite(scores_qV):
-                raise InputError(f"the {name} scores of caption {queries.captions[part.start].id!r} or one of the "
-                    f"{len(scores_qV) - 1} after it are not finite: the weights or features are broken")  # fmt: skip
-            ranks.setdefault(name, []).append(ranks_of(scores_qV, right_Q[part]).cpu())
-            if keep_scores:
-                kept.setdefault(name, []).append(scores_qV.cpu())
-    return Evaluation(
-        corpus,
-        queries,
-        {name: torch.cat(parts).numpy() for name, parts in ranks.items()},
-        {name: torch.cat(parts).numpy() for name, parts in kept.items()} if keep_scores else None,
-    )
+    return torch.tensor([place[caption.video_id] for caption in queries.captions], device=device)
+
+
+def rank_block(scores: Mapping[str, Tensor], right_q: Tensor, captions: Sequence[Caption]) -> dict[str, Tensor]:
+    """Rank (q,) of each caption's video under each score. InputError naming a score that is not finite."""
+    broken = broken_score(scores)
+    if broken is not None:
+        raise InputError(f"the {broken} scores of caption {captions[0].id!r} or one of the "
+            f"{len(captions) - 1} after it are not finite: the weights or features are broken")  # fmt: skip
+    return {name: ranks_of(scores_qV, right_q) for name, scores_qV in scores.items()}

@@ -4,7 +4,7 @@ An index is one file, written whole or not at all and mapped into memory when it
 from and is refused when that has changed. The keys keep the precision in which evaluation computes, so that a search
 ranks videos as evaluation does.
 
-Letters: V videos, N frames of all of them, D width.
+Letters: N frames of all videos, D width.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ import torch
 from torch import Tensor
 
 from method.data.dataset import FeatureReader
-from method.data.ragged import Layout, Ragged
 from method.errors import InputError
 from method.evaluation.corpus import Corpus
+from method.evaluation.frame_keys import FrameKeys
 from method.files import atomic_writer, require_file
 from method.model.architecture import Architecture
 
 log = logging.getLogger(__name__)
 
 FORMAT = "A3PRVR index"
-VERSION = 1  # counts up whenever an older index must not be read any more
+VERSION = 2  # counts up whenever an older index must not be read any more
 REMEDY = "make it anew with --rebuild"
 _SAMPLED_VIDEOS = 16
 
@@ -45,7 +45,12 @@ def index_path(checkpoint: Path, split: str, folder: Path | None = None) -> Path
 
 
 def fingerprint(
-    checkpoint: str, architecture: Architecture, reader: FeatureReader, video_ids: Sequence[str], batch_size: int
+    checkpoint: str,
+    architecture: Architecture,
+    reader: FeatureReader,
+    video_ids: Sequence[str],
+    batch_size: int,
+    precision: str = "off",
 ) -> MadeFrom:
     """What the keys of these videos depend on, by the names under which a change is reported.
 
@@ -55,6 +60,7 @@ def fingerprint(
         reader: of the features. Size and time of their file count, the rows of every stream, and some videos' content.
         video_ids: the videos in the order in which they are encoded.
         batch_size: videos encoded together.
+        precision: in which they are encoded, and kept.
     """
     made_from = {
         "checkpoint": checkpoint,
@@ -64,6 +70,8 @@ def fingerprint(
     }
     if architecture.fusion == "deformable" and architecture.fusion_extent == "padded":
         made_from["--eval_context_bsz"] = str(batch_size)  # what a video is padded with depends on its batch
+    if precision != "off":
+        made_from["--eval_amp"] = precision
     return made_from
 
 
@@ -101,7 +109,7 @@ def _make(path: Path, made_from: MadeFrom, corpus: Corpus) -> None:
         "version": VERSION,
         "made_from": made_from,
         "video_ids": corpus.video_ids,
-        "lengths": {name: list(rows.layout.lengths) for name, rows in corpus.keys.items()},
+        "lengths": {name: list(rows.lengths) for name, rows in corpus.keys.items()},
         "checksums": {name: _checksum(values_ND) for name, values_ND in keys.items()},
         "keys": keys,
     }
@@ -132,7 +140,7 @@ def _read(path: Path, made_from: MadeFrom) -> Corpus:
     for name, values_ND in content["keys"].items():
         if _checksum(values_ND) != content["checksums"][name]:
             raise InputError(f"{path}: damaged, the {name} keys do not have their checksum; {REMEDY}")
-        keys[name] = Ragged(values_ND, Layout.of(content["lengths"][name]))
+        keys[name] = FrameKeys(values_ND, tuple(content["lengths"][name]))
     return Corpus(content["video_ids"], keys)
 
 
@@ -168,8 +176,9 @@ def _digest(value: Any) -> str:
 
 
 def _checksum(values_ND: Tensor) -> int:
-    """A sum over the bits of float32 values that every single damaged one changes; as fast as the memory."""
-    return int(values_ND.view(torch.int32).sum(dtype=torch.int64))
+    """A sum over the bits of the values that every single damaged one changes; as fast as the memory."""
+    bits = {4: torch.int32, 2: torch.int16}[values_ND.element_size()]
+    return int(values_ND.view(bits).sum(dtype=torch.int64))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -43,5 +45,19 @@ def retrieval_metrics(ranks: Ranks) -> dict[str, float]:
 
 
 def check_finite(scores_qV: Tensor) -> bool:
-    """Whether every score is a number; NaN would rank first without anyone noticing."""
-    return bool(torch.isfinite(scores_qV).all())
+    """Whether every cosine is a number; NaN would rank first without anyone noticing.
+
+    >>> check_finite(torch.tensor([[0.5, -1.0]])), check_finite(torch.tensor([[0.5, torch.nan]]))
+    (True, False)
+    """
+    return bool(torch.isfinite(scores_qV.sum()))  # what is not finite stays so in a sum, and cosines never overflow
+
+
+def broken_score(scores: Mapping[str, Tensor]) -> str | None:
+    """The first of the branches' scores (q, V) and 'fused' that is not all numbers; None when all are.
+
+    Whatever the weights, the fused score is broken where a branch's is, so that good scores are read once.
+    """
+    if check_finite(scores["fused"]):
+        return None
+    return next(name for name, scores_qV in scores.items() if not check_finite(scores_qV))

@@ -37,7 +37,7 @@ def moments_in_right_videos(
     found: dict[int, Moment] = {}
     for place, video_id in enumerate(evaluation.video_ids):
         if video_id in places:
-            vectors = {name: vectors_QD[places[video_id]] for name, vectors_QD in evaluation.queries.vectors.items()}
+            vectors = evaluation.queries.part(places[video_id]).vectors
             timelines_qT = frame_timelines(evaluation.corpus.video(place), vectors, fusion_weight).cpu().numpy()
             found.update(zip(places[video_id], map(best_moment, timelines_qT), strict=True))
     return {evaluation.queries.captions[place].id: found[place] for place in sorted(found)}

@@ -2,7 +2,7 @@
 
 Queries are encoded and scored by what evaluation encodes and scores them with.
 
-Letters: V videos, T frames of a timeline, n frames of one video, D width.
+Letters: V videos, T frames of a timeline.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from method.data.captions import Caption, group_by_video
 from method.data.dataset import FeatureReader, Queries
 from method.errors import InputError
 from method.evaluation.corpus import Corpus, Scorer, encode_queries
-from method.evaluation.metrics import check_finite, ranks_of
+from method.evaluation.metrics import broken_score, ranks_of
 from method.evaluation.moments import Moment, best_moment, frame_timeline
 from method.model.retrieval import RetrievalModel
 from method.model.text_encoder import TextEncoder
@@ -33,6 +33,7 @@ class Hit:
     """A video that was found.
 
     scores: of each branch that is on, and 'fused', by which videos are ranked.
+    best_frames: where the frame lies that gave a branch its score: its centre, 0 to 1 of the video.
     timeline: how well each of T frames fits, at equal distances over the video.
     duration: seconds, where known.
     """
@@ -40,6 +41,7 @@ class Hit:
     rank: int
     video_id: str
     scores: dict[str, float]
+    best_frames: dict[str, float]
     timeline: tuple[float, ...]
     moment: Moment
     duration: float | None
@@ -74,6 +76,7 @@ class Searcher:
         durations: seconds of the videos for which they are known.
         fusion_weight: share of the action score.
         memory_mb: memory for scoring, in MiB.
+        precision: 'off', 'bf16' or 'fp16', as the corpus was encoded.
     """
 
     def __init__(
@@ -86,13 +89,13 @@ class Searcher:
         durations: Mapping[str, float],
         fusion_weight: float,
         memory_mb: int,
+        precision: str = "off",
     ) -> None:
         self._model, self._reader, self._make_encoder = model, reader, make_encoder
-        self._durations, self._fusion_weight = durations, fusion_weight
+        self._durations, self._fusion_weight, self._precision = durations, fusion_weight, precision
         self._device = next(model.parameters()).device
-        keys = {name: rows.to(self._device) for name, rows in corpus.keys.items()}
-        self._scorer = Scorer(Corpus(corpus.video_ids, keys), memory_mb)
-        self._keys = {name: rows.values.split(list(rows.layout.lengths)) for name, rows in keys.items()}
+        self._corpus = corpus.to(self._device)
+        self._scorer = Scorer(self._corpus, memory_mb)
         self._place = {video_id: place for place, video_id in enumerate(corpus.video_ids)}
         self._encoder: TextEncoder | None = None
         self._lock = threading.Lock()
@@ -149,29 +152,40 @@ class Searcher:
     @torch.inference_mode()
     def _answer(self, batch: QueryBatch, count: int, started: float, note: str | None) -> Answer:
         (caption,) = batch.captions
-        vectors = encode_queries(self._model, [batch], self._device).vectors
-        scores = self._scorer.scores(vectors, self._fusion_weight)
-        for name, scores_1V in scores.items():
-            if not check_finite(scores_1V):
-                raise InputError(f"the {name} scores are not finite: the weights or features are broken")
-        places = scores["fused"][0].argsort(descending=True, stable=True)[:count].tolist()
-        rows = {name: scores_1V[0, places].tolist() for name, scores_1V in scores.items()}
-        hits = [
-            self._hit(rank, place, {name: row[rank - 1] for name, row in rows.items()}, vectors)
-            for rank, place in enumerate(places, start=1)
-        ]
+        vectors = encode_queries(self._model, [batch], self._device, self._precision).vectors
+        scores, frames = self._scorer.scores_and_frames(vectors, self._fusion_weight)
+        broken = broken_score(scores)
+        if broken is not None:
+            raise InputError(f"the {broken} scores are not finite: the weights or features are broken")
         right_rank = None
         if caption.video_id in self._place:
             right = torch.tensor([self._place[caption.video_id]], device=self._device)
             right_rank = int(ranks_of(scores["fused"], right))
+        rows = {name: scores_1V[0].cpu() for name, scores_1V in scores.items()}
+        best = {name: frames_1V[0].cpu() for name, frames_1V in frames.items()}
+        places = rows["fused"].argsort(descending=True, stable=True)[:count].tolist()
+        hits = [self._hit(rank, place, rows, best, vectors) for rank, place in enumerate(places, start=1)]
         return Answer(caption, hits, right_rank, note, time.perf_counter() - started)
 
-    def _hit(self, rank: int, place: int, scores: dict[str, float], vectors: Mapping[str, Tensor]) -> Hit:
-        video_id = self.video_ids[place]
-        keys = {name: parts[place] for name, parts in self._keys.items()}  # (n, D) each
+    def _hit(
+        self,
+        rank: int,
+        place: int,
+        scores: Mapping[str, Tensor],
+        frames: Mapping[str, Tensor],
+        vectors: Mapping[str, Tensor],
+    ) -> Hit:
+        video_id, keys = self.video_ids[place], self._corpus.video(place)
         timeline_T = frame_timeline(keys, {name: own[0] for name, own in vectors.items()}, self._fusion_weight).cpu()
-        moment = best_moment(timeline_T)
-        return Hit(rank, video_id, scores, tuple(timeline_T.tolist()), moment, self._durations.get(video_id))
+        return Hit(
+            rank,
+            video_id,
+            {name: float(scores_V[place]) for name, scores_V in scores.items()},
+            {name: (int(frames_V[place]) + 0.5) / len(keys[name]) for name, frames_V in frames.items()},
+            tuple(timeline_T.tolist()),
+            best_moment(timeline_T),
+            self._durations.get(video_id),
+        )
 
 
 def clean(text: str) -> str:

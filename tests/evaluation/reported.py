@@ -14,6 +14,7 @@ from method.data.captions import Caption, group_by_video
 from method.data.check import Split
 from method.evaluation.corpus import Corpus, QuerySet
 from method.evaluation.evaluate import Evaluation, rank
+from method.evaluation.frame_keys import FrameKeys
 from method.evaluation.moments import TrueMoment
 from method.evaluation.report.subject import Subject
 from method.model.scoring import normalized
@@ -53,12 +54,13 @@ def make_subject(
     with torch.inference_mode():
         keys = {name: normalized(rows) for name, rows in model.encode_videos(streams).items()}
         vectors = {name: F.normalize(rows, dim=-1) for name, rows in model.encode_queries(words).items()}
-    evaluation = rank(Corpus(video_ids, keys), QuerySet(captions, vectors), WEIGHT, 64, keep_scores=True)
+    corpus = Corpus(video_ids, {name: FrameKeys.join([rows]) for name, rows in keys.items()})
+    evaluation = rank(corpus, QuerySet(captions, vectors), WEIGHT, 64, checkpoint.parent)
     frames = {name: dict(zip(video_ids, rows.layout.lengths, strict=True)) for name, rows in streams.items()}
     split = Split(
         "evaluated split", captions, frames, dict(zip(evaluation.caption_ids, words.layout.lengths, strict=True))
     )
-    options = {"dataset_name": "demo", "fusion_weight": WEIGHT, "eval_memory_mb": 64}
+    options = {"dataset_name": "demo", "fusion_weight": WEIGHT, "eval_memory_mb": 64, "eval_amp": "off"}
     return Subject(model, evaluation, split, options, 7, checkpoint, moments)
 
 

@@ -1,31 +1,51 @@
-"""Scoring in blocks against a full matrix, and what an evaluation refuses."""
+"""Whole evaluations against the naive twin, what is kept of the scores, and what an evaluation refuses."""
 
-from typing import Any
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
-from method.data.batch import QueryBatch, VideoBatch, join_queries, join_videos
+from method.data.batch import QueryBatch, VideoBatch
 from method.data.captions import Caption
-from method.data.dataset import QueryItem, VideoItem
 from method.data.features import normalize_rows
 from method.data.ragged import Ragged
 from method.errors import InputError
 from method.evaluation import corpus as corpus_module
-from method.evaluation.corpus import Corpus, QuerySet, Scorer, encode_corpus, encode_queries
+from method.evaluation.corpus import Corpus, encode_corpus, encode_queries
 from method.evaluation.evaluate import Evaluation, evaluate, rank
 from method.evaluation.metrics import retrieval_metrics
 from method.model.retrieval import RetrievalModel
 from tests import naive
+from tests.evaluation.corpora import random_encoded
 from tests.world import lively_model, naive_twin
 
 CPU = torch.device("cpu")
 
 
+class VideoItem(NamedTuple):
+    video_id: str
+    streams: dict[str, torch.Tensor]
+
+
+class QueryItem(NamedTuple):
+    caption: Caption
+    query: torch.Tensor
+
+
+def join_videos(items: list[VideoItem]) -> VideoBatch:
+    streams = {branch: Ragged.of([item.streams[branch] for item in items]) for branch in items[0].streams}
+    return VideoBatch(tuple(item.video_id for item in items), streams, (), None, torch.empty(0, dtype=torch.long))
+
+
+def join_queries(items: list[QueryItem]) -> QueryBatch:
+    return QueryBatch(tuple(item.caption for item in items), Ragged.of([item.query for item in items]))
+
+
 class Split:
-    """7 videos with 1 to 3 captions each, as items of a dataset."""
+    """7 videos with 1 to 3 captions each."""
 
     def __init__(self, model: RetrievalModel, videos: int = 7) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -55,7 +75,8 @@ class Split:
         return [join_queries(self.queries[i : i + size]) for i in range(0, len(self.queries), size)]
 
     def evaluate(self, model: RetrievalModel, weight: float = 0.5, videos: int = 3, queries: int = 4) -> Evaluation:
-        return evaluate(model, self.video_batches(videos), self.query_batches(queries), CPU, weight, 64, True)
+        batches = self.video_batches(videos), self.query_batches(queries)
+        return evaluate(model, *batches, CPU, weight, 64, scores_in=Path(gettempdir()))
 
 
 def naive_scores(model: RetrievalModel, split: Split, weight: float, video_batch: int) -> dict[str, torch.Tensor]:
@@ -72,73 +93,15 @@ def naive_scores(model: RetrievalModel, split: Split, weight: float, video_batch
     return {**both, "fused": weight * both["action"] + (1 - weight) * both["object"]}
 
 
-# Blocks
+# Ranking what is encoded
 
 
-def random_corpus(videos: int, longest: int, width: int = 4) -> Corpus:
-    generator = torch.Generator().manual_seed(1)
-    lengths = torch.randint(1, longest + 1, (videos,), generator=generator).tolist()
-    keys = {
-        name: Ragged.of([F.normalize(torch.randn(length, width, generator=generator), dim=-1) for length in lengths])
-        for name in ("action", "object")
-    }
-    return Corpus([f"v{i}" for i in range(videos)], keys)
-
-
-def random_queries(count: int, videos: int, width: int = 4) -> QuerySet:
-    generator = torch.Generator().manual_seed(2)
-    captions = [Caption(f"v{i % videos}#{i}", f"v{i % videos}", "") for i in range(count)]
-    vectors = {n: F.normalize(torch.randn(count, width, generator=generator), dim=-1) for n in ("action", "object")}
-    return QuerySet(captions, vectors)
-
-
-def full_matrix(corpus: Corpus, queries: QuerySet, weight: float) -> dict[str, torch.Tensor]:
-    both = {
-        name: torch.stack([(queries.vectors[name] @ frames.t()).amax(1) for frames in naive.split_values(keys)], 1)
-        for name, keys in corpus.keys.items()
-    }
-    return {**both, "fused": weight * both["action"] + (1 - weight) * both["object"]}
-
-
-@pytest.mark.parametrize("memory_mb", [1, 3, 512])
-@pytest.mark.parametrize(("videos", "queries", "longest"), [(40, 900, 128), (1, 5, 9), (30, 1, 20), (1, 1, 1)])
-def test_blocks_equal_the_full_matrix(memory_mb: int, videos: int, queries: int, longest: int) -> None:
-    corpus, query_set = random_corpus(videos, longest), random_queries(queries, videos)
-    expected = full_matrix(corpus, query_set, 0.3)
-    seen = 0
-    for part, scores in Scorer(corpus, memory_mb).blocks(query_set, 0.3):
-        assert part.start == seen
-        seen = part.stop
-        for name in ("action", "object", "fused"):
-            torch.testing.assert_close(scores[name], expected[name][part], atol=1e-6, rtol=1e-5)
-    assert seen == queries
-
-
-def test_little_memory_makes_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the test above relies on; no product is larger than half the memory allows."""
-    corpus, queries = random_corpus(40, 128), random_queries(900, 40)
-    products: list[int] = []
-    multiply = torch.Tensor.__matmul__
-
-    def counted(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        product = multiply(one, other)
-        products.append(product.numel() * 4)
-        return product
-
-    monkeypatch.setattr(torch.Tensor, "__matmul__", counted)
-    blocks = {}
-    for memory_mb in (1, 512):
-        products.clear()
-        blocks[memory_mb] = len(list(Scorer(corpus, memory_mb).blocks(queries, 0.5)))
-        assert max(products) <= memory_mb * 2**20 // 2
-    assert blocks[1] > blocks[512] == 1
-
-
-def test_ranks_and_scores_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus, queries = random_corpus(40, 60), random_queries(100, 40)
-    whole = rank(corpus, queries, 0.5, 512, keep_scores=True)
+def test_ranks_and_scores_do_not_depend_on_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = random_encoded(40, 100, 60)
+    corpus, queries = encoded.corpus(), encoded.queries()
+    whole = rank(corpus, queries, 0.5, 512, tmp_path)
     monkeypatch.setattr(corpus_module, "_MAX_QUERY_BLOCK", 7)
-    parts = rank(corpus, queries, 0.5, 1, keep_scores=True)
+    parts = rank(corpus, queries, 0.5, 1, tmp_path)
     assert whole.scores is not None
     assert parts.scores is not None
     for name in ("action", "object", "fused"):
@@ -164,7 +127,7 @@ def test_evaluation_equals_the_naive_twin(sizes: tuple[int, int], weight: float)
         assert scores.dtype == np.float32
         np.testing.assert_allclose(scores, expected[name], atol=2e-5)
         right = [int(item.caption.video_id[1:]) for item in split.queries]
-        ranks = [naive.rank_of(torch.from_numpy(row), video) for row, video in zip(scores, right, strict=True)]
+        ranks = [naive.rank_of(torch.tensor(row), video) for row, video in zip(scores, right, strict=True)]
         assert evaluation.ranks[name].tolist() == ranks
         assert evaluation.metrics[name] == retrieval_metrics(np.array(ranks))
 
@@ -213,6 +176,25 @@ def test_scores_are_kept_only_when_asked_for() -> None:
     assert evaluate(model, split.video_batches(3), split.query_batches(4), CPU, 0.5, 64).scores is None
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_near_and_its_scores_are_float32(precision: str, tmp_path: Path) -> None:
+    model = lively_model()
+    split = Split(model, videos=12)
+    batches = split.video_batches(3), split.query_batches(4)
+    exact, half = (evaluate(model, *batches, CPU, 0.3, 64, own, tmp_path) for own in ("off", precision))
+    assert exact.scores is not None
+    assert half.scores is not None
+    for name, scores in half.scores.items():
+        assert scores.dtype == np.float32
+        assert 0 < np.abs(scores - exact.scores[name]).max() < 0.05
+        ties = scores.size - len(np.unique(scores)) - (exact.scores[name].size - len(np.unique(exact.scores[name])))
+        assert ties < 0.01 * scores.size  # a tie counts against the caption
+    for name, keys in half.corpus.keys.items():
+        assert keys.values.element_size() == 2
+        assert half.queries.vectors[name].dtype == torch.float32
+        assert keys.lengths == exact.corpus.keys[name].lengths
+
+
 def test_everything_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = lively_model()
     split = Split(model)
@@ -254,16 +236,17 @@ def test_a_caption_without_its_video() -> None:
 
 
 def test_a_video_that_is_there_twice() -> None:
-    corpus = random_corpus(videos=3, longest=4)
+    encoded = random_encoded(3, 2, 4)
+    corpus = encoded.corpus()
     twice = Corpus([corpus.video_ids[0], *corpus.video_ids[:2]], corpus.keys)
     with pytest.raises(InputError, match=f"{corpus.video_ids[0]!r} is among the evaluated videos more than once"):
-        rank(twice, random_queries(2, 2), 0.5, 64)
+        rank(twice, encoded.queries(), 0.5, 64)
 
 
 def test_no_captions() -> None:
-    corpus = random_corpus(3, 4)
+    encoded = random_encoded(3, 0, 4)
     with pytest.raises(InputError, match="no captions to evaluate"):
-        rank(corpus, QuerySet([], {"action": torch.empty(0, 4), "object": torch.empty(0, 4)}), 0.5, 64)
+        rank(encoded.corpus(), encoded.queries(), 0.5, 64)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -286,7 +269,7 @@ def test_encoded_rows_belong_to_their_videos() -> None:
     for place, item in enumerate(split.videos):
         alone = encode_corpus(model, [join_videos([item])], CPU)
         for name, keys in corpus.keys.items():
-            own = naive.split_values(keys)[place]
+            own = keys.video(place)
             torch.testing.assert_close(own, alone.keys[name].values, atol=1e-6, rtol=1e-5)
             torch.testing.assert_close(own.norm(dim=1), torch.ones(len(own)))
     for vectors in queries.vectors.values():

@@ -43,6 +43,7 @@ class World:
         self.video_ids = self.data.videos_of(self.data.test_txt)
         self.checkpoint = "a digest"
         self.batch_size = BATCH
+        self.precision = "off"
         self.encoded = 0
 
     @property
@@ -54,10 +55,12 @@ class World:
 
     def encode(self) -> Corpus:
         self.encoded += 1
-        return encode_corpus(self.model, Loader(CorpusVideos(self.reader, self.video_ids), BATCH, 0, False), CPU)
+        videos = Loader(CorpusVideos(self.reader, self.video_ids), BATCH, 0, False)
+        return encode_corpus(self.model, videos, CPU, self.precision)
 
     def open(self, rebuild: bool = False, encode: Callable[[], Corpus] | None = None) -> Corpus:
-        made_from = fingerprint(self.checkpoint, self.model.architecture, self.reader, self.video_ids, self.batch_size)
+        features = self.reader, self.video_ids, self.batch_size, self.precision
+        made_from = fingerprint(self.checkpoint, self.model.architecture, *features)
         return open_index(self.path, made_from, encode or self.encode, rebuild)
 
 
@@ -69,7 +72,7 @@ def world(tmp_path: Path) -> World:
 def same(first: Corpus, second: Corpus) -> bool:
     return first.video_ids == second.video_ids and all(
         torch.equal(first.keys[name].values, second.keys[name].values)
-        and first.keys[name].layout.lengths == second.keys[name].layout.lengths
+        and first.keys[name].lengths == second.keys[name].lengths
         for name in {*first.keys, *second.keys}
     )
 
@@ -88,7 +91,7 @@ def test_search_ranks_and_scores_as_evaluation_does(tmp_path: Path, variant: str
     world = World(tmp_path, lively_model(**VARIANTS[variant]))
     captions = world.data.captions()
     queries = encode_queries(world.model, Loader(Queries(world.reader, captions), 4, 0, False), CPU)
-    expected = rank(world.encode(), queries, 0.3, memory_mb=1, keep_scores=True)
+    expected = rank(world.encode(), queries, 0.3, memory_mb=1, scores_in=tmp_path)
     assert expected.scores is not None
     searcher = Searcher(world.model, world.open(), captions, world.reader, _no_encoder, {}, 0.3, memory_mb=1)
     for number, caption in enumerate(captions):
@@ -100,6 +103,40 @@ def test_search_ranks_and_scores_as_evaluation_does(tmp_path: Path, variant: str
         for name, scores in expected.scores.items():
             found = [hit.scores[name] for hit in answer.hits]
             np.testing.assert_allclose(found, scores[number][order], atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_an_index_in_half_precision_is_half_as_large_and_searched_as_evaluated(world: World, precision: str) -> None:
+    whole = world.open()
+    world.precision = precision
+    with pytest.raises(InputError, match="another --eval_amp; make it anew"):
+        world.open()
+    half = world.open(rebuild=True)
+    assert same(half, world.encode())
+    for name, keys in half.keys.items():
+        assert 2 * keys.values.nbytes == whole.keys[name].values.nbytes
+    captions = world.data.captions()
+    queries = encode_queries(world.model, Loader(Queries(world.reader, captions), 4, 0, False), CPU, precision)
+    expected = rank(half, queries, 0.3, 1).ranks["fused"]
+    searcher = Searcher(world.model, half, captions, world.reader, _no_encoder, {}, 0.3, 1, precision)
+    assert [searcher.search_caption(caption.id, 1).right_rank for caption in captions] == expected.tolist()
+
+
+def test_best_frames_of_a_search_are_where_its_scores_are(world: World) -> None:
+    corpus, captions = world.open(), world.data.captions()
+    searcher = Searcher(world.model, corpus, captions, world.reader, _no_encoder, {}, 0.3, memory_mb=1)
+    queries = encode_queries(world.model, Loader(Queries(world.reader, captions), 4, 0, False), CPU)
+    later = 0
+    for number, caption in enumerate(captions):
+        for hit in searcher.search_caption(caption.id, count=100).hits:
+            assert set(hit.best_frames) == {"action", "object"}
+            for name, keys in corpus.video(corpus.video_ids.index(hit.video_id)).items():
+                cosines = (keys @ queries.vectors[name][number]).tolist()
+                frame = cosines.index(max(cosines))
+                assert hit.best_frames[name] == (frame + 0.5) / len(cosines)
+                assert hit.scores[name] == pytest.approx(cosines[frame], abs=1e-6)
+                later += frame > 0
+    assert later > len(captions)
 
 
 def _no_encoder() -> Any:
@@ -202,7 +239,7 @@ def test_another_file_in_the_place_of_an_index_is_refused(world: World) -> None:
     with pytest.raises(InputError, match="not an index"):
         world.open()
     torch.save({"format": "A3PRVR index", "version": 0}, world.path)
-    with pytest.raises(InputError, match="version 0 of an index, expected 1"):
+    with pytest.raises(InputError, match="version 0 of an index, expected 2"):
         world.open()
 
 
@@ -243,9 +280,9 @@ def test_a_failed_rebuild_keeps_the_old_index(world: World) -> None:
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
-from method.data.ragged import Ragged
 from method.evaluation import index
 from method.evaluation.corpus import Corpus
+from method.evaluation.frame_keys import FrameKeys
 
 def save(content, file):
     file.write(b"half of an index")
@@ -253,7 +290,7 @@ def save(content, file):
     os.kill(os.getpid(), signal.SIGKILL)
 
 torch.save = save
-index.open_index(Path(sys.argv[1]), {}, lambda: Corpus(["v"], {"action": Ragged.of([torch.ones(1, 2)])}))
+index.open_index(Path(sys.argv[1]), {}, lambda: Corpus(["v"], {"action": FrameKeys(torch.ones(1, 2), (1,))}))
 """
 
 

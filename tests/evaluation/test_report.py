@@ -156,7 +156,7 @@ def test_the_worst_captions_and_what_outranks_them_are_those_of_the_full_scores(
 
 def test_what_ties_with_the_right_video_outranks_it(tmp_path: Path) -> None:
     evaluation = evaluation_of(tmp_path, 2)
-    keys = {name: rows.with_values(rows.values * 0) for name, rows in evaluation.corpus.keys.items()}
+    keys = {name: replace(rows, values=rows.values * 0) for name, rows in evaluation.corpus.keys.items()}
     tied = replace(
         evaluation,
         corpus=replace(evaluation.corpus, keys=keys),
@@ -212,7 +212,7 @@ def test_costs_are_those_of_the_model_and_the_corpus(tmp_path: Path) -> None:
     found = costs(subject.model, subject.evaluation, subject.split, WEIGHT, 64)
     by_name = {(cost.what, cost.unit): cost for cost in found}
     assert by_name["parameters", ""].value == sum(weight.numel() for weight in subject.model.parameters())
-    frames = sum(sum(keys.layout.lengths) for keys in subject.evaluation.corpus.keys.values())
+    frames = sum(sum(keys.lengths) for keys in subject.evaluation.corpus.keys.values())
     assert by_name["index, a video", "bytes"].value == frames / 4 * 16 * 4
     counts = [cost.what for cost in found if cost.unit == "ms a query"]
     assert counts == [

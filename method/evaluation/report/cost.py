@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from method.data.check import Split
 from method.data.ragged import Ragged
 from method.evaluation.corpus import Corpus, QuerySet, Scorer
 from method.evaluation.evaluate import Evaluation
+from method.model.precision import autocast
 from method.model.retrieval import RetrievalModel
 
 _LEAST_SECONDS = 0.5
@@ -37,14 +39,20 @@ class Cost:
 
 
 def costs(
-    model: RetrievalModel, evaluation: Evaluation, split: Split, fusion_weight: float, memory_mb: int
+    model: RetrievalModel,
+    evaluation: Evaluation,
+    split: Split,
+    fusion_weight: float,
+    memory_mb: int,
+    precision: str = "off",
 ) -> list[Cost]:
-    """All costs of a model and the corpus that it encoded."""
+    """All costs of a model and the corpus that it encoded in that precision."""
     device = next(model.parameters()).device
     return [
         *_sizes(model, evaluation.corpus),
         *_products(model, evaluation, split, device),
-        *_times(model, evaluation, split, device, fusion_weight, memory_mb),
+        *_encoding_time(model, split, device, precision),
+        *_scoring_times(evaluation, device, fusion_weight, memory_mb),
     ]
 
 
@@ -97,7 +105,8 @@ def _sizes(model: RetrievalModel, corpus: Corpus) -> list[Cost]:
     size = sum(keys.values.numel() * keys.values.element_size() for keys in corpus.keys.values())
     frames = sum(len(keys.values) for keys in corpus.keys.values()) / len(corpus.video_ids)
     width = model.architecture.hidden_size
-    how = f"mean over the corpus: {frames:.1f} frame keys of all branches, {width} float32 numbers each"
+    kept = str(next(iter(corpus.keys.values())).values.dtype).removeprefix("torch.")
+    how = f"mean over the corpus: {frames:.1f} frame keys of all branches, {width} {kept} numbers each"
     return [
         Cost(
             "parameters", parameters, "", "all weights of the model; the text encoder of free queries is not among them"
@@ -109,7 +118,7 @@ def _sizes(model: RetrievalModel, corpus: Corpus) -> list[Cost]:
 
 def _products(model: RetrievalModel, evaluation: Evaluation, split: Split, device: torch.device) -> list[Cost]:
     longest = model.architecture.max_frames
-    lengths = {name: round(float(np.median(keys.layout.lengths))) for name, keys in evaluation.corpus.keys.items()}
+    lengths = {name: round(float(np.median(keys.lengths))) for name, keys in evaluation.corpus.keys.items()}
     words, frames = _median_words(model, split), " and ".join(f"{count} {name}" for name, count in lengths.items())
     keys = sum(lengths.values()) * model.architecture.hidden_size
     cases = {
@@ -132,24 +141,22 @@ def _products(model: RetrievalModel, evaluation: Evaluation, split: Split, devic
     ]
 
 
-def _times(
-    model: RetrievalModel, evaluation: Evaluation, split: Split, device: torch.device, weight: float, memory_mb: int
-) -> list[Cost]:
-    queries, videos = evaluation.queries, len(evaluation.video_ids)
-    scorer = Scorer(evaluation.corpus, memory_mb)
+def _encoding_time(model: RetrievalModel, split: Split, device: torch.device, precision: str) -> list[Cost]:
     words = _median_words(model, split)
     row = _rows(words, model.architecture.query_width, device)
-    where = f"on {machine(device)}"
-    with torch.inference_mode():
-        rows = [Cost("time to encode a query", milliseconds(lambda: model.encode_queries(row), device), "ms",
-                     f"one of {words} tokens, from their features, {where}")]  # fmt: skip
-        for count in sorted({1, min(100, len(queries.captions)), len(queries.captions)}):
-            some = QuerySet(
-                queries.captions[:count], {name: all_QD[:count] for name, all_QD in queries.vectors.items()}
-            )
-            taken = milliseconds(lambda some=some: _score(scorer, some, weight), device)  # type: ignore[misc]
-            how = f"{count:,} together against {videos:,} videos: {taken:,.1f} ms, {where}"
-            rows.append(Cost(f"time to score a query, {count:,} at once", taken / count, "ms a query", how))
+    how = f"one of {words} tokens, from their features, on {machine(device)}"
+    with torch.inference_mode(), autocast(device, precision):
+        return [Cost("time to encode a query", milliseconds(lambda: model.encode_queries(row), device), "ms", how)]
+
+
+def _scoring_times(evaluation: Evaluation, device: torch.device, weight: float, memory_mb: int) -> list[Cost]:
+    queries, videos = evaluation.queries, len(evaluation.video_ids)
+    scorer = Scorer(evaluation.corpus, memory_mb)
+    rows = []
+    for count in sorted({1, min(100, len(queries.captions)), len(queries.captions)}):
+        taken = milliseconds(partial(_score, scorer, queries.part(slice(count)), weight), device)
+        how = f"{count:,} together against {videos:,} videos: {taken:,.1f} ms, on {machine(device)}"
+        rows.append(Cost(f"time to score a query, {count:,} at once", taken / count, "ms a query", how))
     return rows
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from method.data.captions import Caption, group_by_video
-from method.evaluation.corpus import QuerySet, Scorer
+from method.evaluation.corpus import Scorer
 from method.evaluation.evaluate import Evaluation
 from method.evaluation.moments import Moment, TrueMoment, best_moment, frame_timeline
 
@@ -53,9 +53,7 @@ def worst_captions(
     worst = [int(place) for place in np.argsort(-fused_Q, kind="stable")[:count] if fused_Q[place] > 1]
     if not worst:
         return []
-    vectors = {name: vectors_QD[worst] for name, vectors_QD in evaluation.queries.vectors.items()}
-    queries = QuerySet([evaluation.queries.captions[place] for place in worst], vectors)
-    blocks = Scorer(evaluation.corpus, memory_mb).blocks(queries, fusion_weight)
+    blocks = Scorer(evaluation.corpus, memory_mb).blocks(evaluation.queries.part(worst), fusion_weight)
     scores_qV = torch.cat([scores["fused"] for _, scores in blocks]).cpu()
     own = group_by_video(evaluation.queries.captions)
     return [

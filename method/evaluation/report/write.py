@@ -95,7 +95,8 @@ class _Writer:
             write_text(self.folder / name, text)
         found = moments_in_right_videos(self.evaluation, self.moments.keys(), self.weight)
         write_text(self.folder / "captions.csv", caption_table(self.captions, self.ranks, found, self.moments))
-        cost = costs(self.subject.model, self.evaluation, self.subject.split, self.weight, self.memory)
+        precision = self.subject.options["eval_amp"]
+        cost = costs(self.subject.model, self.evaluation, self.subject.split, self.weight, self.memory, precision)
         write_text(self.folder / "cost.csv", cost_table(cost))
         parts = {
             **self._header(),

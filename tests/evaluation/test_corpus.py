@@ -1,0 +1,212 @@
+"""Frame keys ordered by length, and scores and best frames in blocks against a loop."""
+
+import contextlib
+import math
+import weakref
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from method.data.ragged import Ragged
+from method.evaluation import corpus as corpus_module
+from method.evaluation.corpus import Scorer
+from method.evaluation.evaluate import rank
+from method.evaluation.frame_keys import FrameKeys
+from method.model.precision import PRECISIONS, products_of
+from tests.evaluation.corpora import BRANCHES, Encoded, random_encoded
+
+HALVES = ("bf16", "fp16")
+
+
+# Frame keys
+
+
+@pytest.mark.parametrize("batch", [1, 4, 50])
+def test_every_video_is_found_again_in_the_joined_keys(batch: int) -> None:
+    encoded = random_encoded(videos=25, queries=1, longest=6)
+    corpus = encoded.corpus(batch)
+    for name, frames in encoded.frames.items():
+        keys = corpus.keys[name]
+        assert keys.lengths == tuple(len(own) for own in frames)
+        assert len(keys) == 25
+        for place, own in enumerate(frames):
+            assert torch.equal(keys.video(place), own)
+            assert torch.equal(corpus.video(place)[name], own)
+
+
+def test_groups_hold_every_video_once_and_copy_no_key() -> None:
+    encoded = random_encoded(videos=25, queries=1, longest=6)
+    for name, keys in encoded.corpus().keys.items():
+        places = []
+        for group in keys.groups:
+            assert group.keys_vLD.untyped_storage().data_ptr() == keys.values.untyped_storage().data_ptr()
+            for place, own in zip(group.places_v.tolist(), group.keys_vLD, strict=True):
+                assert torch.equal(own, encoded.frames[name][place])
+                places.append(place)
+        assert sorted(places) == list(range(25))
+        assert len(keys.groups) == len(set(keys.lengths))
+
+
+def test_joining_frees_the_batches_on_the_way() -> None:
+    batches = [Ragged.of([torch.ones(3, 2), torch.ones(1, 2)]) for _ in range(4)]
+    alive = [weakref.ref(batch) for batch in batches]
+    FrameKeys.join(batches)
+    assert batches == []
+    assert all(own() is None for own in alive)
+
+
+# Scores and best frames
+
+
+@pytest.mark.parametrize("memory_mb", [1, 3, 512])
+@pytest.mark.parametrize(("videos", "queries", "longest"), [(40, 300, 128), (1, 5, 9), (30, 1, 20), (1, 1, 1)])
+def test_blocks_equal_a_loop(memory_mb: int, videos: int, queries: int, longest: int) -> None:
+    encoded = random_encoded(videos, queries, longest)
+    expected = encoded.scores(0.3)
+    seen = 0
+    for part, scores in Scorer(encoded.corpus(), memory_mb).blocks(encoded.queries(), 0.3):
+        assert part.start == seen
+        seen = part.stop
+        assert set(scores) == set(expected)
+        for name, scores_qV in scores.items():
+            torch.testing.assert_close(scores_qV, expected[name][part], atol=1e-6, rtol=1e-5)
+    assert seen == queries
+
+
+@pytest.mark.parametrize("product", [1, 2**20])
+def test_best_frames_are_the_first_that_have_the_score(product: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole numbers, so that frames tie exactly; one video in a block, or all of one length."""
+    monkeypatch.setattr(corpus_module, "_MAX_PRODUCT", product)
+    generator = torch.Generator().manual_seed(3)
+    encoded = random_encoded(videos=30, queries=20, longest=9)
+    for name in BRANCHES:
+        lengths = [len(own) for own in encoded.frames[name]]
+        encoded.frames[name] = [torch.randint(-1, 2, (n, 4), generator=generator).float() for n in lengths]
+        encoded.vectors[name] = torch.randint(-1, 2, (20, 4), generator=generator).float()
+    scorer = Scorer(encoded.corpus(), 8)
+    scores, frames = scorer.scores_and_frames(encoded.vectors, 0.3)
+    alone = scorer.scores(encoded.vectors, 0.3)
+    expected = encoded.best_frames()
+    assert set(frames) == set(BRANCHES)
+    for name in BRANCHES:
+        assert frames[name].tolist() == expected[name]
+        assert any(frame > 0 for row in expected[name] for frame in row)
+    for name, scores_qV in scores.items():
+        assert torch.equal(scores_qV, alone[name])
+        torch.testing.assert_close(scores_qV, encoded.scores(0.3)[name])
+
+
+# Memory
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of the tensors made inside, as long as they live; `peak` is the most at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: Counter[int] = Counter()
+        self.bytes: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {own.untyped_storage().data_ptr() for own in tree_leaves(args) if isinstance(own, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for own in tree_leaves(result):
+            if isinstance(own, torch.Tensor):
+                storage = own.untyped_storage()
+                if storage.data_ptr() not in before or storage.data_ptr() in self.bytes:
+                    self.bytes[storage.data_ptr()] = storage.nbytes()
+                    self.tensors[storage.data_ptr()] += 1
+                    weakref.finalize(own, self.forget, storage.data_ptr())
+        self.peak = max(self.peak, sum(self.bytes.values()))
+        return result
+
+    def forget(self, place: int) -> None:
+        self.tensors[place] -= 1
+        if not self.tensors[place]:
+            del self.bytes[place]
+
+
+def peak_of(encoded: Encoded, memory_mb: int) -> tuple[int, int]:
+    """Most bytes alive while ranking, beside keys and vectors, and in how many blocks of queries."""
+    corpus, queries = encoded.corpus(), encoded.queries()
+    blocks = math.ceil(len(queries.captions) / Scorer(corpus, memory_mb).query_block)
+    with Allocations() as allocations:
+        rank(corpus, queries, 0.5, memory_mb)
+    return allocations.peak, blocks
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("videos", "queries", "longest"), [(50, 1500, 128), (1000, 150, 8), (2000, 80, 4)])
+def test_ranking_stays_within_its_memory_however_many_videos_and_captions(
+    videos: int, queries: int, longest: int, precision: str
+) -> None:
+    encoded = in_half(random_encoded(videos, queries, longest, width=8), precision)
+    results = 3 * 2 * 8 * queries  # the ranks, while they are joined
+    for memory_mb in (1, 2):
+        peak, blocks = peak_of(encoded, memory_mb)
+        assert 0.3 * memory_mb * 2**20 < peak <= memory_mb * 2**20 + results
+        assert blocks > 1
+
+
+def test_blocks_grow_in_number_with_videos_and_captions_and_not_in_size() -> None:
+    def blocks(videos: int, queries: int) -> int:
+        return peak_of(random_encoded(videos, queries, 3), 1)[1]
+
+    once = blocks(1000, 100)
+    assert once >= 5
+    assert once + 1 < blocks(2000, 100) <= 2.4 * once
+    assert blocks(1000, 200) == 2 * once
+
+
+# Half precision
+
+
+def in_half(encoded: Encoded, precision: str) -> Encoded:
+    """Keys kept in half precision and vectors rounded to it, as the encoders give them."""
+    dtype = PRECISIONS[precision]
+    frames = {name: [rows.to(dtype) for rows in own] for name, own in encoded.frames.items()}
+    return Encoded(frames, {name: rows.to(dtype).float() for name, rows in encoded.vectors.items()})
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_products_of_half_precision_are_exact_and_summed_in_float32(precision: str) -> None:
+    encoded = in_half(random_encoded(30, 20, 9, width=48), precision)
+    corpus = encoded.corpus()
+    scores, frames = Scorer(corpus, 8).scores_and_frames(encoded.vectors, 0.3)
+    expected = encoded.scores(0.3)
+    for name, scores_qV in scores.items():
+        assert scores_qV.dtype == torch.float32
+        torch.testing.assert_close(scores_qV, expected[name], atol=1e-6, rtol=1e-5)
+        assert scores_qV.unique().numel() == scores_qV.numel()  # in half precision hundreds would be equal
+    for name in BRANCHES:
+        assert corpus.keys[name].values.dtype == PRECISIONS[precision]
+        assert corpus.video(3)[name].dtype == torch.float32
+        assert frames[name].tolist() == encoded.best_frames()[name]
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_half_precision_leaves_ranks_of_videos_that_differ_alone(precision: str) -> None:
+    encoded = random_encoded(60, 60, 9, width=64)
+    for name in BRANCHES:  # each caption is near a frame of its video
+        near = torch.stack([own[-1] for own in encoded.frames[name]])
+        encoded.vectors[name] = torch.nn.functional.normalize(near + 0.4 * encoded.vectors[name], dim=-1)
+    half = in_half(encoded, precision)
+    exact, rounded = (rank(own.corpus(), own.queries(), 0.5, 8).ranks for own in (encoded, half))
+    for name, ranks_Q in exact.items():
+        assert (ranks_Q == 1).all()
+        assert (rounded[name] == ranks_Q).all()
+
+
+def test_the_precision_of_products_is_put_back() -> None:
+    before = torch.get_float32_matmul_precision()
+    with contextlib.suppress(KeyboardInterrupt), products_of(torch.bfloat16):
+        assert torch.get_float32_matmul_precision() == "medium"
+        raise KeyboardInterrupt
+    assert torch.get_float32_matmul_precision() == before
+    with products_of(torch.float32):
+        assert torch.get_float32_matmul_precision() == before

@@ -1,0 +1,54 @@
+"""The fastest float32 products of a processor, and only where they stay float32."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from method.model import precision
+from method.model.precision import use_quickest_products
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def products_as_before() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def test_products_stay_exact_on_whatever_this_processor_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_cpu_vendor", lambda: "AuthenticAMD")
+    use_quickest_products(CPU)
+    left, right = torch.randn(300, 500), torch.randn(500, 200)
+    exact = left.double() @ right.double()
+    assert (left @ right - exact).norm() < 1e-6 * exact.norm()
+
+
+def test_a_processor_that_would_round_keeps_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_cpu_vendor", lambda: "AuthenticAMD")
+    monkeypatch.setattr(precision, "_products_are_exact", lambda: False)
+    use_quickest_products(CPU)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_rounding_to_bf16_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    product = torch.Tensor.__matmul__
+
+    def rounded(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        if left.dtype == torch.float64:
+            return product(left, right)
+        return product(left.bfloat16().float(), right.bfloat16().float())
+
+    assert precision._products_are_exact()
+    monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
+    assert not precision._products_are_exact()
+
+
+@pytest.mark.parametrize(("vendor", "device"), [("GenuineIntel", CPU), ("", CPU), ("AuthenticAMD", "cuda")])
+def test_elsewhere_nothing_changes(vendor: str, device: torch.device | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_cpu_vendor", lambda: vendor)
+    use_quickest_products(torch.device(device))
+    assert torch.get_float32_matmul_precision() == "highest"
