@@ -1,9 +1,9 @@
-"""Batches: items joined into ragged rows, moved to the device, and the order in which epochs draw them."""
+"""Batches: videos and captions as ragged rows, the order in which epochs draw them, and who reads them ahead."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from method.data.captions import Caption
-from method.data.dataset import QueryItem, VideoItem
 from method.data.ragged import Ragged
 from method.data.workers import follow_the_main_process, read_ahead, shared
 from method.errors import InputError
@@ -61,50 +60,45 @@ class QueryBatch:
         return QueryBatch(self.captions, self.words.pin_memory())
 
 
-def join_videos(items: Sequence[VideoItem]) -> VideoBatch:
-    """Join videos, each with its captions, in their order."""
-    queries = [query for item in items for query in item.queries]
-    return VideoBatch(
-        video_ids=tuple(item.video_id for item in items),
-        streams={branch: Ragged.of([item.streams[branch] for item in items]) for branch in items[0].streams},
-        captions=tuple(caption for item in items for caption in item.captions),
-        words=Ragged.of(queries) if queries else None,
-        labels_Q=torch.repeat_interleave(torch.tensor([len(item.queries) for item in items])),
-    )
-
-
-def join_queries(items: Sequence[QueryItem]) -> QueryBatch:
-    """Join captions in their order."""
-    return QueryBatch(tuple(item.caption for item in items), Ragged.of([item.query for item in items]))
-
-
 class EpochBatches(Sampler[list[int]]):
     """The order of an epoch, from (seed, epoch) alone, so that a resumed run and any number of workers agree.
 
-    `epoch` and `start`, the first batch that is drawn, are set before each pass.
+    `epoch` and `start`, the first batch that is drawn, are set before each pass. Of `count` processes each draws its
+    share of every batch. One whose share is empty draws the batch's first video, which then counts for nothing, to do
+    all that the others wait for.
     """
 
-    def __init__(self, items: int, batch_size: int, seed: int) -> None:
+    def __init__(self, items: int, batch_size: int, seed: int, rank: int = 0, count: int = 1) -> None:
         self.items = items
         self.batch_size = batch_size
         self.seed = seed
+        self.rank = rank
+        self.count = count
         self.epoch = 0
         self.start = 0
 
     def __len__(self) -> int:
         return -(-self.items // self.batch_size)
 
+    def share(self, batch: int) -> range:
+        """The places in a batch, counted from 0, of the videos that are this process's."""
+        videos = min(self.batch_size, self.items - batch * self.batch_size)
+        return range(videos * self.rank // self.count, videos * (self.rank + 1) // self.count)
+
     def __iter__(self) -> Iterator[list[int]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.items).tolist()
         for batch in range(self.start, len(self)):
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            videos = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            share = self.share(batch)
+            yield videos[share.start : share.stop] or videos[:1]
 
 
 class Loader:
     """Batches of a dataset, read ahead by workers.
 
     Args:
-        dataset: items, or the InputError that reading one met, which is raised here, in the main process.
+        dataset: gives batches by `__getitems__`, or the InputError that reading one met, which is raised here, in the
+            main process.
         batches: how many items a batch has, in order, or an EpochBatches.
         workers: processes; 0 reads in this one.
         pinned: whether batches are put into page-locked memory for a GPU.
@@ -117,7 +111,7 @@ class Loader:
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
             **batched,
-            collate_fn=_join,
+            collate_fn=shared,
             num_workers=workers,
             # Newer Pythons would start a server, whose children do not notice the main process's end.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
@@ -139,10 +133,3 @@ class Loader:
                 finally:
                     del batch  # an exception that its own frame holds keeps the workers waiting for garbage collection
             yield batch
-
-
-def _join(items: Sequence[Any]) -> VideoBatch | QueryBatch | InputError:
-    for item in items:
-        if isinstance(item, InputError):
-            return item
-    return shared(join_videos(items) if isinstance(items[0], VideoItem) else join_queries(items))

@@ -48,7 +48,7 @@ class CachedNegatives:
             raise InputError(f"{folder}: the cache is not complete; it is continued by {REMEDY}")
         for kind, count in counts.items():
             size = manifest.made_from.get(f"{kind} pool", 0)
-            if size < count:
+            if not isinstance(size, int) or size < count:
                 raise InputError(f"{folder}: pools of {size} {kind} edits, --neg_{kind}_num {count} needs as many")
         self._counts, self._seed = dict(counts), seed
         self._width: int = manifest.made_from["--q_feat_size"]

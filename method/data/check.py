@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from method.data.captions import Caption, group_by_video, read_captions
-from method.data.dataset import FeatureReader
+from method.data.dataset import TOKENS, FeatureReader
 from method.errors import InputError, summarize
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,18 @@ def check_split(name: str, path: Path, reader: FeatureReader) -> Split:
         rows = reader.videos.check([f"{video_id}/{key}" for video_id in split.video_ids], width)
         frames[branch] = {name.rsplit("/", 1)[0]: count for name, count in rows.items()}
     return Split(name, captions, frames, words)
+
+
+def rows_seen(reader: FeatureReader, splits: Iterable[Split]) -> dict[str, dict[str, int]]:
+    """For each table, by the name of its stream or TOKENS, the rows of every item of the splits that the model sees."""
+    seen: dict[str, dict[str, int]] = {key: {} for key in reader.stored}
+    for split in splits:
+        for branch, (key, _) in reader.streams.items():
+            seen[key] |= {
+                video_id: min(split.frames[branch][video_id], reader.max_frames) for video_id in split.video_ids
+            }
+        seen[TOKENS] |= {caption.id: min(split.words[caption.id], reader.max_words) for caption in split.captions}
+    return seen
 
 
 def warn_of_shared_videos(first: Split, second: Split) -> None:

@@ -1,27 +1,64 @@
-"""What the data workers read: preprocessed features of videos and captions.
+"""What the data workers read: batches of preprocessed features of videos and captions.
 
-A training item is a video with all its captions. Evaluation reads videos and captions separately, each once.
+A training batch has videos with all their captions. Evaluation reads videos and captions separately, each once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from method.data.batch import QueryBatch, VideoBatch
 from method.data.captions import Caption, group_by_video
-from method.data.features import ACTION_KEY, OBJECT_KEY, FeatureFile, preprocess_query, preprocess_stream
+from method.data.features import ACTION_KEY, OBJECT_KEY, FeatureFile, FloatRows, preprocess_query, preprocess_stream
+from method.data.ragged import Ragged
 from method.errors import InputError
+
+TOKENS = "tokens"  # the table of the captions; those of the videos are called as their streams
+
+
+class Table(Protocol):
+    """The rows of many items as the model sees them: one stream of all videos, or the tokens of all captions."""
+
+    def gather(self, ids: Sequence[str]) -> Ragged:
+        """The rows of these items, one item after the other."""
+
+
+@dataclass(frozen=True)
+class StoredTable:
+    """A table that is read from its feature file and preprocessed each time.
+
+    names: what an array of the file is called, with {} in the place of the item's id.
+    preprocess: makes at most `max_rows` rows of an array.
+    """
+
+    file: FeatureFile
+    names: str
+    width: int
+    max_rows: int
+    preprocess: Callable[[FloatRows, int], Tensor]
+
+    def read(self, item_id: str) -> Tensor:
+        """The rows of one item, (n, D)."""
+        return self.preprocess(self.file.read(self.names.format(item_id), self.width), self.max_rows)
+
+    def gather(self, ids: Sequence[str]) -> Ragged:
+        """The rows of these items, one item after the other."""
+        return Ragged.of([self.read(item_id) for item_id in ids])
 
 
 @dataclass(frozen=True)
 class FeatureReader:
-    """Reads a video or a caption as the model sees it.
+    """Reads videos and captions as the model sees them.
 
     streams: branch -> (name of the feature stream, its width).
+    quicker: tables that take the place of the feature files, by the names of their streams or TOKENS.
     """
 
     videos: FeatureFile
@@ -30,15 +67,39 @@ class FeatureReader:
     query_width: int
     max_frames: int
     max_words: int
+    quicker: Mapping[str, Table] = field(default_factory=dict)
+
+    @property
+    def stored(self) -> dict[str, StoredTable]:
+        """What the feature files hold, by the names of the streams or TOKENS."""
+        tables = {
+            key: StoredTable(self.videos, f"{{}}/{key}", width, self.max_frames, preprocess_stream)
+            for key, width in self.streams.values()
+        }
+        return {**tables, TOKENS: StoredTable(self.texts, "{}", self.query_width, self.max_words, preprocess_query)}
+
+    def table(self, key: str) -> Table:
+        """The table of a stream or TOKENS, the quicker one where there are two."""
+        return self.quicker.get(key) or self.stored[key]
 
     def read_video(self, video_id: str) -> dict[str, Tensor]:
-        """The stream of each branch, (n, I) with n at most max_frames."""
-        read = {key: self.videos.read(f"{video_id}/{key}", width) for key, width in self.streams.values()}
-        return {branch: preprocess_stream(read[key], self.max_frames) for branch, (key, _) in self.streams.items()}
+        """The stream of each branch, (n, I) with n at most max_frames, from the feature file."""
+        tables = self.stored
+        read = {key: tables[key].read(video_id) for key in tables if key != TOKENS}
+        return {branch: read[key] for branch, (key, _) in self.streams.items()}
 
     def read_query(self, caption_id: str) -> Tensor:
-        """Token features (w, Dq) with w at most max_words."""
-        return preprocess_query(self.texts.read(caption_id, self.query_width), self.max_words)
+        """Token features (w, Dq) with w at most max_words, from the feature file."""
+        return self.stored[TOKENS].read(caption_id)
+
+    def gather_videos(self, video_ids: Sequence[str]) -> dict[str, Ragged]:
+        """The streams of these videos for each branch."""
+        gathered = {key: self.table(key).gather(video_ids) for key in dict(self.streams.values())}
+        return {branch: gathered[key] for branch, (key, _) in self.streams.items()}
+
+    def gather_queries(self, caption_ids: Sequence[str]) -> Ragged:
+        """The token features of these captions."""
+        return self.table(TOKENS).gather(caption_ids)
 
 
 def stream_keys(action_width: int | None, object_width: int | None, object_sees: str) -> dict[str, tuple[str, int]]:
@@ -51,28 +112,11 @@ def stream_keys(action_width: int | None, object_width: int | None, object_sees:
     return streams
 
 
-@dataclass(frozen=True)
-class VideoItem:
-    """A video, and while training its captions with their token features."""
-
-    video_id: str
-    streams: dict[str, Tensor]
-    captions: tuple[Caption, ...] = ()
-    queries: tuple[Tensor, ...] = ()
-
-
-@dataclass(frozen=True)
-class QueryItem:
-    """A caption with its token features."""
-
-    caption: Caption
-    query: Tensor
-
-
-class TrainingVideos(Dataset["VideoItem | InputError"]):
+class TrainingVideos(Dataset[VideoBatch]):
     """Videos with all their captions.
 
-    A mistake in a file is returned instead of raised: what a worker raises reaches the user as a traceback.
+    Like those below, it gives whole batches, and returns a mistake in a file instead of raising it: what a worker
+    raises reaches the user as a traceback.
     """
 
     def __init__(self, reader: FeatureReader, captions: Sequence[Caption]) -> None:
@@ -82,16 +126,20 @@ class TrainingVideos(Dataset["VideoItem | InputError"]):
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitem__(self, index: int) -> VideoItem | InputError:
-        video_id, captions = self.videos[index]
+    def __getitems__(self, places: Sequence[int]) -> VideoBatch | InputError:
+        """A batch of the videos at these places."""
+        video_ids = tuple(self.videos[place][0] for place in places)
+        captions = tuple(caption for place in places for caption in self.videos[place][1])
+        counts_B = torch.tensor([len(self.videos[place][1]) for place in places])
         try:
-            queries = tuple(self.reader.read_query(caption.id) for caption in captions)
-            return VideoItem(video_id, self.reader.read_video(video_id), captions, queries)
+            words = self.reader.gather_queries([caption.id for caption in captions])
+            streams = self.reader.gather_videos(video_ids)
         except InputError as error:
             return error
+        return VideoBatch(video_ids, streams, captions, words, torch.repeat_interleave(counts_B))
 
 
-class CorpusVideos(Dataset["VideoItem | InputError"]):
+class CorpusVideos(Dataset[VideoBatch]):
     """Videos to be searched."""
 
     def __init__(self, reader: FeatureReader, video_ids: Sequence[str]) -> None:
@@ -101,14 +149,17 @@ class CorpusVideos(Dataset["VideoItem | InputError"]):
     def __len__(self) -> int:
         return len(self.video_ids)
 
-    def __getitem__(self, index: int) -> VideoItem | InputError:
+    def __getitems__(self, places: Sequence[int]) -> VideoBatch | InputError:
+        """A batch of the videos at these places."""
+        video_ids = tuple(self.video_ids[place] for place in places)
         try:
-            return VideoItem(self.video_ids[index], self.reader.read_video(self.video_ids[index]))
+            streams = self.reader.gather_videos(video_ids)
         except InputError as error:
             return error
+        return VideoBatch(video_ids, streams, (), None, torch.empty(0, dtype=torch.long))
 
 
-class Queries(Dataset["QueryItem | InputError"]):
+class Queries(Dataset[QueryBatch]):
     """Captions to search with."""
 
     def __init__(self, reader: FeatureReader, captions: Sequence[Caption]) -> None:
@@ -118,9 +169,11 @@ class Queries(Dataset["QueryItem | InputError"]):
     def __len__(self) -> int:
         return len(self.captions)
 
-    def __getitem__(self, index: int) -> QueryItem | InputError:
+    def __getitems__(self, places: Sequence[int]) -> QueryBatch | InputError:
+        """A batch of the captions at these places."""
+        captions = tuple(self.captions[place] for place in places)
         try:
-            return QueryItem(self.captions[index], self.reader.read_query(self.captions[index].id))
+            return QueryBatch(captions, self.reader.gather_queries([caption.id for caption in captions]))
         except InputError as error:
             return error
 

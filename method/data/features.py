@@ -69,19 +69,33 @@ class FeatureFile:
         self.path = path
         self._file: Any = None
         self._process = -1
+        self._state: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_file": None, "_process": -1}
+        return {"path": self.path, "_file": None, "_process": -1, "_state": {}}
 
     def _open(self) -> Any:
         if self._process != os.getpid():
             require_file(self.path)
+            self._state = _state(self.path)
             try:
                 self._file = h5py.File(self.path, "r", locking=False)
             except OSError as error:
                 raise InputError(f"{self.path}: not a readable HDF5 file ({error})") from error
             self._process = os.getpid()
         return self._file
+
+    def state(self) -> dict[str, int]:
+        """Size and times of the file when this process opened it; any change to it gives others."""
+        self._open()
+        return self._state
+
+    def has_changed(self) -> bool:
+        """Whether the file has been written to, replaced or removed since this process opened it."""
+        try:
+            return self.state() != _state(self.path)
+        except OSError:
+            return True
 
     def read(self, name: str, width: int) -> FloatRows:
         """Read the (n, width) array `name` as float32; an extra leading dimension of 1 is dropped.
@@ -123,6 +137,12 @@ class FeatureFile:
         if problems:
             raise InputError(f"{self.path}: {summarize(problems)}")
         return rows
+
+
+def _state(path: Path) -> dict[str, int]:
+    status = path.stat()
+    # The time of the last change, unlike that of the content, cannot be set back by copying a file over this one.
+    return {"size": status.st_size, "modified": status.st_mtime_ns, "changed": status.st_ctime_ns}
 
 
 def _array(file: Any, name: str, width: int) -> tuple[Any, int]:

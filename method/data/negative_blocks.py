@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from method.errors import InputError
-from method.files import atomic_writer
+from method.files import atomic_writer, require_file
 
 Rows = npt.NDArray[np.float16]
 
@@ -89,6 +89,7 @@ def write_block(path: Path, origin: int, records: Sequence[tuple[int, int, int, 
 
 def read_block(path: Path, origin: int, width: int) -> Block:
     """Read the records of a block; InputError when it is missing, cut off, damaged there or of another origin."""
+    require_file(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
@@ -62,8 +63,23 @@ def shared(batch: _Batch) -> _Batch | InputError:
         try:
             _share(batch)
         except (OSError, RuntimeError) as error:
-            return InputError(f"no shared memory for a batch ({str(error).splitlines()[0]}); {_REMEDY}")
+            return _no_room(error)
     return batch
+
+
+def empty_rows(count: int, width: int) -> Tensor:
+    """Memory for float32 rows, in a worker shared, so that handing them over copies nothing; InputError for no room."""
+    if get_worker_info() is None:
+        return torch.empty(count, width)
+    try:
+        memory = torch.UntypedStorage._new_shared(count * width * torch.float32.itemsize)
+    except (OSError, RuntimeError) as error:
+        raise _no_room(error) from error
+    return torch.empty(0).set_(memory, 0, (count, width), (width, 1))
+
+
+def _no_room(error: Exception) -> InputError:
+    return InputError(f"no shared memory for a batch ({str(error).splitlines()[0]}); {_REMEDY}")
 
 
 def _share(value: Any) -> None:

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from method.data.batch import EpochBatches, Loader, VideoBatch, join_queries, join_videos
-from method.data.captions import Caption, read_captions
-from method.data.dataset import CorpusVideos, FeatureReader, Queries, QueryItem, TrainingVideos, VideoItem, stream_keys
+from method.data.batch import EpochBatches, Loader, VideoBatch
+from method.data.captions import read_captions
+from method.data.dataset import CorpusVideos, FeatureReader, Queries, TrainingVideos, stream_keys
 from method.data.features import FeatureFile
 from method.errors import InputError
 from tests.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
@@ -17,37 +17,6 @@ from tests.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
 def reader(small: SmallDataset) -> FeatureReader:
     streams = stream_keys(WIDTHS["i3d_feat"], WIDTHS["clip_feat"], "clip")
     return FeatureReader(FeatureFile(small.features), FeatureFile(small.texts), streams, QUERY_WIDTH, 12, 5)
-
-
-def item(name: str, frames: tuple[int, int], words: list[int]) -> VideoItem:
-    captions = tuple(Caption(f"{name}#{k}", name, "") for k in range(len(words)))
-    queries = tuple(torch.rand(count, 4) for count in words)
-    return VideoItem(name, {"action": torch.rand(frames[0], 3), "object": torch.rand(frames[1], 2)}, captions, queries)
-
-
-def test_join_keeps_everything_in_its_place() -> None:
-    items = [item("a", (3, 1), [2, 4]), item("b", (1, 5), [1]), item("c", (2, 2), [3, 3, 3])]
-    batch = join_videos(items)
-    assert batch.video_ids == ("a", "b", "c")
-    assert batch.labels_Q.tolist() == [0, 0, 1, 2, 2, 2]
-    assert [caption.id for caption in batch.captions] == ["a#0", "a#1", "b#0", "c#0", "c#1", "c#2"]
-    for branch in ("action", "object"):
-        rows = batch.streams[branch]
-        assert rows.layout.lengths == tuple(len(i.streams[branch]) for i in items)
-        assert torch.equal(rows.values, torch.cat([i.streams[branch] for i in items]))
-    assert batch.words is not None
-    assert torch.equal(batch.words.values, torch.cat([query for i in items for query in i.queries]))
-    assert batch.words.layout.lengths == (2, 4, 1, 3, 3, 3)
-
-
-def test_join_of_one_and_of_none() -> None:
-    one = join_videos([item("a", (1, 1), [1])])
-    assert one.labels_Q.tolist() == [0]
-    searched = join_videos([item("a", (2, 3), []), item("b", (1, 1), [])])
-    assert (searched.words, searched.captions, searched.labels_Q.tolist()) == (None, (), [])
-    assert searched.to(torch.device("cpu")).video_ids == ("a", "b")
-    queries = join_queries([QueryItem(Caption("a#0", "a", "x"), torch.ones(2, 4))])
-    assert queries.words.layout.lengths == (2,)
 
 
 def test_an_epoch_draws_every_video_once_in_an_order_of_its_own() -> None:
@@ -71,6 +40,17 @@ def test_an_order_is_taken_up_in_the_middle() -> None:
     whole = list(order)
     for order.start in range(4):
         assert list(order) == whole[order.start :]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_processes_share_each_batch_in_its_order(count: int) -> None:
+    whole = list(EpochBatches(11, 4, seed=3))
+    orders = [EpochBatches(11, 4, seed=3, rank=rank, count=count) for rank in range(count)]
+    for step, shares in enumerate(zip(*orders, strict=True)):
+        real = [share if order.share(step) else [] for share, order in zip(shares, orders, strict=True)]
+        assert [item for share in real for item in share] == whole[step]
+        assert max(map(len, real)) - min(map(len, real)) <= 1
+        assert all(share == whole[step][:1] for share, own in zip(shares, real, strict=True) if not own)
 
 
 def test_any_number_of_workers_gives_the_same_batches(small: SmallDataset, reader: FeatureReader) -> None:

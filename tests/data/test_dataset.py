@@ -7,17 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from method.data.batch import QueryBatch, VideoBatch
 from method.data.captions import Caption, read_captions
-from method.data.dataset import (
-    CorpusVideos,
-    FeatureReader,
-    Queries,
-    QueryItem,
-    TrainingVideos,
-    VideoItem,
-    split_holdout,
-    stream_keys,
-)
+from method.data.dataset import CorpusVideos, FeatureReader, Queries, TrainingVideos, split_holdout, stream_keys
 from method.data.features import FeatureFile, preprocess_query, preprocess_stream
 from method.errors import InputError
 from tests.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
@@ -36,36 +28,49 @@ def test_stream_of_each_branch() -> None:
     assert stream_keys(None, 6, "clip") == {"object": ("clip_feat", 6)}
 
 
-def test_a_training_item_is_a_video_with_all_its_captions(small: SmallDataset, reader: FeatureReader) -> None:
+def test_a_training_batch_is_videos_with_all_their_captions(small: SmallDataset, reader: FeatureReader) -> None:
     captions = read_captions(small.train_txt)
     dataset = TrainingVideos(reader, captions)
     assert len(dataset) == 12
-    seen: list[Caption] = []
+    batch = dataset.__getitems__([7, 0, 11])
+    assert isinstance(batch, VideoBatch)
+    assert batch.video_ids == ("T07", "T00", "T11")
+    assert list(batch.captions) == [c for video in batch.video_ids for c in captions if c.video_id == video]
+    assert [batch.video_ids[place] for place in batch.labels_Q] == [caption.video_id for caption in batch.captions]
     with h5py.File(small.features, locking=False) as videos, h5py.File(small.texts, locking=False) as texts:
-        for index in range(len(dataset)):
-            item = dataset[index]
-            assert isinstance(item, VideoItem)
-            for branch, key in (("action", "i3d_feat"), ("object", "clip_feat")):
-                expected = preprocess_stream(videos[item.video_id][key][()], 6)
-                assert torch.equal(item.streams[branch], expected)
-                assert len(expected) <= 6
-            for caption, query in zip(item.captions, item.queries, strict=True):
-                assert caption.video_id == item.video_id
-                assert torch.equal(query, preprocess_query(texts[caption.id][()], 3))
-            seen += item.captions
-    assert seen == captions
+        for branch, key in (("action", "i3d_feat"), ("object", "clip_feat")):
+            expected = [preprocess_stream(videos[video][key][()], 6) for video in batch.video_ids]
+            assert torch.equal(batch.streams[branch].values, torch.cat(expected))
+            assert batch.streams[branch].layout.lengths == tuple(map(len, expected))
+            assert max(map(len, expected)) == 6
+        expected = [preprocess_query(texts[caption.id][()], 3) for caption in batch.captions]
+    assert batch.words is not None
+    assert torch.equal(batch.words.values, torch.cat(expected))
+    assert batch.words.layout.lengths == tuple(map(len, expected))
+
+
+def test_a_batch_of_one_video(reader: FeatureReader) -> None:
+    batch = TrainingVideos(reader, [Caption("T03#enc#0", "T03", "")]).__getitems__([0])
+    assert isinstance(batch, VideoBatch)
+    assert (batch.video_ids, batch.labels_Q.tolist()) == (("T03",), [0])
 
 
 def test_corpus_and_queries(small: SmallDataset, reader: FeatureReader) -> None:
     captions = small.captions()
     corpus, queries = CorpusVideos(reader, small.videos_of(small.test_txt)), Queries(reader, captions)
     assert (len(corpus), len(queries)) == (8, len(captions))
-    video, query = corpus[3], queries[5]
-    assert isinstance(video, VideoItem)
-    assert isinstance(query, QueryItem)
-    assert (video.video_id, video.captions, video.queries) == ("E03", (), ())
-    assert query.caption == captions[5]
-    assert torch.equal(query.query, reader.read_query(captions[5].id))
+    videos, words = corpus.__getitems__([3, 1]), queries.__getitems__([5])
+    assert isinstance(videos, VideoBatch)
+    assert isinstance(words, QueryBatch)
+    assert (videos.video_ids, videos.captions, videos.words, videos.labels_Q.tolist()) == (("E03", "E01"), (), None, [])
+    assert videos.to(torch.device("cpu")).words is None
+    assert words.captions == (captions[5],)
+    assert torch.equal(words.words.values, reader.read_query(captions[5].id))
+
+
+def test_branches_may_see_the_same_stream(reader: FeatureReader) -> None:
+    streams = replace(reader, streams=stream_keys(10, 10, "i3d")).gather_videos(["T00", "T01"])
+    assert torch.equal(streams["action"].values, streams["object"].values)
 
 
 def test_mistakes_are_handed_over_not_raised(small: SmallDataset, reader: FeatureReader) -> None:
@@ -74,12 +79,13 @@ def test_mistakes_are_handed_over_not_raised(small: SmallDataset, reader: Featur
     with h5py.File(small.texts, "r+") as texts:
         texts["T02#enc#0"][0] = np.inf
     training = TrainingVideos(reader, read_captions(small.train_txt))
-    assert isinstance(training[0], VideoItem)
-    for item, name in ((training[1], "'T01/clip_feat' row 2"), (training[2], "'T02#enc#0' row 0")):
-        assert isinstance(item, InputError)
-        assert name in str(item)
-    assert isinstance(CorpusVideos(reader, ["T01"])[0], InputError)
-    assert isinstance(Queries(reader, [Caption("T02#enc#0", "T02", "")])[0], InputError)
+    assert isinstance(training.__getitems__([0, 3]), VideoBatch)
+    for places, name in (([0, 1], "'T01/clip_feat' row 2"), ([2, 3], "'T02#enc#0' row 0")):
+        mistake = training.__getitems__(places)
+        assert isinstance(mistake, InputError)
+        assert name in str(mistake)
+    assert isinstance(CorpusVideos(reader, ["T01"]).__getitems__([0]), InputError)
+    assert isinstance(Queries(reader, [Caption("T02#enc#0", "T02", "")]).__getitems__([0]), InputError)
 
 
 def test_the_stream_that_no_branch_sees_is_not_read(small: SmallDataset, reader: FeatureReader) -> None:

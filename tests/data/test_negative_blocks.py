@@ -57,7 +57,7 @@ def test_refuses_a_block_of_something_else(tmp_path: Path, origin: int, width: i
 
 
 def test_a_missing_block_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nowhere: cannot be read"):
+    with pytest.raises(InputError, match="nowhere: no such file"):
         read_block(tmp_path / "nowhere", 7, WIDTH)
 
 

@@ -1,0 +1,198 @@
+"""Time of an epoch's data alone: the published way, from the feature files, and from the feature cache.
+
+    python benchmarks/loading.py                                # a twentieth of Charades: 267 videos, 620 captions
+    python benchmarks/loading.py --share 0.5 --workers 8
+    python benchmarks/loading.py --folder /scratch --step 0.1   # and what a training waits whose steps take 0.1 s
+
+Writes random features of the launch's widths to a temporary folder. The published way reads, averages, normalises and
+pads every item in every epoch; its batches and ours are found equal before anything is timed. The plain copy
+is nothing but the bytes of an epoch from the cache's files into new memory, in pieces of 64 MiB. Times are of the clock
+on the wall: what workers and disks do counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.measure import alternate, compare, machine
+from method.data.batch import EpochBatches, Loader, VideoBatch
+from method.data.check import Split, check_split, rows_seen
+from method.data.dataset import FeatureReader, TrainingVideos, stream_keys
+from method.data.device_tables import on_device
+from method.data.feature_cache import with_cache
+from method.data.features import FeatureFile
+from tests.naive import pad, split_values
+
+WIDTHS, QUERY_WIDTH, FRAMES, WORDS = {"i3d_feat": 1024, "clip_feat": 512}, 1024, 128, 30
+VIDEOS, CAPTIONS, BATCH = 5338, 12408, 128
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the times, after the batches have been found equal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--share", type=float, default=0.05, help="of the videos of Charades")
+    parser.add_argument("--stored", type=int, default=200, help="mean rows of a stream in the file")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--folder", type=Path, help="where the features and the cache lie")
+    parser.add_argument("--step", type=float, help="seconds of a step: also print how long it is waited for")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        data = Data(Path(folder), options.share, options.stored, options.workers)
+        print(f"{machine()}; {len(data.order)} batches, {data.size / 1e9:.2f} GB an epoch")
+        check_equal(data)
+        programs = data.programs()
+        print(compare(alternate(programs, options.rounds, time.perf_counter), "published"))
+        for name, loader in data.loaders().items() if options.step else ():
+            print(f"{name}: waited for {waiting(loader, options.step):.1%} of an epoch of {options.step} s a step")
+
+
+class Data:
+    """Random features of some videos in a folder, and ways to read an epoch of them."""
+
+    def __init__(self, folder: Path, share: float, stored: int, workers: int) -> None:
+        self.folder, self.workers = folder, workers
+        videos = max(2, round(VIDEOS * share))
+        captions = [f"v{i % videos}#enc#{i // videos} a person" for i in range(round(CAPTIONS * share))]
+        (folder / "captions.txt").write_text("\n".join(captions))
+        _write_features(folder, videos, [caption.split()[0] for caption in captions], stored)
+        self.order = EpochBatches(videos, BATCH, seed=0)
+        self.reader = self.open_reader()
+        self.split: Split = check_split("training split", folder / "captions.txt", self.reader)
+        counts = rows_seen(self.reader, [self.split])
+        widths = {key: table.width for key, table in self.reader.stored.items()}
+        self.size = sum(sum(counts[key].values()) * width * 4 for key, width in widths.items())
+        self.cached = with_cache(self.open_reader(), [self.split], folder / "cache", workers)
+
+    def open_reader(self) -> FeatureReader:
+        """A reader of the feature files."""
+        streams = stream_keys(WIDTHS["i3d_feat"], WIDTHS["clip_feat"], "clip")
+        files = (FeatureFile(self.folder / "videos.hdf5"), FeatureFile(self.folder / "texts.hdf5"))
+        return FeatureReader(*files, streams, QUERY_WIDTH, FRAMES, WORDS)
+
+    def loader(self, reader: FeatureReader, workers: int) -> Loader:
+        """The batches of an epoch."""
+        return Loader(TrainingVideos(reader, self.split.captions), self.order, workers, pinned=False)
+
+    def loaders(self) -> dict[str, Loader]:
+        """Ways to read batches in every epoch but the first."""
+        return {
+            "cache, no workers": self.loader(self.cached, 0),
+            f"cache, {self.workers} workers": self.loader(self.cached, self.workers),
+            "in memory": self.loader(on_device(self.cached, self.split, torch.device("cpu")), 0),
+        }
+
+    def programs(self) -> dict[str, Callable[[], object]]:
+        """What is timed, an epoch each."""
+        files = {
+            "files, no workers": self.loader(self.reader, 0),
+            f"files, {self.workers} workers": self.loader(self.reader, self.workers),
+        }
+        return {
+            "published": lambda: [None for _ in self.published()],
+            "first, making the cache": self.first,
+            **{name: partial(_pass, own) for name, own in {**files, **self.loaders()}.items()},
+            "plain copy": self.plain_copy,
+        }
+
+    def first(self) -> None:
+        """Make the cache and read an epoch from it."""
+        with_place = self.folder / "another cache"
+        _pass(self.loader(with_cache(self.open_reader(), [self.split], with_place, self.workers), self.workers))
+        shutil.rmtree(with_place)
+
+    def plain_copy(self) -> None:
+        """Copy as many bytes as an epoch has."""
+        left = self.size
+        for path in itertools.cycle(sorted((self.folder / "cache").rglob("*.rows"))):
+            with path.open("rb", buffering=0) as file:
+                while count := file.readinto(torch.empty(min(left, 1 << 26), dtype=torch.uint8).numpy().data):
+                    left -= count
+                    if not left:
+                        return
+
+    def published(self) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+        """The batches of an epoch read item by item: padded rows and their masks."""
+        dataset = TrainingVideos(self.reader, self.split.captions)
+        names = [self.folder / name for name in ("videos.hdf5", "texts.hdf5")]
+        with h5py.File(names[0], locking=False) as videos, h5py.File(names[1], locking=False) as texts:
+            for places in self.order:
+                own = [dataset.videos[place] for place in places]
+                streams = {
+                    branch: pad([_normalized(_averaged(videos[video_id][key][()])) for video_id, _ in own])
+                    for branch, (key, _) in self.reader.streams.items()
+                }
+                captions = [caption.id for _, captions in own for caption in captions]
+                yield {**streams, "words": pad([_normalized(texts[name][()])[:WORDS] for name in captions])}
+
+
+def _write_features(folder: Path, videos: int, captions: Sequence[str], stored: int) -> None:
+    random = np.random.default_rng(0)
+    with h5py.File(folder / "videos.hdf5", "w") as file:
+        for number, (key, width) in itertools.product(range(videos), WIDTHS.items()):
+            rows = int(random.uniform(0.5, 1.5) * stored)
+            file[f"v{number}/{key}"] = random.standard_normal((rows, width), dtype=np.float32)
+    with h5py.File(folder / "texts.hdf5", "w") as file:
+        for caption in captions:
+            file[caption] = random.standard_normal((int(random.integers(5, 31)), QUERY_WIDTH), dtype=np.float32)
+
+
+def _averaged(rows: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    if len(rows) <= FRAMES:
+        return rows
+    edges = [min(int(np.round(i / FRAMES * len(rows))), len(rows) - 1) for i in range(FRAMES + 1)]
+    return np.stack([rows[a:b].mean(0) if a < b else rows[a] for a, b in itertools.pairwise(edges)])
+
+
+def _normalized(rows: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+    return torch.from_numpy(rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-5))
+
+
+def _pass(loader: Loader) -> None:
+    for _ in loader:
+        pass
+
+
+def waiting(loader: Loader, step: float) -> float:
+    """The share of its time that the second epoch waits for data when a step takes so many seconds."""
+    _pass(loader)
+    waited, started = 0.0, time.perf_counter()
+    asked = started
+    for _ in loader:
+        waited += time.perf_counter() - asked
+        time.sleep(step)
+        asked = time.perf_counter()
+    return waited / (time.perf_counter() - started)
+
+
+def check_equal(data: Data) -> None:
+    """AssertionError unless the cache gives, to the bit, what the feature files give, and that what is published."""
+    # To the last batch and with workers: a way that leaves something out would look fast.
+    loaders = data.loader(data.reader, 0), data.loader(data.cached, data.workers)
+    for naive, files, cached in zip(data.published(), *loaders, strict=True):
+        assert isinstance(files, VideoBatch)
+        assert files.words is not None
+        assert files.video_ids == cached.video_ids
+        for name, rows in {**files.streams, "words": files.words}.items():
+            assert torch.equal(rows.values, (cached.words if name == "words" else cached.streams[name]).values)
+            torch.testing.assert_close(pad(split_values(rows))[0], naive[name][0], atol=1e-6, rtol=1e-5)
+
+
+if __name__ == "__main__":
+    main()
