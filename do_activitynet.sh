@@ -4,7 +4,8 @@
 #   bash do_activitynet.sh --n_epoch 2 --device -1
 #   bash do_activitynet.sh --only_eval --eval_ckpt checkpoints/anet.ckpt
 #   NEG_QUERY_LOSS=both bash do_activitynet.sh
-# Environment: PYTHON chooses the interpreter, ROOT_PATH the folder of dataset/, checkpoints/ and results/.
+# Environment: PYTHON chooses the interpreter, ROOT_PATH the folder of dataset/, checkpoints/ and results/, NPROC how many
+# processes train together, a GPU each.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/utils/environment.sh"
 python="$(find_python)"
@@ -14,7 +15,8 @@ python="$(find_python)"
 neg_query_loss="${NEG_QUERY_LOSS:-}"
 
 # Dimensions of the features and paths stand in configs/activitynet.yaml.
-exec "$python" "$repository/method/train.py" \
+exec "$python" ${NPROC:+-m torch.distributed.run --standalone --nproc_per_node "$NPROC"} \
+  "$repository/method/train.py" \
   --dataset_name activitynet \
   --root_path "${ROOT_PATH:-$repository}" \
   --exp_id a3prvr \

@@ -4,7 +4,7 @@
 #   bash do_demo.sh
 #   bash do_demo.sh --neg_query_loss both      edited captions as hard negative queries
 #   bash do_demo.sh --no_cross_branch_fusion   an ablation
-# Data and runs go to demo/. Environment: PYTHON chooses the interpreter.
+# Data and runs go to demo/. Environment: PYTHON chooses the interpreter, NPROC how many processes train together.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/utils/environment.sh"
 python="$(find_python)"
@@ -14,7 +14,8 @@ world="$repository/demo"
 "$python" "$repository/utils/make_demo_dataset.py" --out "$world" --tiny_roberta
 
 run="$(date +%Y-%m-%d_%H-%M-%S)"
-"$python" "$repository/method/train.py" \
+"$python" ${NPROC:+-m torch.distributed.run --standalone --nproc_per_node "$NPROC"} \
+  "$repository/method/train.py" \
   --dataset_name demo \
   --root_path "$world" \
   --exp_id a3prvr \

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from method.model.precision import use_quickest_products
+
 
 def machine() -> str:
     """The device that is measured, in words."""
@@ -27,20 +29,52 @@ def _cpu_info() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def alternate(programs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each program, run in turn `rounds` times after one warm-up each."""
+def alternate(
+    programs: Mapping[str, Callable[[], object]], rounds: int, now: Callable[[], float] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each program, run in turn `rounds` times after one warm-up each, by `now` or else `clock`.
+
+    What other processes or a disk do for a program takes no time by the clock of one processor.
+    """
+    now = now or clock
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for round_ in range(rounds + 1):
         for name, program in programs.items():
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            started = time.perf_counter()
+            started = now()
             program()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if round_:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(now() - started)
     return seconds
+
+
+def as_published(program: Callable[[], object]) -> Callable[[], object]:
+    """The program with products as PyTorch computes them by itself."""
+
+    def run() -> None:
+        torch.set_float32_matmul_precision("highest")
+        program()
+
+    return run
+
+
+def as_trained(program: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """The program with products as training and evaluation let PyTorch compute them."""
+
+    def run() -> None:
+        use_quickest_products(device)
+        program()
+
+    return run
+
+
+def clock() -> float:
+    """Seconds; with one thread those of its processor, which other programs on the machine disturb less."""
+    own = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    return time.process_time() if own else time.perf_counter()
 
 
 def compare(seconds: Mapping[str, list[float]], baseline: str) -> str:
@@ -56,8 +90,16 @@ def compare(seconds: Mapping[str, list[float]], baseline: str) -> str:
 
 
 def peak_memory_mb() -> float:
-    """Largest memory that this process, or on a GPU its tensors, have held so far, in MiB."""
+    """Largest memory that this process, or on a GPU its tensors, have held so far or since a reset, in MiB."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status").read_text()
     return float(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def reset_peak_memory() -> None:
+    """Let the peak begin with what is held now."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")

@@ -23,7 +23,7 @@ if __package__ in (None, ""):
 import numpy as np
 import torch
 
-from benchmarks.measure import alternate, compare, machine, peak_memory_mb
+from benchmarks.measure import alternate, as_published, as_trained, compare, machine, peak_memory_mb
 from method.data.batch import VideoBatch
 from method.data.captions import Caption
 from method.data.features import normalize_rows
@@ -118,10 +118,13 @@ def make_programs(batch: VideoBatch, device: torch.device, extent: str, amp: str
     model = RetrievalModel(replace(LAUNCH, fusion_extent=extent))  # type: ignore[arg-type]
     schedule = Schedule(2.5e-4, 0.01, 1000)
     naive = NaiveStep(to_published(model.state_dict(), model.architecture), model.architecture, LOSSES, device)
-    settings = LoopSettings(100, 10, 20, -1, amp, LOSSES)
+    settings = LoopSettings(100, 10, 20, -1, amp, LOSSES, 0)
     training = Training(model, settings, schedule, 0.01, device, None)
     check_equal(model, naive, batch, device)
-    return {"naive": lambda: naive.step(batch), "ours": lambda: training.step(batch)}
+    return {
+        "naive": as_published(lambda: naive.step(batch)),
+        "ours": as_trained(lambda: training.step(batch), device),
+    }
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ import torch
 from easydict import EasyDict
 from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
-from benchmarks.measure import alternate, compare, machine
+from benchmarks.measure import alternate, as_published, as_trained, compare, machine
 from benchmarks.step import LAUNCH, LOSSES, random_batch
 from method.config import read_options
 from method.data.cached_negatives import CachedNegatives
@@ -103,8 +103,8 @@ def encoding_programs(
         model(**tokenizer(sentences, padding=True, truncation=True, max_length=60, return_tensors="pt"))
 
     return {
-        "naive": naive,
-        "online": lambda: online.for_batch(few, 0),
+        "naive": as_published(naive),
+        "online": as_trained(lambda: online.for_batch(few, 0), CPU),
         "cache": lambda: cached.for_batch(few, 0),
     }
 
@@ -122,9 +122,9 @@ def step_programs(captions: Sequence[Caption], cached: CachedNegatives) -> dict[
 
     def step(source: CachedNegatives | None, branches: tuple[str, ...]) -> Callable[[], object]:
         model = RetrievalModel(replace(LAUNCH, temperatures=branches)).train()
-        settings = LoopSettings(100, 10, 20, -1, "off", LOSSES)
+        settings = LoopSettings(100, 10, 20, -1, "off", LOSSES, 0)
         training = Training(model, settings, Schedule(2.5e-4, 0.01, 1000), 0.01, CPU, source)
-        return lambda: training.step(batch)
+        return as_trained(lambda: training.step(batch), CPU)
 
     return {"step without edits": step(None, ()), "step with cached edits": step(cached, ("action", "object"))}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import yaml
 from easydict import EasyDict
 
 from method.checks import check_options
-from method.errors import InputError
+from method.errors import InputError, shown
 from method.files import require_file
 from method.flags import IGNORED, Parser, boolean, make_parser
 from method.model.architecture import Architecture, Fusion
@@ -70,8 +71,9 @@ def read_options(
     root = Path(given.get("root_path", ".")).expanduser().absolute()
     given = {name: _absolute(value, root) if name in PATHS and value else value for name, value in given.items()}
     earlier = kept(given) if kept is not None else {}
+    source = given.get("resume") or given.get("eval_ckpt") or given.get("source") or "options of the earlier run"
     earlier = {
-        name: _typed(actions[name], value, "options of the earlier run") if value is not None else None
+        name: None if value is None and actions[name].default is None else _typed(actions[name], value, source)
         for name, value in earlier.items()
         if name in actions and name not in (*OF_THE_CALL, *IGNORED)
     }
@@ -156,10 +158,19 @@ def negative_branches(options: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(branch for branch in chosen if on[branch])
 
 
-def choose_device(options: Mapping[str, Any]) -> torch.device:
-    """The device that the options ask for; InputError when the machine has no such GPU."""
+def choose_device(options: Mapping[str, Any], local_rank: int | None = None) -> torch.device:
+    """The device that the options ask for, or that torchrun gives to its process `local_rank` of this machine.
+
+    InputError when the machine has no such GPU, or when torchrun and the options both choose.
+    """
     gpus = torch.cuda.device_count()
     wanted = options["device"]
+    if local_rank is not None:
+        for flag in ("device", "device_ids"):
+            if options[flag] is not None:
+                raise InputError(f"--{flag} {options[flag]}: torchrun gives each process its own GPU, or the CPU where "
+                    "there is none; CUDA_VISIBLE_DEVICES chooses among the GPUs")  # fmt: skip
+        return torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     if wanted is None:
         wanted = (options["device_ids"] or [0])[0] if gpus else -1
     if wanted < 0:
@@ -202,17 +213,26 @@ def _actions(parser: Parser) -> dict[str, Any]:
 def _typed(action: Any, value: Any, source: Path | str) -> Any:
     """A value of a YAML file or of an earlier run as the flag would have read it."""
     if not isinstance(value, bool | int | float | str):
-        raise InputError(f"{source}: {action.dest}: expected one value, found {value!r}")
+        raise InputError(f"{source}: {action.dest}: expected one value, found {shown(value)}")
     try:
         if isinstance(action.default, bool):
             return boolean(str(value))
-        typed = str(value) if action.type is None else action.type(str(value))
+        typed = _text(str(value)) if action.type is None else action.type(str(value))
     except ValueError:
-        kind = "true or false" if isinstance(action.default, bool) else f"a value of type {action.type.__name__}"
-        raise InputError(f"{source}: {action.dest}: expected {kind}, found {value!r}") from None
+        kind = f"a value of type {(action.type or str).__name__}"
+        if isinstance(action.default, bool):
+            kind = "true or false"
+        raise InputError(f"{source}: {action.dest}: expected {kind}, found {shown(value)}") from None
     if action.choices is not None and typed not in action.choices:
-        raise InputError(f"{source}: {action.dest}: expected one of {', '.join(action.choices)}, found {value!r}")
+        raise InputError(f"{source}: {action.dest}: expected one of {', '.join(action.choices)}, found {shown(value)}")
     return typed
+
+
+def _text(text: str) -> str:
+    """Text that can name a file; ValueError for what no file system takes."""
+    if b"\0" in os.fsencode(text):
+        raise ValueError(text)
+    return text
 
 
 def _absolute(path: str | Path, root: Path) -> Path:

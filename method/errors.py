@@ -17,8 +17,11 @@ EXIT_INTERRUPTED = 130
 _MACHINE_ERRNOS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.ESTALE),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOLCK, errno.ETIMEDOUT),
-    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOENT, errno.ENXIO, errno.ENOTEMPTY),
 }
+# What torch says of a CPU and of a GPU, and Python of a thread.
+_LACKS_MEMORY = ("can't allocate memory", "out of memory", "can't start new thread")
+_NEED_LESS = "a smaller --bsz, --eval_context_bsz or --eval_memory_mb and fewer --num_workers need less"
 
 
 class InputError(Exception):
@@ -33,10 +36,33 @@ class Stopped(Exception):
         self.signal = signal
 
 
+class Ended(Exception):
+    """The program ends with this status because of another of its processes, which says why if the message does not."""
+
+    def __init__(self, status: int, message: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+
+
 def summarize(problems: Sequence[str], shown: int = 5) -> str:
     """Join problems into one line: the first `shown` in full, the rest as a count."""
     rest = len(problems) - shown
     return "; ".join(problems[:shown]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def shown(value: object, length: int = 60) -> str:
+    """A value that a file holds as a message quotes it: text and numbers cut off, of anything else only its type.
+
+    Lists may hold the same list twice, and that one another twice, and so on, so that writing them out never ends.
+
+    >>> shown(3.5), shown("a long name", 6), shown([1, 2]), shown(10**100)
+    ('3.5', "'a long...'", 'a list', 'a number of more than 60 digits')
+    """
+    if isinstance(value, str):
+        return repr(value if len(value) <= length else f"{value[:length]}...")
+    if isinstance(value, int) and abs(value) >= 10**length:
+        return f"a number of more than {length} digits"
+    return repr(value) if isinstance(value, bool | int | float | None) else f"a {type(value).__name__}"
 
 
 def run_command(main: Callable[[], object]) -> None:
@@ -55,6 +81,8 @@ def run_command(main: Callable[[], object]) -> None:
         _leave(f"error: {error}", EXIT_INPUT)
     except Stopped as stop:
         _leave(str(stop), 128 + stop.signal)
+    except Ended as end:
+        _leave(str(end), end.status)
     except KeyboardInterrupt:
         _leave("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
@@ -64,8 +92,18 @@ def run_command(main: Callable[[], object]) -> None:
         if error.errno not in _MACHINE_ERRNOS:
             raise
         _leave(f"error: {error.filename or 'a file'}: {os.strerror(error.errno)}", EXIT_INPUT)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        _leave(f"error: not enough memory ({str(error) or 'none is left'}); {_NEED_LESS}", EXIT_INPUT)
     finally:
         signal.signal(signal.SIGTERM, before)
+        for number in (signal.SIGINT, signal.SIGTERM):  # who cannot wait for the exit need not be told where it was
+            atexit.register(signal.signal, number, signal.SIG_DFL)
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _LACKS_MEMORY)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
@@ -74,9 +112,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _leave(line: str, status: int) -> NoReturn:
-    for number in (signal.SIGINT, signal.SIGTERM):  # who cannot wait for the exit need not be told where it was
-        atexit.register(signal.signal, number, signal.SIG_DFL)
-    for stream, words in ((sys.stderr, " ".join(line.split()) + "\n"), (sys.stdout, "")):
+    for stream, words in ((sys.stderr, " ".join(line.split()) + "\n" if line else ""), (sys.stdout, "")):
         try:
             stream.write(words)
             stream.flush()

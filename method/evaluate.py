@@ -11,6 +11,7 @@ the model fails.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,14 +28,18 @@ from method.config import DATA_FILES, choose_device, make_architecture, plain, r
 from method.data.batch import Loader
 from method.data.check import Split, check_files, check_split, describe
 from method.data.dataset import CorpusVideos, FeatureReader, Queries, stream_keys
+from method.data.feature_cache import with_cache
 from method.data.features import FeatureFile
+from method.distributed import ALONE, Processes, joined_processes
 from method.errors import InputError, run_command
 from method.evaluation.evaluate import Evaluation, evaluate
 from method.evaluation.moment_metrics import moment_metrics
 from method.evaluation.moments import TrueMoment, read_moments
 from method.evaluation.report.subject import Subject
+from method.evaluation.sharing import own_batches
 from method.files import write_json
 from method.model.architecture import Architecture
+from method.model.precision import use_quickest_products
 from method.model.retrieval import RetrievalModel
 from method.progress import be_quiet
 from method.run_folder import OPTIONS, RunFolder, circumstances, log_to_terminal, new_run
@@ -46,30 +51,43 @@ log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Evaluate the checkpoint that the command line names; returns the folder of the results."""
-    log_to_terminal()
-    options = read_options(arguments, "Evaluate a checkpoint of A3PRVR.", kept=kept_options)
-    be_quiet(options.quiet)
-    if options.eval_ckpt is None:
-        raise InputError("--eval_ckpt FILE is missing")
-    return evaluate_checkpoint(options)
+    with joined_processes() as processes:
+        log_to_terminal(processes.is_first)
+        with processes.agreed():
+            options = read_options(arguments, "Evaluate a checkpoint of A3PRVR.", kept=kept_options)
+            be_quiet(options.quiet or not processes.is_first)
+            if options.eval_ckpt is None:
+                raise InputError("--eval_ckpt FILE is missing")
+        return evaluate_checkpoint(options, processes)
 
 
-def evaluate_checkpoint(options: EasyDict) -> Path:
+def evaluate_checkpoint(options: EasyDict, processes: Processes = ALONE) -> Path:
     """Evaluate `options.eval_ckpt` on the evaluated split, into a run folder of its own."""
-    device = choose_device(options)
-    loaded = load_model(options.eval_ckpt, make_architecture(options))
-    model = loaded.model.to(device)
-    _say_what_the_checkpoint_decides(make_architecture(options), model.architecture, loaded.options is not None)
-    reader = open_features(options, model.architecture, [name for name in DATA_FILES if name != "caption_train_txt"])
-    split = check_split("evaluated split", options.caption_test_txt, reader)
-    log.info(describe(split))
-    moments = known_moments(options, split)
-    with new_run(options) as folder:
-        write_json(folder.path / OPTIONS, plain(options))
-        evaluation = SplitEvaluator(options, reader, split, device).evaluate(model, keep_scores=options.save_scores)
-        subject = Subject(model, evaluation, split, options, loaded.epoch, options.eval_ckpt, moments)
-        report(folder, subject, loaded.sha256)
-    return folder.path
+    needed = [name for name in DATA_FILES if name != "caption_train_txt"]
+    with processes.agreed():
+        device = choose_device(options, processes.local_rank)
+        use_quickest_products(device)
+        loaded = load_model(options.eval_ckpt, make_architecture(options))
+        model = loaded.model.to(device)
+        _say_what_the_checkpoint_decides(make_architecture(options), model.architecture, loaded.options is not None)
+        reader = open_features(options, model.architecture, needed)
+        split = check_split("evaluated split", options.caption_test_txt, reader)
+        log.info(describe(split))
+        moments = known_moments(options, split)
+    with processes.agreed():
+        folder = new_run(options) if processes.is_first else None
+    path = processes.broadcast(folder.path if folder else Path())
+    with folder or contextlib.nullcontext():
+        with processes.agreed():
+            if folder:
+                write_json(path / OPTIONS, plain(options))
+            reader = cached(options, reader, [split])
+            evaluator = SplitEvaluator(options, reader, split, device, processes)
+        evaluation = evaluator.evaluate(model, path if options.save_scores else None)
+        if folder:
+            subject = Subject(model, evaluation, split, options, loaded.epoch, options.eval_ckpt, moments)
+            report(folder, subject, loaded.sha256)
+    return path
 
 
 def known_moments(options: Mapping[str, Any], split: Split) -> dict[str, TrueMoment]:
@@ -94,27 +112,53 @@ def open_features(
     )
 
 
+def cached(
+    options: Mapping[str, Any],
+    reader: FeatureReader,
+    splits: Iterable[Split],
+    watch: Callable[[Iterable[Any]], Iterable[Any]] = lambda batches: batches,
+) -> FeatureReader:
+    """The reader with the feature cache that the options ask for; `watch` may interrupt the making of it."""
+    if options["feature_cache"] == "off":
+        return reader
+    folder = options["feature_cache"] and options["root_path"] / Path(options["feature_cache"]).expanduser()
+    return with_cache(reader, splits, folder, options["num_workers"], watch)
+
+
 class SplitEvaluator:
     """Evaluates models on one split, with the same data workers each time."""
 
-    def __init__(self, options: Mapping[str, Any], reader: FeatureReader, split: Split, device: torch.device) -> None:
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        reader: FeatureReader,
+        split: Split,
+        device: torch.device,
+        processes: Processes = ALONE,
+    ) -> None:
         self.options = options
         self.device = device
+        self.processes = processes
         pinned = options["pin_memory"] and device.type == "cuda"
         workers = options["num_workers"]
         # In the order of the caption file: with extent 'padded' a score depends on the batch.
-        self.videos = Loader(CorpusVideos(reader, split.video_ids), options["eval_context_bsz"], workers, pinned)
-        self.queries = Loader(Queries(reader, split.captions), options["eval_query_bsz"], workers, pinned)
+        videos, size = split.video_ids, options["eval_context_bsz"]
+        own = videos[own_batches(len(videos), size, processes)]
+        self.videos = Loader(CorpusVideos(reader, own), size, workers, pinned)
+        captions, size = split.captions, options["eval_query_bsz"]
+        own_captions = captions[own_batches(len(captions), size, processes)]
+        self.queries = Loader(Queries(reader, own_captions), size, workers, pinned)
 
     def evaluate(
         self,
         model: RetrievalModel,
-        keep_scores: bool = False,
+        scores_in: Path | None = None,
         watch: Callable[[Iterable[Any]], Iterable[Any]] = lambda batches: batches,
     ) -> Evaluation:
-        """Evaluate a model; `watch` passes the batches on and may interrupt."""
-        weight, memory = self.options["fusion_weight"], self.options["eval_memory_mb"]
-        return evaluate(model, watch(self.videos), watch(self.queries), self.device, weight, memory, keep_scores)
+        """Evaluate a model; scores are kept in `scores_in`, `watch` passes the batches on and may interrupt."""
+        weight, memory, precision = (self.options[name] for name in ("fusion_weight", "eval_memory_mb", "eval_amp"))
+        batches = watch(self.videos), watch(self.queries)
+        return evaluate(model, *batches, self.device, weight, memory, precision, scores_in, self.processes)
 
 
 def report(folder: RunFolder, subject: Subject, sha256: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import itertools
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,8 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from method.distributed import count_processes
 from method.errors import InputError
-from method.files import atomic_writer, read_json, write_json
+from method.files import atomic_writer, read_json, write_bytes, write_json
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +67,8 @@ class RunFolder:
         except OSError as error:
             log.warning("%s: cannot be locked (%s); let no second process write there", path, error.strerror)
         _locks.add(self._lock)
-        for left_over in path.glob(".*.part"):
-            left_over.unlink()
+        for left_over in [*path.glob(".*.part"), *path.glob("n_epoch_*/.*.part")]:
+            shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
         self._handler = _log_to(path / "train.log")
 
     def close(self) -> None:
@@ -84,6 +87,21 @@ class RunFolder:
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json, which marks the run as finished."""
         write_json(self.path / METRICS, metrics)
+
+    def put_aside_results(self) -> None:
+        """Move what a finished run that goes on has found to n_epoch_<epochs>/, with a copy of its checkpoint.
+
+        Here it would be taken for what the longer run has found.
+        """
+        metrics = self.path / METRICS
+        if not metrics.exists():
+            return
+        aside = self.path / f"n_epoch_{read_json(metrics)['options']['n_epoch']}"
+        write_bytes(aside / BEST, lambda file: file.write((self.path / BEST).read_bytes()))
+        for name in ("scores.npz", "report", METRICS):  # in this order: while there are metrics, all of it is repeated
+            if (self.path / name).exists():
+                (self.path / name).rename(aside / name)
+        log.info("the results so far are in %s", aside)
 
     def write_scores(self, caption_ids: list[str], video_ids: list[str], scores: Mapping[str, Any]) -> None:
         """Write scores.npz: query_ids, video_ids, and (Q, V) float32 for each score."""
@@ -146,9 +164,9 @@ def run_parent(options: Mapping[str, Any]) -> Path:
 
 
 def circumstances() -> dict[str, Any]:
-    """Versions of the packages, the interpreter and this repository."""
+    """Versions of the packages, the interpreter and this repository, and how many processes shared the work."""
     packages = {name: version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), **packages, "git": _git_state()}
+    return {"python": platform.python_version(), **packages, "processes": count_processes(), "git": _git_state()}
 
 
 def _git_state() -> dict[str, Any] | None:
@@ -165,11 +183,16 @@ def _git_state() -> dict[str, Any] | None:
     return {"revision": revision.strip(), "clean": not changes.strip()}
 
 
-def log_to_terminal() -> None:
-    """Show the log on standard error; progress bars use it too, results go to standard output."""
+def log_to_terminal(is_first: bool = True) -> None:
+    """Show the log on standard error; progress bars use it too, results go to standard output.
+
+    Of several processes that do the same only the first says it.
+    """
     root = logging.getLogger()
     root.setLevel(logging.INFO)
-    if not any(getattr(handler, "stream", None) is sys.stderr for handler in root.handlers):
+    if not is_first:
+        root.addHandler(logging.NullHandler())
+    elif not any(getattr(handler, "stream", None) is sys.stderr for handler in root.handlers):
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
         root.addHandler(handler)
@@ -180,7 +203,8 @@ class _LogFile(logging.Handler):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._file = path.open("ab", buffering=0)  # a buffer would fail once more when it is closed
+        # Without a buffer, which would fail once more when it is closed, and without waiting for a pipe's reader.
+        self._file = io.FileIO(path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o666))
         self._is_whole = True
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -151,6 +151,17 @@ def test_edited_captions_are_one_variable_away(stub: Path, name: str) -> None:
     assert options_of(stub, name, "--neg_query_loss", "both").neg_query_loss == "both"
 
 
+@pytest.mark.parametrize("name", [*PUBLISHED, "demo"])
+def test_several_processes_are_one_variable_away(stub: Path, name: str) -> None:
+    *_, alone = launch(stub, f"do_{name}.sh", "--n_epoch", "2")[: 2 if name == "demo" else 1]
+    *_, several = launch(stub, f"do_{name}.sh", "--n_epoch", "2", NPROC="3")[: 2 if name == "demo" else 1]
+    assert several[:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
+    flags = [[word for word in words if word.startswith("--")] for words in (alone, several[5:])]
+    assert flags[0] == flags[1]
+    assert several[5] == alone[0] == str(REPOSITORY / "method" / "train.py")
+    assert several[-2:] == ["--n_epoch", "2"]
+
+
 @pytest.mark.parametrize("flags", [[], ["--neg_query_loss", "both"], ["--neg_query_loss=action"]])
 def test_demo_trains_where_it_made_its_data_and_text_encoder(stub: Path, flags: list[str], tmp_path: Path) -> None:
     make, train = launch(stub, "do_demo.sh", *flags)

@@ -69,7 +69,7 @@ def test_scores_give_the_metrics(shared: SmallDataset, finished: Path) -> None:
         assert rows.shape == (20, 8)
         ranks = [naive.rank_of(row, videos.index(c.video_id)) for row, c in zip(rows, captions, strict=True)]
         assert retrieval_metrics(np.array(ranks)) == expected
-    np.testing.assert_array_equal(scores["fused"], 0.5 * scores["action"] + 0.5 * scores["object"])
+    np.testing.assert_allclose(scores["fused"], 0.5 * scores["action"] + 0.5 * scores["object"], rtol=0, atol=1e-6)
 
 
 def test_training_learns(shared: SmallDataset) -> None:

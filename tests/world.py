@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from method.data.batch import VideoBatch
 from method.data.features import normalize_rows
 from method.data.ragged import Ragged
 from method.model.architecture import Architecture
 from method.model.published import to_published
 from method.model.retrieval import RetrievalModel
+from method.training.share import Share
 from tests.naive import NaiveModel
 
 SMALL = Architecture(
@@ -73,6 +76,12 @@ def naive_twin(model: RetrievalModel) -> NaiveModel:
 def random_rows(lengths: list[int], width: int, seed: int = 0) -> Ragged:
     generator = torch.Generator().manual_seed(seed)
     return Ragged.of([normalize_rows(torch.randn(length, width, generator=generator)) for length in lengths])
+
+
+def whole_batch(streams: dict[str, Ragged], words: Ragged, labels_Q: torch.Tensor, edited: Collection[str]) -> Share:
+    """What training computes the losses of, without the names of videos and captions."""
+    videos = tuple(str(place) for place in range(len(next(iter(streams.values())))))
+    return Share(VideoBatch(videos, streams, (), words, labels_Q), edited)
 
 
 def random_streams(architecture: Architecture, action: list[int], object_: list[int]) -> dict[str, Ragged]:

@@ -24,6 +24,7 @@ from method.data.negatives import CaptionEditor
 from method.data.vocabulary import Kind
 from method.errors import InputError, run_command
 from method.flags import Parser
+from method.model.precision import use_quickest_products
 from method.model.text_encoder import TextEncoder
 from method.training.make_negative_cache import Pools, make_cache
 from method.training.negative_queries import cache_fingerprint, read_vocabularies
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if sizes[editor.kind] < drawn:
             raise InputError(f"--pool_size {options.pool_size}: expected at least --neg_{editor.kind}_num {drawn}")
     device = choose_device(options)
+    use_quickest_products(device)
     encoder = TextEncoder(options.text_encoder, options.q_feat_size, options.max_desc_l, device)
     made_from = cache_fingerprint(options, captions, vocabularies)
     make_cache(options.neg_cache, Pools(captions, editors, sizes, options.seed), made_from, encoder)

@@ -9,33 +9,35 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from method.data.batch import EpochBatches, Loader, VideoBatch
+from method.data.batch import EpochBatches, VideoBatch
 from method.data.edited_queries import EditedQueries, NegativeSource
+from method.distributed import ALONE, Processes
 from method.errors import InputError, summarize
+from method.model.precision import autocast
 from method.model.retrieval import RetrievalModel
 from method.progress import progress_bar
-from method.training.checkpoint import write_checkpoint
 from method.training.losses import LossSettings, total, training_losses
 from method.training.optimizer import Schedule, make_optimizer
+from method.training.share import Share, share_of
 from method.training.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """What the loop takes from the options."""
+    """What the loop takes from the options.
+
+    seed: of the random negatives, with the epoch and the step, so that all processes draw the same.
+    """
 
     epochs: int
     early_stop: int
@@ -43,6 +45,7 @@ class LoopSettings:
     grad_clip: float
     amp: str
     losses: LossSettings
+    seed: int
 
 
 @dataclass
@@ -64,7 +67,7 @@ class Progress:
 
 
 class Training:
-    """A model on its way: everything that changes from step to step."""
+    """A model on its way: everything that changes from step to step, the same on each of its processes."""
 
     def __init__(
         self,
@@ -74,18 +77,21 @@ class Training:
         weight_decay: float,
         device: torch.device,
         negatives: NegativeSource | None,
+        processes: Processes = ALONE,
     ) -> None:
         self.model = model.to(device)
         self.settings = settings
         self.device = device
         self.negatives = negatives
+        self.processes = processes
+        self.generator = torch.Generator(device)
         self.optimizer = make_optimizer(model, schedule, weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "fp16")
         self.progress = Progress()
         self.stopwatch = Stopwatch(device)
 
     def run_epoch(
-        self, loader: Loader, order: EpochBatches, after_step: Callable[[dict[str, float]], None]
+        self, loader: Iterable[VideoBatch], order: EpochBatches, after_step: Callable[[dict[str, float]], None]
     ) -> dict[str, float]:
         """Do the steps of the epoch under way that are still to do, each followed by `after_step` with its loss terms.
 
@@ -97,8 +103,10 @@ class Training:
         settings = {"total": len(order), "initial": progress.step, "delay": 0}
         bar = progress_bar(loader, f"epoch {progress.epoch}", "step", **settings)
         asked = time.perf_counter()
-        for batch in bar:
+        for batch in self.processes.together(bar):
             self.stopwatch.add("data", time.perf_counter() - asked)
+            if not order.share(progress.step):
+                batch = replace(batch, video_ids=(), captions=(), labels_Q=batch.labels_Q[:0])
             terms = self.step(batch)
             progress.step += 1
             for name, value in terms.items():
@@ -109,14 +117,14 @@ class Training:
         return {name: value / progress.step for name, value in progress.terms.items()}
 
     def step(self, batch: VideoBatch) -> dict[str, float]:
-        """One update; returns the loss terms.
+        """One update with a batch, or with this process's share of one; returns the loss terms of the whole batch.
 
         InputError when the loss is not finite, before anything is updated.
         """
         with self.stopwatch.part("negatives"):
             edits = self._edits(batch)
         with self.stopwatch.part("forward"):
-            terms = self._losses(batch.to(self.device), edits)
+            terms = self._losses(share_of(self.processes, batch.to(self.device), edits), edits)
             loss = total(terms)
         values = dict(zip(terms, torch.stack(list(terms.values())).detach().tolist(), strict=True))
         if not all(math.isfinite(value) for value in values.values()):
@@ -124,6 +132,7 @@ class Training:
         with self.stopwatch.part("backward"):
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
+            self.processes.add_gradients(self.model.parameters())
         with self.stopwatch.part("optimizer"):
             if self.settings.grad_clip > 0:
                 self.scaler.unscale_(self.optimizer)
@@ -132,34 +141,36 @@ class Training:
             self.scaler.update()
         return values
 
-    def _losses(self, batch: VideoBatch, edits: Mapping[str, EditedQueries]) -> dict[str, Tensor]:
-        settings = self.settings
-        assert batch.words is not None
-        precision = PRECISIONS.get(settings.amp, torch.bfloat16)
-        hard = self.progress.epoch >= settings.hard_from_epoch
-        with torch.autocast(self.device.type, precision, enabled=settings.amp != "off"):
-            return training_losses(self.model, batch.streams, batch.words, batch.labels_Q, settings.losses, hard, edits)
+    def _losses(self, share: Share, edits: Mapping[str, EditedQueries]) -> dict[str, Tensor]:
+        settings, progress = self.settings, self.progress
+        hard = progress.epoch >= settings.hard_from_epoch
+        seeds = np.random.SeedSequence([settings.seed, progress.epoch, progress.step])
+        self.generator.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+        with autocast(self.device, settings.amp):
+            return training_losses(self.model, share, settings.losses, hard, edits, self.generator)
 
     def _edits(self, batch: VideoBatch) -> dict[str, EditedQueries]:
         """Edited captions for each branch that is trained with them and has any in this batch."""
         if self.negatives is None:
             return {}
-        of_kind = self.negatives.for_batch(batch.captions, self.progress.epoch)
+        with self.processes.agreed():
+            of_kind = self.negatives.for_batch(batch.captions, self.progress.epoch) if batch.captions else {}
         edits = {}
         for branch in self.model.architecture.temperatures:
             # With both kinds each branch gets its own: verbs the action branch, nouns the object branch.
-            made = of_kind[branch] if len(of_kind) == 2 else next(iter(of_kind.values()))  # type: ignore[index]
+            made = of_kind[branch] if len(of_kind) == 2 else next(iter(of_kind.values()), None)  # type: ignore[index]
             if made is not None:
                 edits[branch] = made.to(self.device, non_blocking=True)
         return edits
 
     def _refuse(self, values: Mapping[str, float], batch: VideoBatch) -> None:
         where = f"epoch {self.progress.epoch} step {self.progress.step}"
-        ids = [caption.id for caption in batch.captions]
+        ids = [caption.id for part in self.processes.gather(batch.captions) for caption in part]
         log.error("%s: captions of the batch: %s", where, " ".join(ids))
         terms = ", ".join(f"{name} {value:g}" for name, value in values.items())
-        raise InputError(f"{where}: the loss is not finite ({terms}); captions of the batch: {summarize(ids)}; "
-            "nothing was updated")  # fmt: skip
+        with self.processes.agreed():
+            raise InputError(f"{where}: the loss is not finite ({terms}); captions of the batch: {summarize(ids)}; "
+                "nothing was updated")  # fmt: skip
 
     def finish_epoch(self, losses: Mapping[str, float], metrics: Mapping[str, Mapping[str, float]]) -> bool:
         """Record an evaluated epoch and go on to the next; returns whether it is the best so far (ties: the later)."""
@@ -181,23 +192,22 @@ class Training:
         stopped = patience >= 0 and self.progress.since_best > patience
         return stopped or self.progress.epoch >= self.settings.epochs
 
-    def save(self, path: Path, content: Mapping[str, Any]) -> None:
-        """Write everything that going on needs, beside `content`, what every checkpoint holds."""
-        state = {
+    def state(self) -> dict[str, Any]:
+        """Everything that going on needs, beside what every checkpoint holds; made by all processes together."""
+        return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": asdict(self.progress),
-            "random": random_states(),
+            "random": dict(enumerate(self.processes.gather(random_states()))),
         }
-        write_checkpoint(path, {**content, **state})
 
     def restore(self, content: Mapping[str, Any]) -> None:
-        """Take up the state that `save` wrote."""
+        """Take up what `state` gave, and the weights."""
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
         self.progress = Progress(**content["progress"])
-        restore_random_states(content["random"])
+        restore_random_states(content["random"][self.processes.rank])
 
 
 def random_states() -> dict[str, Any]:
@@ -223,8 +233,10 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
-def seed_everything(seed: int) -> None:
-    """Seed every random number generator."""
+def seed_everything(seed: int, rank: int = 0) -> None:
+    """Seed every random number generator, those of each process with other numbers."""
+    if rank:
+        seed = int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0])
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.manual_seed(seed)

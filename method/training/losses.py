@@ -1,6 +1,7 @@
 """Losses of one step, without a loop over videos or captions.
 
-Letters: Q captions, B videos, E edited captions, D width. labels_Q[q] is the batch's video of caption q.
+Letters: Q captions, B videos, E edited captions, D width. labels_Q[q] is the batch's video of caption q. Where several
+processes train together, edited captions are only those of this process, and so is what belongs to them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from method.data.edited_queries import EditedQueries
 from method.data.ragged import Ragged
 from method.model.retrieval import RetrievalModel
 from method.model.scoring import Similarity, similarity
+from method.training.share import Share
 
 NCE_WEIGHT = 0.02
 
@@ -34,43 +36,46 @@ class LossSettings:
 
 def training_losses(
     model: RetrievalModel,
-    streams: Mapping[str, Ragged],
-    words: Ragged,
-    labels_Q: Tensor,
+    share: Share,
     settings: LossSettings,
     hard: bool,
     edits: Mapping[str, EditedQueries],
+    generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """Every term of the loss by name, weighted, so that their sum is what is minimised.
+    """Every term of the loss of a whole batch by name, weighted, so that their sum is what is minimised.
 
     Args:
-        streams: preprocessed features of the stream of each branch.
-        words: token features of the captions.
+        share: the preprocessed features of the batch, or of this process's share of it.
         hard: whether triplet negatives are the hardest ones instead of random ones.
-        edits: edited captions for each branch that has any.
+        edits: edited captions of the share, for each branch that has any.
+        generator: draws the random negatives; on every process from the same seed.
     """
-    keys = model.encode_videos(streams)
-    queries = model.encode_queries(words)
+    batch = share.batch
+    assert batch.words is not None
+    keys, own_queries = model.encode_videos(batch.streams), model.encode_queries(batch.words)
+    queries = share.queries(own_queries)
+    scores = share.scores({name: similarity(keys[name], queries[name]) for name in model.branches})
+    labels_Q = share.labels(batch.labels_Q)
     terms = {}
     for name in model.branches:
-        scores = similarity(keys[name], queries[name])
-        terms[f"{name}/triplet"] = triplet_loss(scores.cosine_QB, labels_Q, settings, hard)
-        terms[f"{name}/nce"] = NCE_WEIGHT * nce_loss(scores.raw_QB, labels_Q)
-        if name in edits:
-            edited_ED = model.branch(name).encode_queries(edits[name].queries)
-            best_QD = own_best_frames(keys[name], scores, labels_Q)
-            terms[f"{name}/negative_queries"] = settings.negative_weight * negative_query_loss(
-                best_QD,
-                queries[name],
-                edited_ED,
-                edits[name].owner_E,
-                model.temperatures[name],
-                settings.label_smoothing,
-            )
+        terms[f"{name}/triplet"] = triplet_loss(scores[name].cosine_QB, labels_Q, settings, hard, generator)
+        terms[f"{name}/nce"] = NCE_WEIGHT * nce_loss(scores[name].raw_QB, labels_Q)
+        if name in share.edited:
+            own_QD = own_queries[name][: len(batch.labels_Q)]
+            if name in edits:
+                edited_ED, owner_E = model.branch(name).encode_queries(edits[name].queries), edits[name].owner_E
+            else:  # other processes have some
+                edited_ED, owner_E = own_QD[:0], batch.labels_Q[:0]
+            best_QD = own_best_frames(keys[name], scores[name], batch.labels_Q)
+            temperature, smoothing = model.temperatures[name], settings.label_smoothing
+            loss, count = negative_query_loss(best_QD, own_QD, edited_ED, owner_E, temperature, smoothing)
+            terms[f"{name}/negative_queries"] = settings.negative_weight * (share.sum(loss) / share.sum(count))
     return terms
 
 
-def triplet_loss(cosine_QB: Tensor, labels_Q: Tensor, settings: LossSettings, hard: bool) -> Tensor:
+def triplet_loss(
+    cosine_QB: Tensor, labels_Q: Tensor, settings: LossSettings, hard: bool, generator: torch.Generator | None = None
+) -> Tensor:
     """Margin loss in both directions, each averaged over its anchors; zero where an anchor has no negative."""
     captions, videos = cosine_QB.shape
     if videos < 2:
@@ -81,7 +86,7 @@ def triplet_loss(cosine_QB: Tensor, labels_Q: Tensor, settings: LossSettings, ha
     own_Q = cosine_QB[every_Q, labels_Q]
 
     # Video to text: the mean of its captions against one caption of another video.
-    chosen_B = (negatives_QB if hard else _random_like(negatives_QB)).argmax(dim=0)
+    chosen_B = (negatives_QB if hard else _random_like(negatives_QB, generator)).argmax(dim=0)
     negative_B = cosine_QB[chosen_B, torch.arange(videos, device=labels_Q.device)]
     positive_B = torch.zeros_like(negative_B).index_add(0, labels_Q, own_Q) / own_QB.sum(0).clamp(min=1)
     video_to_text = (settings.margin + negative_B - positive_B).clamp(min=0).mean()
@@ -90,17 +95,18 @@ def triplet_loss(cosine_QB: Tensor, labels_Q: Tensor, settings: LossSettings, ha
     if hard:
         pool = min(settings.hard_pool_size, videos - 1)
         candidates_QP = negatives_QB.topk(pool, dim=1).indices
-        drawn_Q = torch.randint(0, pool, (captions,), device=labels_Q.device)
+        drawn_Q = torch.randint(0, pool, (captions,), generator=generator, device=labels_Q.device)
         chosen_Q = candidates_QP[every_Q, drawn_Q]
     else:
-        chosen_Q = _random_like(negatives_QB).argmax(dim=1)
+        chosen_Q = _random_like(negatives_QB, generator).argmax(dim=1)
     text_to_video = (settings.margin + cosine_QB[every_Q, chosen_Q] - own_Q).clamp(min=0).mean()
     return video_to_text + text_to_video
 
 
-def _random_like(negatives_QB: Tensor) -> Tensor:
+def _random_like(negatives_QB: Tensor, generator: torch.Generator | None) -> Tensor:
     """Random scores that keep excluded pairs at minus infinity, so that argmax draws evenly from the others."""
-    return torch.rand_like(negatives_QB).masked_fill(negatives_QB.isneginf(), -torch.inf)
+    random_QB = torch.rand(negatives_QB.shape, generator=generator, device=negatives_QB.device)
+    return random_QB.masked_fill(negatives_QB.isneginf(), -torch.inf)
 
 
 def nce_loss(raw_QB: Tensor, labels_Q: Tensor) -> Tensor:
@@ -119,10 +125,11 @@ def own_best_frames(keys: Ragged, scores: Similarity, labels_Q: Tensor) -> Tenso
 
 def negative_query_loss(
     best_QD: Tensor, queries_QD: Tensor, edited_ED: Tensor, owner_E: Tensor, temperature: Tensor, smoothing: float
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Cross entropy that puts a caption before its edits on its own best moment.
 
-    Mean over the captions that have edits, with label smoothing over each caption's own number of choices.
+    The sum over the captions that have edits, with label smoothing over each caption's own number of choices, and how
+    many captions these are.
     """
     true_Q = temperature * torch.cosine_similarity(best_QD.float(), queries_QD.float(), dim=-1)
     edited_E = temperature * torch.cosine_similarity(best_QD.float()[owner_E], edited_ED.float(), dim=-1)
@@ -135,7 +142,7 @@ def negative_query_loss(
     choices_Q = count_Q + 1
     smoothed_Q = (1 - smoothing) * true_Q + smoothing * sum_Q / choices_Q
     has_edits_Q = count_Q > 0
-    return ((log_total_Q - smoothed_Q) * has_edits_Q).sum() / has_edits_Q.sum()
+    return ((log_total_Q - smoothed_Q) * has_edits_Q).sum(), has_edits_Q.sum()
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:

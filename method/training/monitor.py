@@ -35,15 +35,16 @@ class _Events:
     TensorBoard's own writer has a thread that dies with a traceback when the disk is full.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self._buffer = io.BytesIO()
         self._records: Any = RecordWriter(self._buffer)
         self._flushed = 0.0
         self._file: io.FileIO | None = None
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
         try:
-            folder.mkdir(exist_ok=True)
-            self._file = (folder / name).open("xb", buffering=0)
+            if folder is not None:
+                folder.mkdir(exist_ok=True)
+                self._file = (folder / name).open("xb", buffering=0)
         except OSError as error:
             self._give_up(error)
         self.add(Event(file_version="brain.Event:2"))
@@ -85,13 +86,13 @@ class Monitor:
     """Writes one run's `tensorboard/`. Steps are counted over all epochs.
 
     Args:
-        folder: of the run.
+        folder: of the run; None writes nothing.
         first_step: the step that a resumed run goes on with; what a killed process wrote behind it is hidden.
         options: plain options, shown as text and as hyper-parameters.
     """
 
-    def __init__(self, folder: Path, first_step: int, options: Mapping[str, Any]) -> None:
-        self._events = _Events(folder / "tensorboard")
+    def __init__(self, folder: Path | None, first_step: int, options: Mapping[str, Any]) -> None:
+        self._events = _Events(folder / "tensorboard" if folder is not None else None)
         if first_step:
             self._events.add(Event(session_log=SessionLog(status=SessionLog.START)), first_step)
         self._options = {name: value for name, value in options.items() if value is not None}
@@ -122,7 +123,7 @@ class Monitor:
 
     def result(self, metrics: _Metrics) -> None:
         """The hyper-parameters beside what came of them."""
-        plain = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in self._options.items()}
+        plain = {name: v if isinstance(v, bool | int | float) else _utf8(str(v)) for name, v in self._options.items()}
         results = {f"final/{name}": value for name, value in metrics["fused"].items()}
         # Into the run's own folder: SummaryWriter.add_hparams would make a run of its own for them.
         for summary in hparams(plain, results):
@@ -133,6 +134,11 @@ class Monitor:
     def close(self) -> None:
         """Write what is left."""
         self._events.close()
+
+
+def _utf8(text: str) -> str:
+    """Text in which bytes of a file's name that are no UTF-8 are escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def memory_mb(device: torch.device) -> float:

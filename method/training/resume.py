@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from method.config import plain
 from method.data.check import Split
-from method.errors import InputError
+from method.errors import InputError, shown
 from method.files import read_json
 from method.run_folder import BEST, LAST, METRICS, OPTIONS, RunFolder, is_evaluation, new_run, run_parent
-from method.training.checkpoint import check_weights, load_model, read_checkpoint, stored_options
+from method.training.checkpoint import check_weights, is_plain, load_model, read_checkpoint, stored_options
 from method.training.loop import Progress, Training
 
 log = logging.getLogger(__name__)
@@ -25,7 +28,7 @@ _STATE = ("optimizer", "scaler", "progress", "random", "data", "options")  # in 
 _FREE = {
     *("root_path", "results_root", "exp_id", "description", "resume", "save_every_steps", "num_workers", "pin_memory"),
     *("device", "device_ids", "only_eval", "eval_ckpt", "save_scores", "eval_memory_mb", "topk", "visual_feature"),
-    *("report", "moments", "quiet"),
+    *("report", "moments", "quiet", "feature_cache", "features_on_device"),
 }
 
 
@@ -41,22 +44,25 @@ def kept_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def open_run(options: Mapping[str, Any]) -> tuple[RunFolder, dict[str, Any] | None]:
+def open_run(options: Mapping[str, Any], processes: int = 1) -> tuple[RunFolder, dict[str, Any] | None]:
     """The folder to train in and, when a run goes on, the state it was left in (None: it had not saved one yet).
 
     Raises:
-        InputError: when there is nothing to go on with, the run is finished, or an option changed that would alter
-            the result.
+        InputError: when there is nothing to go on with, the run is finished, or an option or the number of processes
+            changed, which would alter the result.
     """
     if options["resume"] is None:
         return new_run(options), None
     path = Path(options["resume"]) if options["resume"] else _latest_unfinished(options)
     if (path / METRICS).exists() and options["n_epoch"] <= (finished := _epochs_of(path / METRICS)):
         raise InputError(f"{path}: the run is finished; a larger --n_epoch than {finished} would go on with it")
+    if (path / METRICS).exists() and not (path / LAST).exists():
+        raise InputError(f"{path / LAST}: no such file, and without it a finished run cannot be gone on with")
     folder = RunFolder(path)
     try:
         check_same_options(_options_of(path), options)
-        state = _read_state(path / LAST, options) if (path / LAST).exists() else None
+        # A link to what is not there any more is no sign that nothing was saved.
+        state = _read_state(path / LAST, options, processes) if os.path.lexists(path / LAST) else None
     except BaseException:
         folder.close()
         raise
@@ -97,27 +103,52 @@ def take_up(training: Training, state: Mapping[str, Any], folder: Path, data: Ma
     if changed := [name for name, digest in data.items() if state["data"].get(name) != digest]:
         raise InputError(f"{path}: the captions or features have changed since: {', '.join(changed)}")
     check_weights(training.model, state["model"], path)
+    decay = [group["weight_decay"] for group in training.optimizer.param_groups]
     try:
+        moments = [moment for own in state["optimizer"]["state"].values() for moment in own.values()]
+        if not all(moment.dtype == torch.float32 and is_plain(moment) for moment in moments):
+            raise ValueError("its optimizer holds what is no array of 32-bit numbers")
         training.restore(state)
-        _check_restored(training)
+        _check_progress(training)
+        _check_optimizer(training, decay)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a state that the training can go on with ({error})") from error
     if training.progress.best_epoch >= 0:
         load_model(folder / BEST, training.model.architecture)
 
 
-def _check_restored(training: Training) -> None:
+def _check_progress(training: Training) -> None:
+    progress, steps = training.progress, training.optimizer.schedule.steps // training.settings.epochs
     for name, fresh in asdict(Progress()).items():
-        if not isinstance(getattr(training.progress, name), type(fresh)):
+        if not isinstance(getattr(progress, name), type(fresh)):
             raise TypeError(f"its {name} is no {type(fresh).__name__}")
-    for group in training.optimizer.param_groups:
+    if progress.epoch < 0 or not 0 <= progress.step <= steps or not -1 <= progress.best_epoch < progress.epoch:
+        raise ValueError(f"it stands at step {progress.step} of epoch {progress.epoch}, best {progress.best_epoch}")
+    in_order = all(row["epoch"] == number for number, row in enumerate(progress.history))
+    if len(progress.history) != progress.epoch or not in_order:
+        raise ValueError(f"its history is not that of {progress.epoch} epochs")
+    if not all(isinstance(number, float) for number in progress.terms.values()):
+        raise TypeError("its terms are no numbers")
+    json.dumps(progress.history)  # raises for what history.jsonl cannot hold
+
+
+def _check_optimizer(training: Training, decay: Sequence[float]) -> None:
+    groups, progress = training.optimizer.param_groups, training.progress
+    done = progress.epoch * training.optimizer.schedule.steps // training.settings.epochs + progress.step
+    if [group["weight_decay"] for group in groups] != decay:
+        raise ValueError("its weight decay is another")
+    for group in groups:
+        if not isinstance(group["step"], int) or not 0 <= group["step"] <= done:
+            raise ValueError(f"its optimizer has done {shown(group['step'])} steps, the training {done}")
         for weight in group["params"]:
             for name, moment in training.optimizer.state.get(weight, {}).items():
                 if moment.shape != weight.shape:
                     raise ValueError(f"its {name} is {tuple(moment.shape)}, expected {tuple(weight.shape)}")
+                if not moment.isfinite().all():
+                    raise ValueError(f"its {name} holds NaN or infinity")
 
 
-def _read_state(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+def _read_state(path: Path, options: Mapping[str, Any], processes: int) -> dict[str, Any]:
     state = read_checkpoint(path)
     if lacking := [name for name in _STATE if not isinstance(state.get(name), dict)]:
         raise InputError(f"{path}: not the state of a training, lacks {', '.join(lacking)}")
@@ -125,6 +156,8 @@ def _read_state(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         check_same_options(state["options"], options)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    if (before := len(state["random"])) != processes:
+        raise InputError(f"{path}: a resumed run must keep its number of processes: it was {before}, is {processes}")
     return state
 
 

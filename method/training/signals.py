@@ -14,10 +14,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequests:
-    """While this context is open, `received` is the first signal that asked the program to stop, or None."""
+    """While this context is open, `received` is the first signal that asked the program to stop, or None.
 
-    def __init__(self) -> None:
+    repeated: whether a signal may come twice, from a terminal to all processes and from torchrun, which passes it on,
+        so that a second one means nothing.
+    """
+
+    def __init__(self, repeated: bool = False) -> None:
         self.received: int | None = None
+        self._repeated = repeated
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequests:
@@ -29,7 +34,9 @@ class StopRequests:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is None:
+            self.received = number
+            more = "" if self._repeated else "; once more stops at once"
+            log.warning("%s: stopping after this step%s", signal.Signals(number).name, more)
+        elif not self._repeated:
             os._exit(128 + number)
-        self.received = number
-        log.warning("%s: stopping after this step; once more stops at once", signal.Signals(number).name)

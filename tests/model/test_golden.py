@@ -11,6 +11,7 @@ from method.model.published import published_name
 from method.model.scoring import similarity
 from method.training.losses import LossSettings, total, training_losses
 from tests.golden_case import CASES, LABELS, draw, golden_case
+from tests.world import whole_batch
 
 PUBLISHED_BRANCH = {"action": "motion", "object": "appearance"}
 PUBLISHED_LOSS = {
@@ -54,9 +55,9 @@ def test_encodings_and_scores(case: str) -> None:
 def test_losses_and_gradients(case: str) -> None:
     golden, c = golden_case(case), CASES[case]
     settings = LossSettings(c["margin"], hard_pool_size=1, negative_weight=c["w"], label_smoothing=c["ls"])
-    terms = training_losses(
-        golden.model, golden.streams, golden.words, LABELS, settings, hard=True, edits=golden_edits(case)
-    )
+    edits = golden_edits(case)
+    share = whole_batch(golden.streams, golden.words, LABELS, edits)
+    terms = training_losses(golden.model, share, settings, hard=True, edits=edits)
     for branch, suffix in (("action", ""), ("object", "_action")):
         for term, published in PUBLISHED_LOSS.items():
             expected = golden.expected[f"loss/{published}{suffix}"]

@@ -11,7 +11,7 @@ from method.model.retrieval import RetrievalModel
 from method.model.scoring import similarity
 from method.training.losses import LossSettings, total, training_losses
 from tests import naive
-from tests.world import SMALL, VARIANTS, lively_model, naive_twin, random_rows, random_streams
+from tests.world import SMALL, VARIANTS, lively_model, naive_twin, random_rows, random_streams, whole_batch
 
 ACTION, OBJECT = [7, 1, 24, 12], [5, 9, 20, 1]
 VARIANT = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
@@ -97,7 +97,8 @@ def test_every_weight_gets_a_gradient(changes: dict[str, Any], lengths: tuple[li
         for name in model.branches
     }
     labels = torch.arange(videos).repeat_interleave(2)
-    terms = training_losses(model, streams, words, labels, LossSettings(0.2, 20, 0.005, 0.2), False, edits)
+    share = whole_batch(streams, words, labels, edits)
+    terms = training_losses(model, share, LossSettings(0.2, 20, 0.005, 0.2), False, edits)
     loss = total(terms)
     loss.backward()
     assert torch.isfinite(loss)

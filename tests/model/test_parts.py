@@ -40,4 +40,4 @@ def test_small_parts_give_what_one_gives(changes: dict[str, Any], monkeypatch: p
     found = outputs_and_gradients(changes)
     assert parts > 5
     for one, other in zip(found, whole, strict=True):
-        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)

@@ -32,8 +32,8 @@ def launch_architecture(case: str) -> Architecture:
 
 
 def numbered_weights(case: str) -> dict[str, torch.Tensor]:
-    """Weights of the right shapes, each filled with a number of its own; a file of them is small."""
-    return {name: torch.tensor(i / 7).expand(shape) for i, (name, shape) in enumerate(SHAPES[case].items(), 1)}
+    """Weights of the right shapes, each filled with a number of its own."""
+    return {name: torch.full(shape, i / 7) for i, (name, shape) in enumerate(SHAPES[case].items(), 1)}
 
 
 @pytest.mark.parametrize("case", SHAPES)

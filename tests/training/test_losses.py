@@ -19,7 +19,7 @@ from method.training.losses import (
     triplet_loss,
 )
 from tests import naive
-from tests.world import lively_model, random_rows, random_streams
+from tests.world import lively_model, random_rows, random_streams, whole_batch
 
 LABELS = {
     "several captions each": [0, 0, 1, 1, 1, 2, 3, 3],
@@ -135,6 +135,10 @@ def test_nce_of_large_scores_and_of_one_video() -> None:
 # Edited captions
 
 
+def mean(sum_and_count: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return sum_and_count[0] / sum_and_count[1]
+
+
 class EditedCase:
     """4 videos, 6 captions with 3, 0, 1, 2, 0 and 1 edits."""
 
@@ -149,7 +153,7 @@ class EditedCase:
     def loss(self, temperature: torch.Tensor, smoothing: float) -> torch.Tensor:
         found = similarity(self.keys, self.queries)
         best = own_best_frames(self.keys, found, torch.tensor(self.labels))
-        return negative_query_loss(best, self.queries, self.edited, self.owner, temperature, smoothing)
+        return mean(negative_query_loss(best, self.queries, self.edited, self.owner, temperature, smoothing))
 
     def naive(self, temperature: torch.Tensor, smoothing: float) -> torch.Tensor:
         keys, mask = naive.pad(naive.split_values(self.keys))
@@ -177,7 +181,7 @@ def test_label_smoothing_is_that_of_torch() -> None:
     """One caption, whose cosines with its best frame are known."""
     best, query = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])
     edited = torch.tensor([[0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]])
-    loss = negative_query_loss(best, query, edited, torch.tensor([0, 0, 0]), torch.tensor(3.0), 0.3)
+    loss = mean(negative_query_loss(best, query, edited, torch.tensor([0, 0, 0]), torch.tensor(3.0), 0.3))
     logits = 3 * torch.tensor([[0.6, 0.8, 0.0, -1.0]])
     torch.testing.assert_close(loss, F.cross_entropy(logits, torch.tensor([0]), label_smoothing=0.3))
 
@@ -206,7 +210,8 @@ def batch_losses(labels: list[int], edits: dict[str, EditedQueries] | None = Non
     model = lively_model(**changes)
     streams = random_streams(model.architecture, [4, 1, 6, 2][: max(labels) + 1], [2, 3, 1, 5][: max(labels) + 1])
     words = random_rows([3, 1, 4, 2, 5, 1, 2, 3][: len(labels)], model.architecture.query_width)
-    terms = training_losses(model, streams, words, torch.tensor(labels), settings(), True, edits or {})
+    share = whole_batch(streams, words, torch.tensor(labels), edits or {})
+    terms = training_losses(model, share, settings(), True, edits or {})
     return model, streams, words, terms
 
 
