@@ -41,9 +41,9 @@ def write_bytes(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` with UTF-8 `text` at once."""
+    """Replace `path` with UTF-8 `text` at once; bytes of a file's name that are no UTF-8 are written as escapes."""
     with atomic_writer(path) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -68,7 +68,7 @@ def require_file(path: Path) -> None:
     if not path.exists():
         raise InputError(f"{path}: no such file")
     if not path.is_file():
-        raise InputError(f"{path}: expected a file, found a folder")
+        raise InputError(f"{path}: expected a file, found a {'folder' if path.is_dir() else 'pipe, socket or device'}")
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: permission denied")
 
@@ -76,10 +76,15 @@ def require_file(path: Path) -> None:
 def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
     with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()
+        return sha256_of(file)
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """Hex digest of the rest of an open file."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _umask() -> int:

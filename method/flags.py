@@ -46,6 +46,13 @@ def boolean(text: str) -> bool:
     return words[str(text).lower()]
 
 
+def cache_place(text: str) -> str:
+    """Read a folder or 'off', which YAML takes for false; ValueError for nothing."""
+    if not text:
+        raise ValueError("empty")
+    return "off" if text.lower() in ("off", "false", "no") else text
+
+
 def make_parser(description: str) -> Parser:
     """A parser with every flag that training and evaluation share."""
     parser = Parser(description=description)
@@ -92,6 +99,10 @@ def _add_data(parser: Parser) -> None:
     add("--total_action_dict", help="JSON: tag -> [verbs]")
     add("--id_object_dict", help="JSON: caption id -> {noun: tag}")
     add("--total_object_dict", help="JSON: tag -> [nouns]")
+    add("--feature_cache", type=cache_place, metavar="DIR|off", help="folder of the features as the model sees them, "
+        "kept for the next epoch and the next run; off: none (default: beside each feature file)")  # fmt: skip
+    add("--features_on_device", action=Switch, default=False, help="training features in the memory of the GPU, "
+        "on the CPU in RAM")  # fmt: skip
     add("--visual_feat_dim", type=int, default=1024, help="width of i3d_feat")
     add("--visual_flow_feat_dim", type=int, default=512, help="width of clip_feat")
     add("--q_feat_size", type=int, default=1024, help="width of the token features")
@@ -159,6 +170,8 @@ def _add_evaluation(parser: Parser) -> None:
     add("--eval_query_bsz", type=int, default=50, help="captions encoded together")
     add("--eval_context_bsz", type=int, default=200, help="videos encoded together")
     add("--eval_memory_mb", type=int, default=512, help="memory for the blocks in which scores are computed, in MiB")
+    add("--eval_amp", choices=("off", "bf16", "fp16"), default="off", help="precision in which videos and captions are "
+        "encoded and kept for evaluation and search; scores are float32")  # fmt: skip
     add("--save_scores", action="store_true", default=False, help="write scores.npz, every caption against every video")
     add("--report", action="store_true", default=False, help="write report/, a page with figures of where it fails")
     add("--moments", help="moments of the evaluated captions, where known; the file may be absent. JSON lines "

@@ -1,11 +1,15 @@
 """Fixtures that several files of tests share: the tiny dataset, and runs on it that are made once."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.runs import EPOCHS, Interruption
 from tests.small_dataset import SmallDataset, run_train
+
+# A shell starts what is to run in the background with SIGINT ignored, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from method.errors import InputError, Stopped, run_command, summarize
+from method.errors import InputError, Stopped, run_command, shown, summarize
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -31,6 +31,12 @@ def raising(error: BaseException) -> Callable[[], None]:
     (OSError(errno.ENOSPC, "x"), 2, "error: a file: No space left on device"),
     (PermissionError(errno.EACCES, "x", "/etc/file"), 2, "error: /etc/file: Permission denied"),
     (OSError(errno.EROFS, "x", "/ro/file"), 2, "error: /ro/file: Read-only file system"),
+    (FileNotFoundError(errno.ENOENT, "x", "/no/file"), 2, "error: /no/file: No such file or directory"),
+    (MemoryError(), 2, "error: not enough memory (none is left); a smaller --bsz, --eval_context_bsz or "
+        "--eval_memory_mb and fewer --num_workers need less"),
+    (RuntimeError("CUDA out of memory."), 2,
+        "error: not enough memory (CUDA out of memory.); a smaller --bsz, --eval_context_bsz or "
+        "--eval_memory_mb and fewer --num_workers need less"),
 ])  # fmt: skip
 def test_status_and_line(error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
@@ -41,7 +47,9 @@ def test_status_and_line(error: BaseException, status: int, line: str, capsys: p
     assert not captured.out
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), KeyError("a bug"), OSError(errno.EBADF, "a bug")])
+@pytest.mark.parametrize(
+    "error", [ValueError("a bug"), KeyError("a bug"), RuntimeError("a bug"), OSError(errno.EBADF, "a bug")]
+)
 def test_programming_mistakes_are_not_hidden(error: Exception) -> None:
     with pytest.raises(type(error), match="a bug"):
         run_command(raising(error))
@@ -73,3 +81,16 @@ def test_summaries_show_the_first_and_count_the_rest() -> None:
     assert summarize(list("abcde")) == "a; b; c; d; e"
     assert summarize(list("abcdefg")) == "a; b; c; d; e; and 2 more"
     assert summarize(list("abc"), shown=1) == "a; and 2 more"
+
+
+def test_values_are_shown_in_a_few_words() -> None:
+    endless: list[object] = []
+    endless.append(endless)
+    shared: list[object] = [1]
+    for _ in range(60):
+        shared = [shared, shared]
+    values = ("x" * 10**6, 10**5000, -(10**61), endless, shared, {1: shared}, None, True, float("nan"), 384)
+    assert all(len(shown(value)) < 70 for value in values)
+    assert shown("384") == "'384'"
+    assert shown(384) == "384"
+    assert shown(shared) == "a list"

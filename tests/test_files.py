@@ -160,6 +160,16 @@ def test_required_files(tmp_path: Path) -> None:
         require_file(tmp_path / "nowhere")
     with pytest.raises(InputError, match="expected a file, found a folder"):
         require_file(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for name in ("pipe", "endless"):  # to read one would never end
+        with pytest.raises(InputError, match=f"{name}: expected a file, found a pipe, socket or device"):
+            require_file(tmp_path / name)
+
+
+def test_names_that_are_no_utf8_are_written_as_escapes(tmp_path: Path) -> None:
+    write_text(tmp_path / "x.txt", "é caf\udce9")
+    assert (tmp_path / "x.txt").read_text(encoding="utf-8") == "é caf\\udce9"
 
 
 def test_digest(tmp_path: Path) -> None:

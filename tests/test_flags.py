@@ -12,6 +12,7 @@ import pytest
 from easydict import EasyDict
 
 from method.config import DATA_FILES, make_architecture, read_options
+from method.errors import InputError
 from method.flags import IGNORED, make_parser
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -94,6 +95,19 @@ def test_every_flag_has_help_and_a_type() -> None:
 ])  # fmt: skip
 def test_switches(arguments: list[str], expected: bool) -> None:
     assert read(*arguments).flow_feat is expected
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    ([], None), (["--feature_cache", "off"], "off"), (["--feature_cache", "False"], "off"),
+    (["--feature_cache", "/scratch/cache"], "/scratch/cache"), (["--feature_cache", "off/on"], "off/on"),
+])  # fmt: skip
+def test_where_the_feature_cache_lies(arguments: list[str], expected: str | None) -> None:
+    assert read(*arguments).feature_cache == expected
+
+
+def test_a_feature_cache_nowhere() -> None:
+    with pytest.raises(InputError, match="--feature_cache: invalid cache_place value: ''"):
+        read("--feature_cache", "")
 
 
 def test_no_pin_memory() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from method.errors import InputError
-from method.files import sha256
+from method.files import require_file, sha256
 
 # A tokeniser comes as one of these sets of files; without any, transformers would make one that knows no word.
 _TOKENIZERS = (
@@ -86,6 +86,9 @@ def require_parts(folder: Path) -> None:
         missing.append("tokenizer.json (or vocab.json with merges.txt)")
     if missing:
         raise InputError(f"{folder}: no {', no '.join(missing)}, expected a whole text encoder; {_REMEDY}")
+    for path in folder.iterdir():  # a pipe would be waited for, a device be read without end
+        if path.exists() and not path.is_dir():
+            require_file(path)
 
 
 @functools.cache

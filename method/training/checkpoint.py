@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import pickle
 import struct
 import warnings
@@ -17,14 +18,14 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from method.errors import InputError, summarize
-from method.files import require_file, sha256, write_bytes
+from method.errors import InputError, shown, summarize
+from method.files import require_file, sha256_of, write_bytes
 from method.model.architecture import Architecture
 from method.model.published import from_published, is_published, published_architecture
 from method.model.retrieval import RetrievalModel
@@ -44,8 +45,7 @@ _HARMLESS: list[Any] = [
         for name in ("scalar", "_reconstruct")
     ),
 ]
-
-
+_REAL_NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _DOS_FOLDER = 0x10
 # Whatever a damaged file makes the readers below stumble over.
 _UNREADABLE = (
@@ -96,11 +96,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     InputError for a file that is missing, broken, not a checkpoint, or that holds anything but tensors and plain data.
     """
     require_file(path)
+    with path.open("rb") as file:
+        return _read(file, path)
+
+
+def _read(file: BinaryIO, path: Path) -> dict[str, Any]:
     try:
-        _check_archive(path)
+        _check_archive(file)
+        file.seek(0)
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on foreign pickles, which are refused below
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = str(error).split("GLOBAL ")[1].split(" ")[0] if "GLOBAL " in str(error) else ""
         brings = f"asks for {found}" if found else "brings code or objects beside tensors and plain data, or is damaged"
@@ -112,20 +118,30 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
     ):
         raise InputError(f"{path}: expected a checkpoint with the weights under 'model'")
-    if not isinstance(content.setdefault("epoch", 0), int | np.integer):
-        raise InputError(f"{path}: expected a whole number under 'epoch', found {content['epoch']!r}")
-    content["epoch"] = int(content["epoch"])
+    if odd := [name for name, value in weights.items() if not is_plain(value)]:
+        raise InputError(f"{path}: weights that are no plain arrays of numbers: {summarize(odd)}")
+    epoch = content.setdefault("epoch", 0)
+    if not isinstance(epoch, int | np.integer) or isinstance(epoch, bool) or epoch < 0:
+        raise InputError(f"{path}: expected a whole number, at least 0, under 'epoch', found {shown(epoch)}")
+    content["epoch"] = int(epoch)
     return content
 
 
-def _check_archive(path: Path) -> None:
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is an ordinary array in memory, with a number for each of its places."""
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.device.type != "cpu":
+        return False
+    # A file of a few bytes can declare an array of any size whose places all show the same number.
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def _check_archive(file: BinaryIO) -> None:
     """Compare every record of a zip archive with its checksum: torch reads weights with flipped bits without a word."""
-    with path.open("rb") as file:
-        if file.read(2) != b"PK":  # the older format, which has no checksums
-            return
-    with zipfile.ZipFile(path) as archive:
+    if file.read(2) != b"PK":  # the older format, which has no checksums
+        return
+    with zipfile.ZipFile(file) as archive:
         records = archive.infolist()
-        if sum(record.file_size for record in records) > path.stat().st_size:
+        if sum(record.file_size for record in records) > file.seek(0, os.SEEK_END):
             raise zipfile.BadZipFile("its records are larger than the file")
         if any(record.external_attr & _DOS_FOLDER for record in records):  # torch would read them as empty
             raise zipfile.BadZipFile("its table of contents is damaged")
@@ -148,13 +164,17 @@ def load_model(path: Path, architecture: Architecture) -> Loaded:
         architecture: what the options say; used for a published one only.
 
     Raises:
-        InputError: as `read_checkpoint`, for weights that do not fit, each by name, and for a file that is replaced
-            meanwhile, as a training does.
+        InputError: as `read_checkpoint`, for weights that do not fit, each by name, and for a file that somebody
+            writes to meanwhile.
     """
     require_file(path)
-    digest = sha256(path)
-    content = read_checkpoint(path)
-    if sha256(path) != digest:
+    with path.open("rb") as file:  # a training may put another file in its place meanwhile: this one is both read
+        before = os.fstat(file.fileno())
+        digest = sha256_of(file)
+        file.seek(0)
+        content = _read(file, path)
+        after = os.fstat(file.fileno())
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise InputError(f"{path}: written to while it was read; try again")
     published = is_published(content["model"])
     if published:
@@ -163,8 +183,11 @@ def load_model(path: Path, architecture: Architecture) -> Loaded:
     else:
         architecture = _architecture_of(content, path)
         weights = content["model"]
-    model = _model_of(architecture, path)
-    check_weights(model, weights, path)
+    with torch.device("meta"):  # no memory is asked for before it is known that the file has as many numbers
+        sketch = RetrievalModel(architecture)
+    check_weights(sketch, weights, path)
+    with torch.random.fork_rng(devices=[]):  # weights that are replaced must not cost a run its random numbers
+        model = RetrievalModel(architecture)
     model.load_state_dict(weights)
     options = content.get("options")
     if not published and not isinstance(options, dict):
@@ -181,27 +204,22 @@ def check_weights(model: RetrievalModel, weights: Mapping[str, Tensor], path: Pa
     for name in shared:
         if own[name].shape != weights[name].shape:
             problems.append(f"{name} is {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}")
-        elif not weights[name].is_floating_point() or weights[name].layout != torch.strided:
-            problems.append(f"{name} is not a plain array of real numbers")
-        elif not torch.isfinite(weights[name]).all():
-            problems.append(f"{name} holds NaN or infinity")
+        elif weights[name].dtype not in _REAL_NUMBERS:
+            problems.append(f"{name} is of type {weights[name].dtype}, expected real numbers")
+        elif not torch.isfinite(weights[name].float()).all():
+            problems.append(f"{name} holds NaN or infinity in 32 bits")
     if problems:
         raise InputError(f"{path}: weights do not fit the model: {'; '.join(problems)}")
 
 
 def _architecture_of(content: Mapping[str, Any], path: Path) -> Architecture:
+    stored = content.get("architecture")
+    if not isinstance(stored, dict):
+        raise InputError(f"{path}: neither a published checkpoint nor one of ours, which has an 'architecture'")
     try:
-        return Architecture.from_dict(content["architecture"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: neither a published checkpoint nor one of ours ({_first_line(error)})") from error
-
-
-def _model_of(architecture: Architecture, path: Path) -> RetrievalModel:
-    try:
-        with torch.random.fork_rng(devices=[]):  # weights that are replaced must not cost a run its random numbers
-            return RetrievalModel(architecture)
-    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: its architecture cannot be built ({_first_line(error)})") from error
+        return Architecture.from_dict(stored)
+    except ValueError as error:
+        raise InputError(f"{path}: not the architecture of a model: {error}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -30,6 +30,7 @@ from method.data.negatives import CaptionEditor
 from method.data.vocabulary import KINDS, Kind
 from method.errors import InputError
 from method.model.text_encoder import TextEncoder
+from method.progress import in_bytes
 
 _Item = TypeVar("_Item")
 log = logging.getLogger(__name__)
@@ -123,12 +124,12 @@ def _announce(folder: Path, pools: Pools, missing: Mapping[int, range], encoder:
     free = shutil.disk_usage(folder).free
     print(
         f"{folder}: {edits} edits of {len(captions)} captions to encode on {encoder.device}, "
-        f"about {_in_bytes(size)} ({_in_bytes(free)} free) and {_in_time(seconds)}",
+        f"about {in_bytes(size)} ({in_bytes(free)} free) and {_in_time(seconds)}",
         flush=True,
     )
     if size > free:
         raise InputError(
-            f"{folder}: needs about {_in_bytes(size)}, {_in_bytes(free)} are free; --pool_size makes it smaller"
+            f"{folder}: needs about {in_bytes(size)}, {in_bytes(free)} are free; --pool_size makes it smaller"
         )
 
 
@@ -187,10 +188,6 @@ def _locked(folder: Path) -> Iterator[None]:
 def _progress(items: Sequence[_Item], what: str, unit: str) -> Iterable[_Item]:
     # Where no one watches, a line a minute is enough.
     return tqdm(items, what, unit=unit, mininterval=0.5 if sys.stderr.isatty() else 60)
-
-
-def _in_bytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _in_time(seconds: float) -> str:

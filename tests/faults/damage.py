@@ -185,9 +185,9 @@ def _blocks(folder: Path) -> list[Path]:
 
 
 FAULTS = (
-    Fault("damaged files of a run", damaged_run, 80, 3),
+    Fault("damaged files of a run", damaged_run, 80, 2),
     Fault("a damaged checkpoint", damaged_checkpoint, 60, 3),
-    Fault("damaged captions and features", damaged_dataset, 80, 4),
+    Fault("damaged captions and features", damaged_dataset, 80, 3),
     Fault("damaged vocabularies and caches", damaged_vocabulary, 40, 2),
     Fault("a damaged text encoder", damaged_encoder, 30, 1),
     Fault("a damaged search index", damaged_index, 30, 2),

@@ -6,13 +6,13 @@ import random
 import time
 from dataclasses import dataclass, field
 
-from tests.faults import bombs, damage, disks, inputs, killing, runs, stopping
+from tests.faults import bombs, damage, disks, feature_cache, inputs, killing, lies, odd_files, runs, stopping
 from tests.faults.programs import Lost
 from tests.faults.world import Fault, Skipped, World
 
 FAULTS: tuple[Fault, ...] = (
-    *(*killing.FAULTS, *stopping.FAULTS, *disks.FAULTS, *bombs.FAULTS),
-    *(*damage.FAULTS, *runs.FAULTS, *inputs.FAULTS),
+    *(*killing.FAULTS, *stopping.FAULTS, *disks.FAULTS, *bombs.FAULTS, *lies.FAULTS),
+    *(*damage.FAULTS, *odd_files.FAULTS, *runs.FAULTS, *inputs.FAULTS, *feature_cache.FAULTS),
 )
 
 

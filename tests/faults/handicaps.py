@@ -84,16 +84,26 @@ def slow_steps(seconds: float) -> None:
 
 
 def slow_reading(seconds: float) -> None:
-    """Let every array of features take so much longer to read."""
+    """Let every array of features take so much longer to read, from its file and from the cache."""
     from method.data.features import FeatureFile
+    from method.data.packed_rows import PackedRows
 
-    read = FeatureFile.read
+    def slowed(read: Any) -> Any:
+        def slow(*arguments: Any) -> Any:
+            time.sleep(seconds)
+            return read(*arguments)
 
-    def slow(self: FeatureFile, *arguments: Any) -> Any:
-        time.sleep(seconds)
-        return read(self, *arguments)
+        return slow
 
-    FeatureFile.read = slow  # type: ignore[method-assign,assignment]
+    FeatureFile.read = slowed(FeatureFile.read)  # type: ignore[method-assign]
+    PackedRows.read_into = slowed(PackedRows.read_into)  # type: ignore[method-assign]
+
+
+def blind_to_free_room() -> None:
+    """Begin to write a feature cache however little room there is."""
+    from method.data import feature_cache
+
+    feature_cache.LEFT_FREE = -(1 << 40)
 
 
 def slow_checkpoints(seconds: float) -> None:

@@ -12,7 +12,19 @@ from pathlib import Path
 from method.data.negative_cache import read_manifest
 from method.files import read_json
 from tests.faults.programs import Lost, Program
-from tests.faults.world import CPU, WAYS, Fault, World, answer, digest, expect_same_metrics, expect_whole
+from tests.faults.world import (
+    CPU,
+    EPOCHS,
+    WAYS,
+    Fault,
+    World,
+    answer,
+    digest,
+    expect_no_parts,
+    expect_same_metrics,
+    expect_same_result,
+    expect_whole,
+)
 
 _MAX_KILLS = 3
 _SLOW_DISK = (0.001,)
@@ -110,8 +122,7 @@ def kill_indexing(world: World, rng: random.Random) -> None:
     outcome.expect_done()
     if answer(outcome) != world.answer:
         raise Lost("a search that was killed and begun again finds something else")
-    if left_over := list(checkpoint.parent.rglob("*.part")):
-        raise Lost(f"left behind: {left_over}")
+    expect_no_parts(checkpoint.parent)
 
 
 def kill_converting(world: World, rng: random.Random) -> None:
@@ -129,6 +140,26 @@ def kill_converting(world: World, rng: random.Random) -> None:
         raise Lost("metrics.json names the hash of another checkpoint")
 
 
+def kill_extension(world: World, rng: random.Random) -> None:
+    """Kill a finished run that goes on with more epochs; its earlier results are there, and never as those of now."""
+    run = world.new_run()
+    shutil.copytree(world.reference, run)
+    before = {name: digest(run / name) for name in ("metrics.json", "model.ckpt")}
+    for _ in range(rng.randint(1, _MAX_KILLS)):
+        program = world.start_extension(run, handicaps={"slow_disk": (0.003,), "slow_steps": (0.02,)})
+        _kill_within(program, rng, 1.2)
+        expect_whole(run)
+        if (run / "metrics.json").exists() and digest(run / "metrics.json") == before["metrics.json"]:
+            if digest(run / "model.ckpt") != before["model.ckpt"]:
+                raise Lost("the metrics are those of an earlier checkpoint")
+        elif {name: digest(run / f"n_epoch_{EPOCHS}" / name) for name in before} != before:
+            raise Lost("what the run had found before it went on is lost")
+    if not (run / "metrics.json").exists() or read_json(run / "metrics.json")["options"]["n_epoch"] == EPOCHS:
+        world.start_extension(run).wait().expect_done()
+    expect_same_result(run, world.extended)
+    expect_no_parts(run)
+
+
 def kill_worker(world: World, rng: random.Random) -> None:
     """Kill a data worker, as the system does when memory is short."""
     run = world.new_run()
@@ -136,14 +167,15 @@ def kill_worker(world: World, rng: random.Random) -> None:
     end = time.monotonic() + rng.uniform(0.3, 2)
     while program.is_running and (time.monotonic() < end or not program.workers()):
         time.sleep(0.002)
-    hurt = False
-    for worker in rng.sample(workers := program.workers(), min(1, len(workers))):
-        os.kill(worker, rng.choice([signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS]))
-        hurt = True
+    # Workers that have only just started still have torch's handlers of the other two.
+    ways = [signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS] if "epoch 0" in program.log else [signal.SIGKILL]
+    workers = program.workers()
+    if workers:
+        os.kill(rng.choice(workers), rng.choice(ways))
     outcome = program.wait()
     program.expect_no_survivors()
     expect_whole(run)
-    if outcome.status == 0 or not hurt:
+    if outcome.status == 0 or not workers:
         outcome.expect_done()
     else:
         outcome.expect_refused("data worker")
@@ -162,5 +194,6 @@ FAULTS = (
     Fault("kill -9 while caching edits", kill_caching, 12, 1),
     Fault("kill -9 while making a search index", kill_indexing, 12, 1),
     Fault("kill -9 while converting", kill_converting, 8, 1),
+    Fault("kill -9 of a finished run that goes on", kill_extension, 15, 1),
     Fault("kill -9 of a data worker", kill_worker, 15, 1),
 )

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -159,6 +160,11 @@ class Starter:
         )
         if self._answer() != "ready":
             raise RuntimeError("the starter of programs does not start")
+
+    @property
+    def memory(self) -> int:
+        """Bytes of addresses that a program has when it starts."""
+        return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
 
     def __enter__(self) -> Starter:
         return self

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -33,22 +34,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="what the moments and places of the faults are drawn from")
     parser.add_argument("--keep", action="store_true", help="keep the files, and say where they are")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # not without tidying up
     folder = Path(tempfile.mkdtemp(prefix="faults"))
     lost: list[str] = []
     print(_ROW.format("fault", "tries", "survived", "lost", ""), flush=True)
-    with Starter(folder / "programs") as starter:
-        world = World(folder / "world", starter)
-        for fault in FAULTS:
-            if options.only in fault.name:
-                result = make_happen(fault, world, options.tries or fault.tries, options.seed)
-                print(_ROW.format(fault.name, result.tries, result.survived, len(result.lost), result.note), flush=True)
-                lost += result.lost
-    for line in lost:
-        print(f"lost: {line}")
-    if options.keep:
-        print(f"files in {folder}")
-    else:
-        shutil.rmtree(folder)
+    try:
+        with Starter(folder / "programs") as starter:
+            world = World(folder / "world", starter)
+            for fault in FAULTS:
+                if options.only in fault.name:
+                    result = make_happen(fault, world, options.tries or fault.tries, options.seed)
+                    counts = (result.tries, result.survived, len(result.lost))
+                    print(_ROW.format(fault.name, *counts, result.note), flush=True)
+                    lost += result.lost
+    finally:
+        for line in lost:
+            print(f"lost: {line}")
+        if options.keep:
+            print(f"files in {folder}")
+        else:
+            shutil.rmtree(folder)
     return 1 if lost else 0
 
 

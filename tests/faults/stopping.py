@@ -84,7 +84,7 @@ def stop_other_programs(world: World, rng: random.Random) -> None:
 
 
 FAULTS = (
-    Fault("SIGINT or SIGTERM while training", stop_training, 30, 2),
+    Fault("SIGINT or SIGTERM while training", stop_training, 30, 1),
     Fault("a second signal", stop_twice, 6, 1),
     Fault("SIGINT or SIGTERM of the other programs", stop_other_programs, 10, 1),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -70,13 +71,11 @@ class World:
 
     def copy_of_data(self) -> SmallDataset:
         """The dataset again, to be damaged."""
-        copy = SmallDataset.__new__(SmallDataset)
-        copy.__dict__.update(self.data.__dict__)
-        root = self.fresh("data")
+        root, data = self.fresh("data"), copy.copy(self.data)
         shutil.copytree(self.data.root / "dataset", root / "dataset")
         for name, path in vars(self.data).items():
-            setattr(copy, name, root / path.relative_to(self.data.root))
-        return copy
+            setattr(data, name, root / path.relative_to(self.data.root))
+        return data
 
     def start_training(
         self, run: Path, way: Sequence[str] = (), data: SmallDataset | None = None, **ills: Any
@@ -93,18 +92,13 @@ class World:
         """The folder of a run that does not exist yet."""
         return (root or self.data.root / "results") / "demo" / "a3prvr" / f"run{next(self._numbers)}"
 
-    def finish(self, run: Path, way: Sequence[str] = ()) -> Outcome:
+    def finish(self, run: Path, way: Sequence[str] = ()) -> None:
         """Train or go on, undisturbed, to the end, and expect what a run that nothing happened to gives."""
         if not (run / "metrics.json").exists():
-            outcome = self.start_training(run, way).wait()
-            outcome.expect_done()
-        else:
-            outcome = Outcome(0, "", "")
+            self.start_training(run, way).wait().expect_done()
         expect_whole(run)
         expect_same_result(run, self.reference)
-        if left_over := [str(path) for path in run.rglob("*.part")]:
-            raise Lost(f"left behind: {left_over}")
-        return outcome
+        expect_no_parts(run)
 
     @cached_property
     def durations(self) -> dict[str, float]:
@@ -133,6 +127,18 @@ class World:
         outcome = self.starter.start("method.search", [*arguments, *place]).wait()
         outcome.expect_done()
         return answer(outcome)
+
+    @cached_property
+    def extended(self) -> Path:
+        """A finished run that went on for one more epoch."""
+        run = self.new_run()
+        shutil.copytree(self.reference, run)
+        self.start_extension(run).wait().expect_done()
+        return run
+
+    def start_extension(self, run: Path, **ills: Any) -> Program:
+        """Start to go on with a finished run, or with one that has begun to go on, for one more epoch."""
+        return self.starter.start("method.train", ["--resume", str(run), *CPU, "--n_epoch", str(EPOCHS + 1)], **ills)
 
     @cached_property
     def stopped(self) -> Path:
@@ -190,6 +196,12 @@ def expect_whole(run: Path) -> None:
             _read(path)
         except Exception as error:
             raise Lost(f"{path.name} is not whole: {error}") from error
+
+
+def expect_no_parts(folder: Path) -> None:
+    """Lost when a file that was being written has been left behind."""
+    if left_over := [str(path) for path in folder.rglob("*.part")]:
+        raise Lost(f"left behind: {left_over}")
 
 
 def _read(path: Path) -> None:

@@ -1,7 +1,9 @@
 """Checkpoints of ours: there and back, and what does not fit is named."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import pytest
 import torch
 
 from method.errors import InputError
+from method.files import sha256
+from method.model.architecture import Architecture
 from method.training.checkpoint import load_model, model_content, stored_options, write_checkpoint
 from tests.world import SMALL, VARIANTS, lively_model
 
@@ -74,26 +78,32 @@ def with_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> dict[str, 
 KEY = "branches.action.key.weight"
 
 
+def as_type(kind: torch.dtype, weights: dict[str, torch.Tensor]) -> None:
+    weights[KEY] = weights[KEY].to(kind)
+
+
 @pytest.mark.parametrize(("content", "message"), [
     (with_weights(lambda w: w.pop(KEY)), f"weights do not fit the model: {KEY} is missing$"),
     (with_weights(lambda w: w.update(extra=torch.ones(1))), "weights do not fit the model: extra is not expected$"),
     (with_weights(lambda w: w.update({KEY: torch.ones(3, 16)})), rf"{KEY} is \(3, 16\), expected \(16, 16\)$"),
-    (with_weights(lambda w: w.update({KEY: w[KEY] * torch.nan})), f"{KEY} holds NaN or infinity$"),
-    (with_weights(lambda w: w.update({KEY: w[KEY].int()})), f"{KEY} is not a plain array of real numbers$"),
-    (with_weights(lambda w: w.update({KEY: w[KEY].to(torch.complex64)})), f"{KEY} is not a plain array"),
-    (with_weights(lambda w: w.update({KEY: w[KEY].to_sparse()})), f"{KEY} is not a plain array"),
+    (with_weights(lambda w: w.update({KEY: w[KEY] * torch.nan})), f"{KEY} holds NaN or infinity in 32 bits$"),
+    (with_weights(lambda w: w.update({KEY: w[KEY].double() * 1e300})), f"{KEY} holds NaN or infinity in 32 bits$"),
+    *(
+        (with_weights(partial(as_type, kind)), rf"{KEY} is of type {kind}, expected real numbers$")
+        for kind in (torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn)
+    ),
     (with_weights(lambda w: w.clear()), "branches.action.frames.input_norm.weight is missing; .* is missing"),
     (altered(model=None), "expected a checkpoint with the weights under 'model'"),
     (altered(model=[1]), "expected a checkpoint with the weights under 'model'"),
     (altered(model={"a": 1}), "expected a checkpoint with the weights under 'model'"),
     (altered(model={1: torch.ones(1)}), "expected a checkpoint with the weights under 'model'"),
-    (altered(epoch="x"), "expected a whole number under 'epoch', found 'x'"),
+    *(
+        (altered(epoch=epoch), f"expected a whole number, at least 0, under 'epoch', found {found}$")
+        for epoch, found in (("x", "'x'"), (-1, "-1"), (2.0, "2.0"), (True, "True"), ([1], "a list"))
+    ),
     (altered(architecture=None), "neither a published checkpoint nor one of ours"),
     (altered(architecture=[1]), "neither a published checkpoint nor one of ours"),
-    (altered(architecture=lambda a: a.pop("heads")), r"architecture fields differ: \['heads'\]"),
-    (altered(architecture=lambda a: a.update(hidden_size="x")), "its architecture cannot be built"),
-    (altered(architecture=lambda a: a.update(hidden_size=-4)), "its architecture cannot be built"),
-    (altered(architecture=lambda a: a.update(offset_groups=0)), "its architecture cannot be built"),
+    (altered(architecture=lambda a: a.pop("heads")), "not the architecture of a model: fields differ: 'heads'$"),
     (altered(options=None), "expected the options of its training under 'options'"),
     (altered(options=[1]), "expected the options of its training under 'options'"),
 ], ids=lambda value: value[:40] if isinstance(value, str) else "")  # fmt: skip
@@ -103,6 +113,98 @@ def test_what_does_not_fit_is_named(tmp_path: Path, content: dict[str, Any], mes
     with pytest.raises(InputError, match=message) as caught:
         load_model(path, SMALL)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, on kinds of tensors that it does not promise yet
+@pytest.mark.parametrize("change", {
+    "sparse": lambda weight: weight.to_sparse(),
+    "sparse rows": lambda weight: weight.to_sparse_csr(),
+    "without content": lambda weight: weight.to("meta"),
+    "nested": lambda weight: torch.nested.nested_tensor([weight[0], weight[1, :3]]),
+    "quantised": lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+    "one number many times": lambda weight: torch.ones(1, 1).expand_as(weight),
+    "overlapping rows": lambda weight: torch.ones(31).as_strided((16, 16), (1, 1)),
+}.values())  # fmt: skip
+def test_tensors_that_are_no_arrays(tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    write_checkpoint(tmp_path / "m.ckpt", with_weights(lambda weights: weights.update({KEY: change(weights[KEY])})))
+    with pytest.raises(InputError, match=rf"m\.ckpt: weights that are no plain arrays of numbers: {KEY}$"):
+        load_model(tmp_path / "m.ckpt", SMALL)
+
+
+SIZES = {"hidden_size", "heads", "query_width", "max_frames", "max_words", "offset_groups", "offset_count"}
+NO_SIZES = [0, -1, 10**9, 10**30, "384", 16.0, True, None, [16], {}]
+NO_ARCHITECTURES: list[tuple[dict[str, Any], str]] = [
+    *(({name: value}, f"{name} is .*, expected a whole number from 1 to") for name in SIZES for value in NO_SIZES),
+    *(({"action_width": value}, "action_width is .*, expected None or a whole number") for value in (0, 10**9, "10")),
+    *(({"dropout": value}, "dropout is .*, expected a fraction") for value in (-0.1, 1.0, float("nan"), "0.1", None)),
+    *(({"offset_scale": value}, "offset_scale is .*, expected a number") for value in (-1, float("inf"), 10**400, "5")),
+    *(({"fusion": value}, "fusion is .*, expected one of none, attention, deformable") for value in ("x", None, [1])),
+    ({"fusion_asks": "x"}, "fusion_asks is 'x', expected one of i3d_q, clip_q, double_q"),
+    ({"fusion_extent": 3}, "fusion_extent is 3, expected one of padded, valid"),
+    ({"object_sees": "rgb"}, "object_sees is 'rgb', expected one of i3d, clip"),
+    ({"fusion_positions": 1}, "fusion_positions is 1, expected True or False"),
+    ({"temperatures": "action"}, "temperatures is 'action', expected names of branches"),
+    ({"temperatures": ("action", "x")}, "temperatures are not those of the branches action, object"),
+    ({"action_width": None}, "branches are object, the fusion is 'deformable'"),
+    ({"action_width": None, "object_width": None, "fusion": "none"}, "branches are none"),
+    ({"heads": 3}, "heads 3 do not divide the hidden_size 16"),
+    ({"fusion_heads": 5}, "fusion_heads 5 do not divide"),
+    ({"offset_groups": 6}, "offset_groups 6 do not divide"),
+    ({"offset_kernel": 4}, "offset_kernel is 4, expected an odd number"),
+    ({"fusion_positions": True, "max_frames": 129}, "max_frames are 129, expected at most 128"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), NO_ARCHITECTURES, ids=lambda value: str(value)[:40])
+def test_what_no_model_can_be_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        Architecture.from_dict({**SMALL.as_dict(), **changes})
+    assert len(str(caught.value)) < 150
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_an_architecture_there_and_back(changes: dict[str, Any]) -> None:
+    architecture = replace(SMALL, **changes)
+    assert Architecture.from_dict(architecture.as_dict()) == architecture
+
+
+def test_a_huge_architecture_costs_no_memory(tmp_path: Path) -> None:
+    """What a few bytes declare is compared with the weights before a model of that size is made."""
+    write_checkpoint(tmp_path / "m.ckpt", altered(architecture=lambda a: a.update(hidden_size=1 << 20)))
+    with pytest.raises(InputError, match=r"key\.weight is \(16, 16\), expected \(1048576, 1048576\)"):
+        load_model(tmp_path / "m.ckpt", SMALL)
+
+
+def before_loading(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    load = torch.load
+
+    def acted(*arguments: Any, **named: Any) -> Any:
+        act()
+        return load(*arguments, **named)
+
+    monkeypatch.setattr(torch, "load", acted)
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a training does: digest, epoch and weights are those of one file."""
+    path, other = tmp_path / "m.ckpt", tmp_path / "other.ckpt"
+    write_checkpoint(path, model_content(lively_model(), 1, OPTIONS))
+    write_checkpoint(other, model_content(lively_model(), 22, OPTIONS))
+    first, second = sha256(path), sha256(other)
+    before_loading(monkeypatch, lambda: shutil.copy(other, tmp_path / "copy") and (tmp_path / "copy").replace(path))
+    assert (loaded := load_model(path, SMALL)).epoch == 1
+    assert loaded.sha256 == first
+    assert (loaded := load_model(path, SMALL)).epoch == 22
+    assert loaded.sha256 == second
+
+
+def test_a_checkpoint_that_is_written_to_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.ckpt"
+    write_checkpoint(path, model_content(lively_model(), 1, OPTIONS))
+    content = path.read_bytes()
+    before_loading(monkeypatch, lambda: path.write_bytes(content))
+    with pytest.raises(InputError, match=r"m\.ckpt: written to while it was read; try again$"):
+        load_model(path, SMALL)
 
 
 def test_all_that_does_not_fit_is_listed(tmp_path: Path) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from method.errors import InputError, Stopped
 from method.evaluate import SplitEvaluator
-from method.files import read_json
+from method.files import read_json, sha256, write_json
 from method.run_folder import RunFolder
-from method.training.checkpoint import read_checkpoint
+from method.training.checkpoint import read_checkpoint, write_checkpoint
 from tests.runs import EPOCHS, STEPS, Crash, Interruption, assert_same_run, crash, send
 from tests.small_dataset import SmallDataset, history, run_train
 
@@ -147,13 +150,33 @@ def test_changed_options_are_refused_by_name(finished: Path, change: list[str], 
     RunFolder(run).close()  # the refused attempt keeps no lock
 
 
-def test_more_epochs_go_on_with_a_finished_run(finished: Path) -> None:
+def test_more_epochs_go_on_with_a_finished_run(finished: Path, interrupt: Interruption) -> None:
+    """What it had found is put aside before anything changes, so that nobody takes it for the longer run's."""
     run = copy_of(finished, "longer")
-    run_train(["--resume", str(run), "--device", "-1", "--n_epoch", str(EPOCHS + 2)])
+    results = {name: (run / name).read_bytes() for name in ("metrics.json", "scores.npz", "model.ckpt")}
+    interrupt.at(0, crash)
+    with pytest.raises(Crash):
+        run_train(["--resume", str(run), "--device", "-1", "--n_epoch", str(EPOCHS + 2)])
+    assert {name: (run / f"n_epoch_{EPOCHS}" / name).read_bytes() for name in results} == results
+    assert not (run / "metrics.json").exists()
+    assert not (run / "scores.npz").exists()
+    interrupt.over()
+    run_train(["--resume", str(run), "--device", "-1"])
     rows = history(run)
     assert rows[:EPOCHS] == history(finished)
     assert [row["epoch"] for row in rows] == list(range(EPOCHS + 2))
     assert read_json(run / "metrics.json")["options"]["n_epoch"] == EPOCHS + 2
+    assert read_json(run / "metrics.json")["checkpoint"]["sha256"] == sha256(run / "model.ckpt")
+    assert {name: (run / f"n_epoch_{EPOCHS}" / name).read_bytes() for name in results} == results
+
+
+def test_a_finished_run_without_its_state_is_not_begun_again(finished: Path) -> None:
+    run = copy_of(finished, "without state")
+    (run / "last.ckpt").unlink()
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    with pytest.raises(InputError, match=r"last\.ckpt: no such file, and without it a finished run cannot be gone on"):
+        run_train(["--resume", str(run), "--device", "-1", "--n_epoch", str(EPOCHS + 2)])
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_finished_run_is_never_overwritten(shared: SmallDataset, finished: Path) -> None:
@@ -184,6 +207,80 @@ def test_two_runs_in_one_folder(shared: SmallDataset, interrupt: Interruption) -
         run_train(["--resume", str(run), "--device", "-1"])
     interrupt.over()
     assert run_train(["--resume", str(run), "--device", "-1"]) == run
+
+
+def with_progress(**changes: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda state: state["progress"].update(changes)
+
+
+def with_moment(change: Callable[[torch.Tensor], Any]) -> Callable[[dict[str, Any]], Any]:
+    def changed(state: dict[str, Any]) -> None:
+        moments = state["optimizer"]["state"][0]
+        moments["first_moment"] = change(moments["first_moment"])
+
+    return changed
+
+
+def with_group(**changes: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda state: state["optimizer"]["param_groups"][0].update(changes)
+
+
+NO_STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "epoch before the first": with_progress(epoch=-1, history=[]),
+    "an epoch far away": with_progress(epoch=1 << 40),
+    "epoch as text": with_progress(epoch="2"),
+    "step behind the last": with_progress(step=STEPS + 1),
+    "step before the first": with_progress(step=-1),
+    "best epoch to come": with_progress(best_epoch=EPOCHS),
+    "history of other epochs": with_progress(history=[]),
+    "history of texts": with_progress(history=["a", "b", "c"]),
+    "history with arrays": lambda state: state["progress"]["history"][0].update(losses=torch.ones(1)),
+    "losses as text": with_progress(step=1, terms={"nce": "1"}),
+    "unknown progress": with_progress(extra=1),
+    "moment as text": with_moment(lambda moment: "x"),
+    "moment of another shape": with_moment(lambda moment: moment[None]),
+    "moment with NaN": with_moment(lambda moment: moment * torch.nan),
+    "complex moment": with_moment(lambda moment: moment.to(torch.complex64)),
+    "moment of whole numbers": with_moment(lambda moment: moment.int()),
+    "sparse moment": with_moment(lambda moment: moment.to_sparse()),
+    "moment without content": with_moment(lambda moment: moment.to("meta")),
+    "more updates than steps": with_group(step=EPOCHS * STEPS + 1),
+    "updates as text": with_group(step="9"),
+    "another weight decay": with_group(weight_decay="0.1"),
+    "no groups": lambda state: state["optimizer"].update(param_groups=[]),
+    "no random numbers": lambda state: state.update(random={0: {}}),
+    "random numbers as text": lambda state: state["random"][0].update(torch="x"),
+}
+
+
+@pytest.mark.parametrize("change", NO_STATES.values(), ids=NO_STATES)
+def test_a_state_that_no_training_has_is_refused(finished: Path, tmp_path: Path, change: Callable[..., Any]) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    (run / "metrics.json").unlink()
+    state = read_checkpoint(run / "last.ckpt")
+    change(state)
+    write_checkpoint(run / "last.ckpt", state)
+    with pytest.raises(InputError, match=r"last\.ckpt: not a state that the training can go on with \(") as caught:
+        run_train(["--resume", str(run), "--device", "-1"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("bsz", None, "bsz: expected one value, found None"),
+    ("bsz", [5] * 9, "bsz: expected one value, found a list"),
+    ("bsz", "five", "bsz: expected a value of type int, found 'five'"),
+    ("bsz", 10**400, "--bsz a number of more than 60 digits: expected a number below"),
+    ("lr", {}, "lr: expected one value, found a dict"),
+    ("flow_feat", "maybe", "flow_feat: expected true or false, found 'maybe'"),
+], ids=str)  # fmt: skip
+def test_options_that_no_run_has_are_refused(
+    finished: Path, tmp_path: Path, name: str, value: object, message: str
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    write_json(run / "opt.json", {**read_json(run / "opt.json"), name: value})
+    where = "" if message.startswith("--") else f"{re.escape(str(run))}: "
+    with pytest.raises(InputError, match=f"^{where}{message}"):
+        run_train(["--resume", str(run), "--device", "-1", "--n_epoch", str(EPOCHS + 1)])
 
 
 def test_resume_of_nothing(shared: SmallDataset, tmp_path: Path) -> None:

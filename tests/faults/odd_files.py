@@ -1,0 +1,181 @@
+"""Pipes, devices, links and folders where files should be, text that grows or nests without end, and odd names."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from method import config
+from tests.faults.programs import Lost, Outcome, Program
+from tests.faults.world import CPU, EPOCHS, Fault, World, expect_same_metrics, expect_same_result, expect_whole
+
+_LINE = 5_000  # characters that a message may have at most: it shows no content of a file at length
+
+# What can stand in a file's place.
+_ODD: dict[str, Callable[[Path], object]] = {
+    "a pipe": os.mkfifo,
+    "a folder": lambda path: path.mkdir(),
+    "a folder with a file": lambda path: (path / "file").mkdir(parents=True),
+    "endless zeros": lambda path: path.symlink_to("/dev/zero"),
+    "a device without content": lambda path: path.symlink_to("/dev/null"),
+    "a link to itself": lambda path: path.symlink_to(path),
+    "a link to nothing": lambda path: path.symlink_to(path.with_name("nothing") / "there"),
+    "an empty file": lambda path: path.touch(),
+}
+
+
+def put(path: Path, rng: random.Random) -> str:
+    """Put something odd in the place of a file or folder; returns what."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    what = rng.choice(list(_ODD))
+    _ODD[what](path)
+    return f"{what} for {path.name}"
+
+
+def odd_file_of_a_run(world: World, rng: random.Random) -> None:
+    """Something odd in the place of a file of a run that goes on: done as ever, or refused by name."""
+    run = world.new_run()
+    shutil.copytree(world.stopped, run)
+    names = ["last.ckpt", "model.ckpt", "opt.json", "history.jsonl", "train.log", "tensorboard", "scores.npz"]
+    what = put(run / rng.choice(names), rng)
+    outcome = world.starter.start("method.train", ["--resume", str(run), *CPU]).wait()
+    if _is_done(outcome, what, run):
+        expect_same_result(run, world.reference)
+
+
+def odd_file_of_the_data(world: World, rng: random.Random) -> None:
+    """Something odd in the place of a file of the dataset, of an encoder or of a cache."""
+    data, run = world.copy_of_data(), world.new_run()
+    cache, encoder = world.fresh("cache"), world.fresh("encoder")
+    shutil.copytree(world.cache, cache)
+    shutil.copytree(world.text_encoder, encoder)
+    train = data.flags("--n_epoch", "1", "--description", run.name)
+    program: Callable[[], Program]
+    path, program = rng.choice([
+        *((path, lambda: world.starter.start("method.train", train)) for path in _files_of(data.root / "dataset")),
+        *((path, lambda: world.start_with_cache(cache)) for path in sorted(cache.glob("[!.]*"))),
+        *((path, lambda: world.start_caching(world.fresh("cache"), encoder=encoder)) for path in _files_of(encoder)),
+    ])  # fmt: skip
+    what = put(path, rng)
+    _is_done(program().wait(), what, path, data.root, encoder)
+
+
+def odd_checkpoint(world: World, rng: random.Random) -> None:
+    """Something odd as a checkpoint, or in the place of a search index."""
+    path, run = world.fresh("model.ckpt"), world.new_run()
+    search = ["--eval_ckpt", str(path), "--query_id", "E00#enc#0", "--json", *CPU]
+    evaluate = world.data.flags("--eval_ckpt", str(path), "--description", run.name)
+    if rng.random() < 0.5:
+        what = put(path, rng)
+        convert = [str(path), f"{path}.other"]
+        programs = [("method.evaluate", evaluate), ("method.search", search), ("utils.convert_checkpoint", convert)]
+        program, arguments = rng.choice(programs)
+    else:
+        shutil.copy(world.reference / "model.ckpt", path)
+        index = path.with_name(f"{path.name}.index")
+        if rng.random() < 0.7:
+            index.mkdir()
+            index /= "test.pt"
+        what = put(index, rng)
+        program, arguments = "method.search", search
+    _is_done(world.starter.start(program, arguments).wait(), what, path)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """All files below a folder but those of its caches, which programs make themselves."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.parent.suffix != ".cache")
+
+
+_LAUGHS = "lr: &a [1, 1]\n" + "".join(
+    f"{flag}: &{own} [{', '.join([f'*{other}'] * 9)}]\n"
+    for flag, own, other in zip(("wd", "drop", "bsz", "seed", "margin", "n_heads"), "bcdefg", "abcdef", strict=True)
+)
+# Files in JSON or YAML that would cost a careless reader its memory, its stack, its time or its safety.
+_TEXTS: dict[str, str] = {
+    "lists in lists": "[" * 200_000,
+    "objects in objects": '{"a": ' * 100_000,
+    "a number of many digits": '{"n_epoch": ' + "9" * 10_000 + "}",
+    "a number of many hexadecimal digits": "n_epoch: 0x" + "f" * 5_000,
+    "a number in base 60": "bsz: " + "1:" * 3_000 + "1",
+    "text as long as a number": "exp_id: 0x" + "f" * 5_000,
+    "lists of lists of the same lists": _LAUGHS,
+    "a list that holds itself": "bsz: &a [*a]",
+    "a call": "bsz: !!python/object/apply:os.system ['touch CANARY']",
+    "a name of Python": "bsz: !!python/name:os.system",
+    "no text that names a file": '{"exp_id": "\\ud800", "dataset_name": "demo", "results_root": "a\\u0000b"}',
+    "numbers that are none": '{"lr": NaN, "n_epoch": 1e999, "dataset_name": "demo"}',
+    "nothing": "",
+    "null": "null",
+    "a number": "1",
+    "a long text": '{"dataset_name": "' + "x" * 1_000_000 + '"}',
+    "another encoding": '{"a": 1}\x00',
+    "steps upwards": '{"dataset_name": "../../../../etc/passwd"}',
+}
+
+
+def text_without_end(world: World, rng: random.Random) -> None:
+    """Such text as a dataset's options, a run's, a vocabulary, the moments, or what a cache was made from."""
+    what, data, canary = rng.choice(list(_TEXTS)), world.copy_of_data(), world.fresh("canary")
+    text = _TEXTS[what].replace("CANARY", str(canary))
+    run, cache, configs = world.new_run(), world.fresh("cache"), world.fresh("configs")
+    shutil.copytree(world.stopped, run)
+    shutil.copytree(world.cache, cache)
+    shutil.copytree(config.CONFIGS, configs)
+    start, train = world.starter.start, data.flags("--n_epoch", "1", "--description", run.name)
+    places: list[tuple[Path, Callable[[], Program]]] = [
+        (configs / "demo.yaml", lambda: start("method.train", train, {"configs_in": (str(configs),)})),
+        (run / "opt.json", lambda: start("method.train", ["--resume", str(run), *CPU])),
+        (data.train_txt.with_name("demoval.moments.jsonl"), lambda: start("method.train", train)),
+        (cache / "cache.json", lambda: world.start_with_cache(cache)),
+        *((path, lambda: world.start_with_cache(cache, data)) for path in sorted(data.train_txt.parent.glob("*.json"))),
+    ]
+    path, program = rng.choice(places)
+    path.write_text(text)
+    _is_done(program().wait(), f"{what} as {path.name}")
+    if canary.exists():
+        raise Lost(f"{what} as {path.name} has been run")
+
+
+def odd_names(world: World, rng: random.Random) -> None:
+    """Folders whose names are no UTF-8, or have what shells, terminals and patterns understand."""
+    name = rng.choice(
+        ["caf\udce9\udcff", "two\nlines", "tab\t", "quo'te\"", "-x", "$HOME", "[a-z]*", "\x1b[31m", "風 "]
+    )
+    run = world.new_run(world.fresh(name)).with_name(name)
+    place = ("--results_root", str(run.parents[2]), f"--description={name}", "--n_epoch", str(EPOCHS))
+    world.starter.start("method.train", world.data.flags(*place)).wait().expect_done()
+    expect_whole(run)
+    expect_same_result(run, world.reference)
+    again = world.new_run()
+    evaluate = ["--eval_ckpt", str(run / "model.ckpt"), f"--description={again.name}", *CPU, "--save_scores"]
+    world.starter.start("method.evaluate", evaluate).wait().expect_done()
+    expect_same_metrics(run.with_name(again.name), world.reference)
+
+
+def _is_done(outcome: Outcome, what: str, *mentioned: object) -> bool:
+    """Whether the program did what it should in spite of it. Lost unless it did, or refused in one line of its own."""
+    try:
+        if outcome.status == 0:
+            outcome.expect_done()
+            return True
+        outcome.expect_refused(*mentioned)
+        if len(outcome.last_line) > _LINE:
+            raise Lost(f"a line of {len(outcome.last_line)} characters")
+    except Lost as harm:
+        raise Lost(f"{what}: {harm}") from harm
+    return False
+
+
+FAULTS = (
+    Fault("no file in the place of a run's", odd_file_of_a_run, 40, 1),
+    Fault("no file in the place of the data's", odd_file_of_the_data, 60, 1),
+    Fault("no file in the place of a checkpoint", odd_checkpoint, 40, 2),
+    Fault("text that grows or nests without end", text_without_end, 60, 3),
+    Fault("folders with odd names", odd_names, 12, 1),
+)
