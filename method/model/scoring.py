@@ -38,13 +38,14 @@ def similarity(keys: Ragged, queries_QD: Tensor) -> Similarity:
     dots_NQ = (keys.values @ queries_QD.t()).float()
     key_norms_N1 = keys.values.float().norm(dim=-1, keepdim=True).clamp(min=1e-12)
     query_norms_Q = queries_QD.float().norm(dim=-1).clamp(min=1e-12)
-    layout = keys.layout
     with torch.no_grad():  # the frames are found first, so that gradients are kept of their scores alone
-        raw_row_BQ = layout.starts_B[:, None] + best_frames(dots_NQ, layout)
-        best_frame_BQ = best_frames(dots_NQ / key_norms_N1, layout)
-        row_BQ = layout.starts_B[:, None] + best_frame_BQ
-    cosine_BQ = dots_NQ.gather(0, row_BQ) / (key_norms_N1[:, 0][row_BQ] * query_norms_Q)
-    return Similarity(cosine_BQ.t(), dots_NQ.gather(0, raw_row_BQ).t(), best_frame_BQ.t())
+        starts_B1 = keys.layout.starts_B[:, None]
+        best_frame_BQ = best_frames(dots_NQ / key_norms_N1, keys.layout)
+        row_BQ = starts_B1 + best_frame_BQ
+        raw_row_BQ = starts_B1 + best_frames(dots_NQ, keys.layout)
+    of_cosine_BQ, raw_BQ = dots_NQ.gather(0, torch.cat([row_BQ, raw_row_BQ])).chunk(2)
+    cosine_BQ = of_cosine_BQ / (key_norms_N1[:, 0][row_BQ] * query_norms_Q)
+    return Similarity(cosine_BQ.t(), raw_BQ.t(), best_frame_BQ.t())
 
 
 def best_frames(scores_NQ: Tensor, layout: Layout) -> Tensor:
@@ -52,7 +53,7 @@ def best_frames(scores_NQ: Tensor, layout: Layout) -> Tensor:
     scores_BLQ = layout.pad(scores_NQ)
     if not layout.is_dense:
         scores_BLQ = scores_BLQ.masked_fill(~layout.real_BL[..., None], -torch.inf)
-    return scores_BLQ.argmax(dim=1)
+    return scores_BLQ.max(dim=1).indices
 
 
 def normalized(keys: Ragged) -> Ragged:
