@@ -45,12 +45,15 @@ class KeptScores:
                 self._files[name].write(scores_qV.contiguous().cpu().numpy().data)
 
     def read(self) -> dict[str, Scores]:
-        """All scores, to be read from the disk when they are used."""
+        """All scores, to be read from the disk when they are used; no more can be written."""
+        scores: dict[str, Scores] = {}
         with self._named():
-            for file in self._files.values():
+            for name, file in self._files.items():
                 file.flush()
                 os.fsync(file.fileno())  # a disk that fails shall say so now and not make zeros of scores
-        return {name: np.memmap(file, np.float32, "r", shape=self.shape) for name, file in self._files.items()}
+                scores[name] = np.memmap(file, np.float32, "r", shape=self.shape)
+                file.close()
+        return scores
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
