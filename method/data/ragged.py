@@ -213,6 +213,8 @@ class Ragged:
 
     def split(self, counts: Sequence[int]) -> list[Ragged]:
         """Parts with so many sequences each."""
+        if len(counts) == 1:
+            return [self]
         ends = list(accumulate(counts, initial=0))
         lengths = [self.layout.lengths[first:end] for first, end in pairwise(ends)]
         real = [self.layout.real[first:end] for first, end in pairwise(ends)]

@@ -28,20 +28,21 @@ class Samples:
     """
 
     def __init__(self, rows_KD: Tensor, places_nG2: Tensor, shares_nG2: Tensor) -> None:
-        self._rows_KD = rows_KD
+        self._rows_KD, self._places_nG2, self._shares_nG2 = rows_KD, places_nG2, shares_nG2
         self._groups = places_nG2.shape[1]
-        self._is_made = rows_KD.is_cuda  # matrix products are cheap there, and sums of scattered rows are not
-        first_G1 = torch.arange(self._groups, device=rows_KD.device)[:, None] * len(rows_KD)
-        self._sums = Sums((places_nG2 + first_G1).flatten(1), shares_nG2.flatten(1))
-        self._places_nG2, self._shares_nG2 = places_nG2, shares_nG2
 
     def through(self, layer: nn.Linear) -> Tensor:
         """What a linear layer makes of the samples, (n, O)."""
-        if self._is_made:
+        if self._rows_KD.is_cuda:  # matrix products are cheap there, and sums of scattered rows are not
             return F.linear(self.made, layer.weight, layer.bias)
         rows_GKd = self._rows_KD.unflatten(1, (self._groups, -1)).transpose(0, 1)
         layer_GdO = layer.weight.t().unflatten(0, (self._groups, -1))
         return self._sums.of(torch.bmm(rows_GKd, layer_GdO).flatten(0, 1).float()) + layer.bias
+
+    @cached_property
+    def _sums(self) -> Sums:
+        first_G1 = torch.arange(self._groups, device=self._rows_KD.device)[:, None] * len(self._rows_KD)
+        return Sums((self._places_nG2 + first_G1).flatten(1), self._shares_nG2.flatten(1))
 
     @cached_property
     def made(self) -> Tensor:
