@@ -15,8 +15,7 @@ python="$(find_python)"
 neg_query_loss="${NEG_QUERY_LOSS:-}"
 
 # Dimensions of the features and paths stand in configs/activitynet.yaml.
-exec "$python" ${NPROC:+-m torch.distributed.run --standalone --nproc_per_node "$NPROC"} \
-  "$repository/method/train.py" \
+start_training "$python" \
   --dataset_name activitynet \
   --root_path "${ROOT_PATH:-$repository}" \
   --exp_id a3prvr \

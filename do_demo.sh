@@ -14,8 +14,7 @@ world="$repository/demo"
 "$python" "$repository/utils/make_demo_dataset.py" --out "$world" --tiny_roberta
 
 run="$(date +%Y-%m-%d_%H-%M-%S)"
-"$python" ${NPROC:+-m torch.distributed.run --standalone --nproc_per_node "$NPROC"} \
-  "$repository/method/train.py" \
+(start_training "$python" \
   --dataset_name demo \
   --root_path "$world" \
   --exp_id a3prvr \
@@ -33,7 +32,7 @@ run="$(date +%Y-%m-%d_%H-%M-%S)"
   --hard_negative_start_epoch 8 \
   --num_workers 1 \
   --report \
-  "$@"
+  "$@")
 
 # Flags given here may have sent the run elsewhere; train.py has said where.
 metrics="$world/results/demo/a3prvr/$run/metrics.json"

@@ -5,7 +5,6 @@ Machines are shared and noisy, so that a ratio of two things timed in turn says 
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -13,20 +12,15 @@ from pathlib import Path
 
 import torch
 
+from method import hardware
 from method.model.precision import use_quickest_products
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def machine() -> str:
     """The device that is measured, in words."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    names = [line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def _cpu_info() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+    return hardware.machine(DEVICE)
 
 
 def alternate(
@@ -91,10 +85,7 @@ def compare(seconds: Mapping[str, list[float]], baseline: str) -> str:
 
 def peak_memory_mb() -> float:
     """Largest memory that this process, or on a GPU its tensors, have held so far or since a reset, in MiB."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status").read_text()
-    return float(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+    return hardware.memory_mb(DEVICE)
 
 
 def reset_peak_memory() -> None:

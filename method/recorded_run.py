@@ -18,10 +18,11 @@ from method.errors import Ended, Stopped
 from method.evaluate import SplitEvaluator, recalls
 from method.evaluation.evaluate import Evaluation
 from method.files import write_text
+from method.hardware import memory_mb
 from method.run_folder import BEST, LAST
 from method.training.checkpoint import Loaded, load_model, model_content, write_checkpoint
 from method.training.loop import Training
-from method.training.monitor import EVERY, Monitor, memory_mb
+from method.training.monitor import EVERY, Monitor
 from method.training.signals import StopRequests
 
 log = logging.getLogger(__name__)

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the launchers. Sets `repository`, this repository's folder, and defines `find_python`.
+# Sourced by the launchers. Sets `repository`, this repository's folder, and defines `find_python` and `start_training`.
 
 repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -17,6 +17,14 @@ find_python() {
   candidate="${PYTHON:-python3}"
   echo "error: expected Python 3.10 or newer, found $candidate: $("$candidate" --version 2>&1 | tail -n 1)" >&2
   return 2
+}
+
+# Become the training with this Python and these flags, of NPROC processes where that is set.
+start_training() {
+  local python="$1"
+  shift
+  exec "$python" ${NPROC:+-m torch.distributed.run --standalone --nproc_per_node "$NPROC"} \
+    "$repository/method/train.py" "$@"
 }
 
 # Threads that wait sleep: where several programs share few cores, ones that spin slow each other down tenfold.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
+
+from method.hardware import processor
 
 PRECISIONS = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,7 +43,9 @@ def use_quickest_products(device: torch.device) -> None:
     uses all of them, and may round to bf16 where the hardware has units for that; whether it does is tried, and then
     the default stays.
     """
-    if device.type != "cpu" or _cpu_vendor() != "AuthenticAMD" or torch.get_float32_matmul_precision() != "highest":
+    if device.type != "cpu" or processor("vendor_id") != "AuthenticAMD":
+        return
+    if torch.get_float32_matmul_precision() != "highest":
         return
     torch.set_float32_matmul_precision("medium")
     if not _products_are_exact():
@@ -53,9 +56,3 @@ def _products_are_exact() -> bool:
     left, right = torch.randn(2, 384, 384, generator=torch.Generator().manual_seed(0))
     exact = left.double() @ right.double()
     return bool((left @ right - exact).norm() < 1e-5 * exact.norm())  # bf16 would be off by a thousandth
-
-
-def _cpu_vendor() -> str:
-    description = Path("/proc/cpuinfo")
-    lines = description.read_text().splitlines() if description.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")

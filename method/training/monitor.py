@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -139,14 +138,3 @@ class Monitor:
 def _utf8(text: str) -> str:
     """Text in which bytes of a file's name that are no UTF-8 are escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def memory_mb(device: torch.device) -> float:
-    """Largest memory held so far, in MiB: of tensors on a GPU, of the process elsewhere (0 where it cannot be told)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0.0
-    peak = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), "VmHWM: 0")
-    return float(peak.split()[1]) / 1024

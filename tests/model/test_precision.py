@@ -20,7 +20,7 @@ def products_as_before() -> Iterator[None]:
 
 
 def test_products_stay_exact_on_whatever_this_processor_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_cpu_vendor", lambda: "AuthenticAMD")
+    monkeypatch.setattr(precision, "processor", {"vendor_id": "AuthenticAMD"}.get)
     use_quickest_products(CPU)
     left, right = torch.randn(300, 500), torch.randn(500, 200)
     exact = left.double() @ right.double()
@@ -28,7 +28,7 @@ def test_products_stay_exact_on_whatever_this_processor_is(monkeypatch: pytest.M
 
 
 def test_a_processor_that_would_round_keeps_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_cpu_vendor", lambda: "AuthenticAMD")
+    monkeypatch.setattr(precision, "processor", {"vendor_id": "AuthenticAMD"}.get)
     monkeypatch.setattr(precision, "_products_are_exact", lambda: False)
     use_quickest_products(CPU)
     assert torch.get_float32_matmul_precision() == "highest"
@@ -49,6 +49,6 @@ def test_rounding_to_bf16_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("vendor", "device"), [("GenuineIntel", CPU), ("", CPU), ("AuthenticAMD", "cuda")])
 def test_elsewhere_nothing_changes(vendor: str, device: torch.device | str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_cpu_vendor", lambda: vendor)
+    monkeypatch.setattr(precision, "processor", {"vendor_id": vendor}.get)
     use_quickest_products(torch.device(device))
     assert torch.get_float32_matmul_precision() == "highest"

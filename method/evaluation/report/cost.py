@@ -5,12 +5,10 @@ Letters: Q captions, V videos.
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from method.data.check import Split
 from method.data.ragged import Ragged
 from method.evaluation.corpus import Corpus, QuerySet, Scorer
 from method.evaluation.evaluate import Evaluation
+from method.hardware import machine
 from method.model.precision import autocast
 from method.model.retrieval import RetrievalModel
 
@@ -66,19 +65,6 @@ def multiply_adds(run: Callable[[], object]) -> int:
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run()
     return int(counter.get_total_flops()) // 2
-
-
-def machine(device: torch.device) -> str:
-    """The hardware that times hold for."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    names = []
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def milliseconds(run: Callable[[], object], device: torch.device) -> float:
