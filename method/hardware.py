@@ -1,4 +1,8 @@
-"""The machine that a program runs on: its processor, and the memory that the program has taken."""
+"""The machine that a program runs on: how it is best used, what it is called, and the memory that was taken of it.
+
+A GPU works through a queue. A program that asks it for a number waits until the queue is empty, and the GPU then waits
+for the program: on the way of a training step nothing is asked for, and what is sent is sent by `sent`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,48 @@ import platform
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Whether a device has memory of its own and works through a queue while the program goes on."""
+    return device.type == "cuda"
+
+
+def likes_large_kernels(tensor: Tensor) -> bool:
+    """Whether what is computed of a tensor is quickest in few large operations that keep all for the backward pass.
+
+    So it is on a GPU, and on a CPU in pieces that fit its cache. Call it as `hardware.likes_large_kernels`: tests put
+    another in its place, to have a CPU compute as a GPU does.
+    """
+    return is_gpu(tensor.device)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, where it arrives in the order of the queue; the program does not wait for that.
+
+    From memory that is not page-locked the copy of more than 64 KB would wait for the work that is under way.
+    """
+    if is_gpu(device) and not is_gpu(tensor.device):
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class Arriving:
+    """Numbers on their way from a device, whose queue the program can go on to fill before it reads them."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._numbers = numbers.detach().to("cpu", non_blocking=True)  # into page-locked memory
+        self._arrived: torch.cuda.Event | None = None
+        if is_gpu(numbers.device):
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(numbers.device))
+
+    def read(self) -> list[float]:
+        """The numbers; waits for what they are made from, and for nothing that was handed out later."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._numbers.tolist()
 
 
 def machine(device: torch.device) -> str:

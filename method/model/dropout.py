@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from method import hardware
+
 
 def dropout(values: Tensor, probability: float, training: bool) -> Tensor:
     """Set each value to zero with a probability, independently, and divide the others by what is left of 1."""
-    if not training or probability == 0 or values.is_cuda:
+    if not training or probability == 0 or hardware.likes_large_kernels(values):
         return F.dropout(values, probability, training)
     dropped: Tensor = _Dropout.apply(values, probability)
     return dropped
@@ -26,7 +28,7 @@ def dropout(values: Tensor, probability: float, training: bool) -> Tensor:
 
 def relu_dropout(values: Tensor, probability: float, training: bool) -> Tensor:
     """`dropout(relu(values))` in the memory of `values`, a fresh result (no view) that nothing else reads."""
-    if not training or probability == 0 or values.is_cuda:
+    if not training or probability == 0 or hardware.likes_large_kernels(values):
         return F.dropout(F.relu(values), probability, training)
     dropped: Tensor = _ReluDropout.apply(values, probability)
     return dropped

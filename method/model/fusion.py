@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from method import hardware
 from method.data.ragged import Layout, Ragged
 from method.model.architecture import Architecture, Extent
 from method.model.dropout import dropout, relu_dropout
@@ -39,7 +40,8 @@ class FeedForward(nn.Module):
     def forward(self, rows_ND: Tensor, attended_ND: Tensor) -> Tensor:
         """Add what was attended to and transform each row by itself; (N, D)."""
         rows_ND = self.attended_norm(rows_ND + attended_ND)
-        parts = rows_ND.split(len(rows_ND) if rows_ND.is_cuda else ROWS_TRANSFORMED_AT_ONCE)
+        at_once = len(rows_ND) if hardware.likes_large_kernels(rows_ND) else ROWS_TRANSFORMED_AT_ONCE
+        parts = rows_ND.split(at_once)
         return self.output_norm(rows_ND + torch.cat([recomputed(self._transform, part) for part in parts]))
 
     def _transform(self, rows_ND: Tensor) -> Tensor:
@@ -223,7 +225,7 @@ def _like(values_N: Tensor, other: Tensor) -> Tensor:
 
 def _videos_at_once(asking: Layout, answering: Layout) -> list[int]:
     """How many videos to take at a time: on a CPU those with ROWS_AT_ONCE rows together, so that they fit its cache."""
-    if asking.owner_N.is_cuda:
+    if hardware.likes_large_kernels(asking.owner_N):
         return [len(asking.lengths)]
     counts, asked, read = [0], 0, 0
     for more_asked, more_read in zip(asking.lengths, answering.lengths, strict=True):

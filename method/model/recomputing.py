@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from method import hardware
+
 
 def recomputed(function: Callable[..., Tensor], rows: Tensor, *others: Any) -> Tensor:
     """`function(rows, *others)`; on a CPU nothing of what it computes on the way is kept.
@@ -15,7 +17,7 @@ def recomputed(function: Callable[..., Tensor], rows: Tensor, *others: Any) -> T
     For what is a small part of a step's time and a large part of its memory, a piece of a batch at a time: together it
     makes a step a sixth slower and halves its memory. A GPU keeps everything.
     """
-    if rows.is_cuda or not rows.requires_grad:
+    if hardware.likes_large_kernels(rows) or not rows.requires_grad:
         return function(rows, *others)
     result: Tensor = checkpoint(function, rows, *others, use_reentrant=False)
     return result

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from method import hardware
+
 
 class Samples:
     """Samples of rows, each group of channels read from two rows.
@@ -33,7 +35,7 @@ class Samples:
 
     def through(self, layer: nn.Linear) -> Tensor:
         """What a linear layer makes of the samples, (n, O)."""
-        if self._rows_KD.is_cuda:  # matrix products are cheap there, and sums of scattered rows are not
+        if hardware.likes_large_kernels(self._rows_KD):  # products are cheap there, sums of scattered rows not
             return F.linear(self.made, layer.weight, layer.bias)
         rows_GKd = self._rows_KD.unflatten(1, (self._groups, -1)).transpose(0, 1)
         layer_GdO = layer.weight.t().unflatten(0, (self._groups, -1))
