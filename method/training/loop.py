@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from method import hardware
 from method.data.batch import EpochBatches, VideoBatch
 from method.data.edited_queries import EditedQueries, NegativeSource
 from method.distributed import ALONE, Processes
@@ -126,13 +127,15 @@ class Training:
         with self.stopwatch.part("forward"):
             terms = self._losses(share_of(self.processes, batch.to(self.device), edits), edits)
             loss = total(terms)
-        values = dict(zip(terms, torch.stack(list(terms.values())).detach().tolist(), strict=True))
-        if not all(math.isfinite(value) for value in values.values()):
-            self._refuse(values, batch)
+            arriving = hardware.Arriving(torch.stack(list(terms.values())))
         with self.stopwatch.part("backward"):
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
             self.processes.add_gradients(self.model.parameters())
+        # Read only now: a GPU is busy with the backward pass meanwhile, and nothing has been updated yet.
+        values = dict(zip(terms, arriving.read(), strict=True))
+        if not all(math.isfinite(value) for value in values.values()):
+            self._refuse(values, batch)
         with self.stopwatch.part("optimizer"):
             if self.settings.grad_clip > 0:
                 self.scaler.unscale_(self.optimizer)
@@ -160,10 +163,11 @@ class Training:
             # With both kinds each branch gets its own: verbs the action branch, nouns the object branch.
             made = of_kind[branch] if len(of_kind) == 2 else next(iter(of_kind.values()), None)  # type: ignore[index]
             if made is not None:
-                edits[branch] = made.to(self.device, non_blocking=True)
+                edits[branch] = made.to(self.device)
         return edits
 
     def _refuse(self, values: Mapping[str, float], batch: VideoBatch) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
         where = f"epoch {self.progress.epoch} step {self.progress.step}"
         ids = [caption.id for part in self.processes.gather(batch.captions) for caption in part]
         log.error("%s: captions of the batch: %s", where, " ".join(ids))
