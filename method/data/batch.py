@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from method import hardware
 from method.data.captions import Caption
 from method.data.ragged import Ragged
 from method.data.workers import follow_the_main_process, read_ahead, shared
@@ -35,7 +36,7 @@ class VideoBatch:
         """The same batch on another device."""
         streams = {branch: rows.to(device, non_blocking) for branch, rows in self.streams.items()}
         words = self.words.to(device, non_blocking) if self.words is not None else None
-        return VideoBatch(self.video_ids, streams, self.captions, words, self.labels_Q.to(device, non_blocking=True))
+        return VideoBatch(self.video_ids, streams, self.captions, words, hardware.sent(self.labels_Q, device))
 
     def pin_memory(self) -> VideoBatch:
         """The same batch in page-locked memory."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from method import hardware
 from method.data.check import Split, rows_seen
 from method.data.dataset import FeatureReader, Table
 from method.data.ragged import Layout, Ragged
@@ -39,10 +40,7 @@ class DeviceTable:
         """The rows of these items, one item after the other, on the device."""
         starts, lengths = zip(*(self._places[item_id] for item_id in ids), strict=True)
         device = self._rows_ND.device
-        layout, starts_B = Layout.of(lengths), torch.tensor(starts)
-        if device.type == "cuda":  # from other memory the copy would wait for the steps that are under way
-            layout, starts_B = layout.pin_memory(), starts_B.pin_memory()
-        layout, starts_B = layout.to(device, non_blocking=True), starts_B.to(device, non_blocking=True)
+        layout, starts_B = Layout.of(lengths, device=device), hardware.sent(torch.tensor(starts), device)
         places_N = starts_B[layout.owner_N] + layout.position_N
         return Ragged(self._rows_ND.index_select(0, places_N), layout)
 
@@ -94,7 +92,7 @@ def _load(
 
 def free_memory(device: torch.device) -> float:
     """Bytes that are free on a device; for the CPU what the system can give, infinite where it does not say."""
-    if device.type == "cuda":
+    if hardware.is_gpu(device):
         return torch.cuda.mem_get_info(device)[0]
     known = Path("/proc/meminfo")
     lines = known.read_text().splitlines() if known.exists() else []

@@ -1,8 +1,8 @@
 """Sequences of different lengths as one matrix of rows, so that nothing is computed for padding.
 
 Letters: B sequences, N rows of all sequences one after the other, L the longest sequence, D width.
-Everything a kernel needs to know about the lengths is made once on the CPU and moved along with the rows:
-asking a GPU for a length would make the program wait for it.
+The lengths are Python numbers: asking a GPU for one would make the program wait for it. What a kernel needs to know of
+them is made where the rows are, from a few numbers a sequence that are sent there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from method import hardware
+
 ROWS_OF_A_BOX = 2048
 
 
@@ -22,34 +24,36 @@ ROWS_OF_A_BOX = 2048
 class Layout:
     """Where the rows of B sequences lie.
 
-    lengths: rows of each sequence, in Python, so that sizes never have to be fetched from a device.
+    lengths: rows of each sequence.
     real: how many of them, from the start, are real; the rest only feeds what reads past the end of a sequence.
     longest: real rows of the longest sequence of the whole batch, of which this may be the share of one process.
-    owner_N, position_N: the sequence of each row and its place there.
-    lengths_B, real_B: the same lengths as tensors.
+    device: of the rows, and of all tensors here, each of which is made when it is first asked for.
     """
 
     lengths: tuple[int, ...]
     real: tuple[int, ...]
     longest: int
-    owner_N: Tensor
-    position_N: Tensor
-    lengths_B: Tensor
-    real_B: Tensor
+    device: torch.device
 
     @classmethod
-    def of(cls, lengths: Sequence[int], real: Sequence[int] | None = None, longest: int | None = None) -> Layout:
-        """Lay out sequences of these lengths on the CPU; all rows are real unless `real` counts fewer."""
+    def of(
+        cls,
+        lengths: Sequence[int],
+        real: Sequence[int] | None = None,
+        longest: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Layout:
+        """Lay out sequences of these lengths on a device; all rows are real unless `real` counts fewer."""
         real = lengths if real is None else real
         longest = max(real, default=0) if longest is None else longest
         if any(r < 1 or r > n for n, r in zip(lengths, real, strict=True)):
             raise ValueError(f"every sequence needs 1 to its length of real rows, got lengths {lengths}, real {real}")
-        lengths_B = torch.tensor(lengths, dtype=torch.long)
-        owner_N = torch.repeat_interleave(torch.arange(len(lengths)), lengths_B)
-        starts_B = lengths_B.cumsum(0) - lengths_B
-        position_N = torch.arange(len(owner_N)) - starts_B[owner_N]
-        real_B = torch.tensor(real, dtype=torch.long)
-        return cls(tuple(lengths), tuple(real), longest, owner_N, position_N, lengths_B, real_B)
+        return cls(tuple(lengths), tuple(real), longest, torch.device(device))
+
+    @property
+    def rows(self) -> int:
+        """N, the rows of all sequences."""
+        return sum(self.lengths)
 
     @property
     def max_length(self) -> int:
@@ -62,6 +66,37 @@ class Layout:
         return len(set(self.lengths)) <= 1
 
     @cached_property
+    def _sizes_3B(self) -> Tensor:
+        """Rows, real rows and the first row of each sequence: all that travels to the device, in one go."""
+        starts = list(accumulate(self.lengths, initial=0))[:-1]
+        return hardware.sent(torch.tensor([self.lengths, self.real, starts], dtype=torch.long), self.device)
+
+    @cached_property
+    def lengths_B(self) -> Tensor:
+        """(B,) the rows of each sequence."""
+        return self._sizes_3B[0]
+
+    @cached_property
+    def real_B(self) -> Tensor:
+        """(B,) the real rows of each sequence."""
+        return self._sizes_3B[1]
+
+    @cached_property
+    def starts_B(self) -> Tensor:
+        """(B,) the first row of each sequence."""
+        return self._sizes_3B[2]
+
+    @cached_property
+    def owner_N(self) -> Tensor:
+        """(N,) the sequence of each row."""
+        return torch.repeat_interleave(self.lengths_B, output_size=self.rows)
+
+    @cached_property
+    def position_N(self) -> Tensor:
+        """(N,) the place of each row in its sequence."""
+        return torch.arange(self.rows, device=self.device) - self.starts_B[self.owner_N]
+
+    @cached_property
     def real_N(self) -> Tensor:
         """(N,) boolean, True for real rows."""
         return self.position_N < self.real_B[self.owner_N]
@@ -69,20 +104,20 @@ class Layout:
     @cached_property
     def real_BL(self) -> Tensor:
         """(B, L) boolean, True for real rows."""
-        return torch.arange(self.max_length, device=self.real_B.device) < self.real_B[:, None]
+        return torch.arange(self.max_length, device=self.device) < self.real_B[:, None]
 
     @cached_property
-    def starts_B(self) -> Tensor:
-        """(B,) the first row of each sequence."""
-        return self.lengths_B.cumsum(0) - self.lengths_B
+    def mask_BL(self) -> Tensor | None:
+        """`real_BL`, or None where all places are real: attention is quicker without a mask."""
+        return None if self.is_dense and self.real == self.lengths else self.real_BL
 
     @cached_property
     def buckets(self) -> Buckets:
-        """The sequences put into boxes with others of similar length; all into one on a GPU, which many would slow."""
+        """The sequences put into boxes with others of similar length, for a CPU."""
         boxes: list[list[int]] = []
         for sequence in sorted(range(len(self.lengths)), key=lambda place: -self.lengths[place]):
             is_full = boxes and (len(boxes[-1]) + 1) * self.lengths[boxes[-1][0]] > ROWS_OF_A_BOX
-            if not boxes or (is_full and not self.owner_N.is_cuda):
+            if not boxes or is_full:
                 boxes.append([])
             boxes[-1].append(sequence)
         return Buckets.of(self, boxes)
@@ -94,20 +129,12 @@ class Layout:
     @cached_property
     def _real_part(self) -> tuple[Layout, Tensor]:
         """The layout of the real rows alone, and where they lie in this one."""
-        layout = Layout.of(self.real, longest=self.longest).to(self.owner_N.device, non_blocking=True)
+        layout = Layout.of(self.real, longest=self.longest, device=self.device)
         return layout, self.starts_B[layout.owner_N] + layout.position_N
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Layout:
+    def to(self, device: torch.device | str) -> Layout:
         """The same layout on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Layout:
-        """The same layout in page-locked memory."""
-        return self._map(torch.Tensor.pin_memory)
-
-    def _map(self, move) -> Layout:  # type: ignore[no-untyped-def]
-        names = ("owner_N", "position_N", "lengths_B", "real_B")
-        return replace(self, **{name: move(getattr(self, name)) for name in names})
+        return replace(self, device=torch.device(device))
 
     def pad(self, rows_ND: Tensor) -> Tensor:
         """Rows (N, ...) as (B, L, ...), zeros behind the end of each sequence."""
@@ -148,14 +175,14 @@ class Buckets:
         )
         within_M = torch.cat([torch.arange(width).repeat(height) for height, width in shapes])
         row_M = starts_B[sequence_M] + torch.minimum(within_M, lengths_B[sequence_M] - 1)
-        place_N = torch.empty(len(layout.owner_N), dtype=torch.long)
+        place_N = torch.empty(layout.rows, dtype=torch.long)
         held_M = within_M < lengths_B[sequence_M]
         place_N[row_M[held_M]] = held_M.nonzero()[:, 0]
         in_order = torch.equal(row_M, torch.arange(len(place_N)))
         masks = (within_M < real_B[sequence_M]).split([height * width for height, width in shapes])
 
         def moved(tensor: Tensor, unless: bool) -> Tensor | None:
-            return None if unless else tensor.to(layout.owner_N.device, non_blocking=True)
+            return None if unless else hardware.sent(tensor, layout.device)
 
         return cls(
             shapes,
@@ -199,8 +226,8 @@ class Ragged:
         """The same sequences with zero rows behind each, up to `lengths`; the new rows are not real."""
         if tuple(lengths) == self.layout.lengths:
             return self
-        layout = Layout.of(lengths, self.layout.real, self.layout.longest).to(self.values.device, non_blocking=True)
-        rows = self.values.new_zeros(sum(lengths), self.values.shape[1])
+        layout = Layout.of(lengths, self.layout.real, self.layout.longest, self.layout.device)
+        rows = self.values.new_zeros(layout.rows, self.values.shape[1])
         place_N = layout.starts_B[self.layout.owner_N] + self.layout.position_N
         return Ragged(rows.index_copy(0, place_N, self.values), layout)
 
@@ -220,14 +247,14 @@ class Ragged:
         real = [self.layout.real[first:end] for first, end in pairwise(ends)]
         # Splitting, unlike slicing, puts the gradients together once and not in a whole matrix for each part.
         values = self.values.split([sum(part) for part in lengths])
-        device = self.values.device
-        layouts = [Layout.of(*part, self.layout.longest).to(device, True) for part in zip(lengths, real, strict=True)]
+        others = (self.layout.longest, self.layout.device)
+        layouts = [Layout.of(*part, *others) for part in zip(lengths, real, strict=True)]
         return [Ragged(*part) for part in zip(values, layouts, strict=True)]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Ragged:
         """The same sequences on another device."""
-        return Ragged(self.values.to(device, non_blocking=non_blocking), self.layout.to(device, non_blocking))
+        return Ragged(self.values.to(device, non_blocking=non_blocking), self.layout.to(device))
 
     def pin_memory(self) -> Ragged:
         """The same sequences in page-locked memory."""
-        return Ragged(self.values.pin_memory(), self.layout.pin_memory())
+        return self.with_values(self.values.pin_memory())

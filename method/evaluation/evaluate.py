@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from method import hardware
 from method.data.batch import QueryBatch, VideoBatch
 from method.data.captions import Caption
 from method.distributed import ALONE, Processes
@@ -131,12 +132,12 @@ def right_places(corpus: Corpus, queries: QuerySet) -> Tensor:
     if not queries.captions:
         raise InputError("no captions to evaluate")
     device = next(iter(queries.vectors.values())).device
-    return torch.tensor([place[caption.video_id] for caption in queries.captions], device=device)
+    return hardware.sent(torch.tensor([place[caption.video_id] for caption in queries.captions]), device)
 
 
 def rank_block(scores: Mapping[str, Tensor], right_q: Tensor, captions: Sequence[Caption]) -> dict[str, Tensor]:
     """Rank (q,) of each caption's video under each score. InputError naming a score that is not finite."""
-    broken = broken_score(scores)
+    broken = broken_score(scores)  # the one question of a block to the device; the ranks are fetched after the last
     if broken is not None:
         raise InputError(f"the {broken} scores of caption {captions[0].id!r} or one of the "
             f"{len(captions) - 1} after it are not finite: the weights or features are broken")  # fmt: skip

@@ -12,6 +12,7 @@ from itertools import accumulate, groupby
 import torch
 from torch import Tensor
 
+from method import hardware
 from method.data.ragged import Ragged
 
 
@@ -42,7 +43,7 @@ class FrameKeys:
         while batches:
             batch = batches.pop()
             layout = batch.layout
-            starts_B = starts_V[done : done + len(batch)].to(first.device)
+            starts_B = hardware.sent(starts_V[done : done + len(batch)], first.device)
             joined.values.index_copy_(0, starts_B[layout.owner_N] + layout.position_N, batch.values)
             done += len(batch)
         return joined
@@ -66,7 +67,8 @@ class FrameKeys:
             places = list(members)
             rows = self.values[row : row + length * len(places)]
             row += len(rows)
-            groups.append(SameLength(torch.tensor(places, device=rows.device), rows.unflatten(0, (-1, length))))
+            places_v = hardware.sent(torch.tensor(places), rows.device)
+            groups.append(SameLength(places_v, rows.unflatten(0, (-1, length))))
         return groups
 
     @cached_property

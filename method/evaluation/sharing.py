@@ -44,5 +44,5 @@ def sequences_of_all(own: list[Ragged], empty_0D: Tensor, processes: Processes) 
         return own
     lengths = processes.gather([length for rows in own for length in rows.layout.lengths])
     values_ND = of_all([rows.values for rows in own], empty_0D, processes)
-    layout = Layout.of([length for of_one in lengths for length in of_one])
-    return [Ragged(values_ND, layout.to(values_ND.device))]
+    layout = Layout.of([length for of_one in lengths for length in of_one], device=values_ND.device)
+    return [Ragged(values_ND, layout)]

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from method import hardware
 from method.data.ragged import Ragged
 from method.model.dropout import dropout
 from method.model.recomputing import recomputed
@@ -27,29 +28,43 @@ class SelfAttention(nn.Module):
 
     def forward(self, rows: Ragged) -> Ragged:
         """Let the rows of each sequence (N, D) attend to its real rows."""
-        buckets = rows.layout.buckets
         # One product for the three projections; separate weights, since the optimiser clips each tensor by itself.
         layers = (self.query, self.key, self.value)
         weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
-        boxes = zip(buckets.split(rows.values), buckets.real, strict=True)
-        attended_ND = buckets.join(
-            [recomputed(self._attend, rows_blD, real_bl, weight, bias) for rows_blD, real_bl in boxes]
-        )
-        output_ND = dropout(self.output(attended_ND), self.dropout, self.training)
+        attend = self._attend_at_once if hardware.likes_large_kernels(rows.values) else self._attend_in_boxes
+        output_ND = dropout(self.output(attend(rows, weight, bias)), self.dropout, self.training)
         return rows.with_values(self.norm(rows.values + output_ND))
 
-    def _attend(self, rows_blD: Tensor, real_bl: Tensor | None, weight_XD: Tensor, bias_X: Tensor) -> Tensor:
-        """What the rows of each sequence attend to, (b, l, D).
+    def _attend_at_once(self, rows: Ragged, weight_XD: Tensor, bias_X: Tensor) -> Tensor:
+        """What the rows attend to, (N, D), for a GPU: padding is there only for the attention itself.
 
         weight_XD, bias_X: the projections to queries, keys and values, one above the other.
         """
-        projected_blX = F.linear(rows_blD, weight_XD, bias_X)
+        layout = rows.layout
+        projected_BLX = layout.pad(F.linear(rows.values, weight_XD, bias_X))
+        return layout.unpad(self._attend(projected_BLX, layout.mask_BL))
+
+    def _attend_in_boxes(self, rows: Ragged, weight_XD: Tensor, bias_X: Tensor) -> Tensor:
+        """The same for a CPU: in boxes of similar length, of which nothing is kept for the backward pass."""
+        buckets = rows.layout.buckets
+        boxes = zip(buckets.split(rows.values), buckets.real, strict=True)
+        return buckets.join(
+            [recomputed(self._project_and_attend, rows_blD, real_bl, weight_XD, bias_X) for rows_blD, real_bl in boxes]
+        )
+
+    def _project_and_attend(
+        self, rows_blD: Tensor, real_bl: Tensor | None, weight_XD: Tensor, bias_X: Tensor
+    ) -> Tensor:
+        return self._attend(F.linear(rows_blD, weight_XD, bias_X), real_bl)
+
+    def _attend(self, projected_blX: Tensor, real_bl: Tensor | None) -> Tensor:
+        """What the rows of each sequence attend to, (b, l, D), of their queries, keys and values side by side."""
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projected_blX.chunk(3, -1)
         )
         mask_bl = None if real_bl is None else real_bl[:, None, None, :]
         probability = self.dropout if self.training else 0.0
-        if probability and not rows_blD.is_cuda:
+        if probability and not hardware.likes_large_kernels(projected_blX):
             attended_bhld = _attention_with_dropout(query, key, value, mask_bl, probability)
         else:
             attended_bhld = F.scaled_dot_product_attention(query, key, value, mask_bl, probability)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from method import hardware
 from method.data.features import normalize_rows
 from method.data.ragged import Layout, Ragged
 from method.model.encoder_files import load_encoder
@@ -59,7 +60,7 @@ class TextEncoder:
         if len(distinct) < len(sentences):
             order = [distinct[sentence] for sentence in sentences]
             rows_n, layout = _rows_of(layout, order)
-            values_ND = values_ND[rows_n.to(self.device)]
+            values_ND = values_ND[hardware.sent(rows_n, self.device)]
         return Ragged(values_ND, layout.to(self.device))
 
     def count_rows(self, sentences: Sequence[str]) -> int:
@@ -81,26 +82,24 @@ class TextEncoder:
                 hidden_bLD = self._hidden([tokens[number] for number in batch])
                 target_n, kept = _rows_of(layout, batch)
                 source_n = kept.owner_N * hidden_bLD.shape[1] + kept.position_N
-                rows_nD = hidden_bLD.flatten(0, 1)[source_n.to(self.device)]
-                values_ND.index_copy_(0, target_n.to(self.device), normalize_rows(rows_nD.float()))
+                rows_nD = hidden_bLD.flatten(0, 1)[hardware.sent(source_n, self.device)]
+                values_ND.index_copy_(0, hardware.sent(target_n, self.device), normalize_rows(rows_nD.float()))
         return values_ND
 
     def _hidden(self, tokens: Sequence[list[int]]) -> Tensor:
         """Last hidden states (b, L, D) of b token lists."""
         layout = Layout.of([len(ids) for ids in tokens])
         ids_bL = layout.pad(torch.tensor([token for ids in tokens for token in ids]))
-        ids_bL = ids_bL.masked_fill(~layout.real_BL, self._padding).to(self.device)
-        hidden_bLD: Tensor = self._model(
-            input_ids=ids_bL, attention_mask=layout.real_BL.long().to(self.device)
-        ).last_hidden_state
+        ids_bL = hardware.sent(ids_bL.masked_fill(~layout.real_BL, self._padding), self.device)
+        mask_bL = hardware.sent(layout.real_BL.long(), self.device)
+        hidden_bLD: Tensor = self._model(input_ids=ids_bL, attention_mask=mask_bL).last_hidden_state
         return hidden_bLD
 
 
 def _rows_of(layout: Layout, order: Sequence[int]) -> tuple[Tensor, Layout]:
     """Numbers of the rows of some sequences, one sequence after the other, and the layout that they then have."""
     chosen = Layout.of([layout.lengths[number] for number in order])
-    starts_B = layout.lengths_B.cumsum(0) - layout.lengths_B
-    return starts_B[torch.tensor(order)][chosen.owner_N] + chosen.position_N, chosen
+    return layout.starts_B[torch.tensor(order)][chosen.owner_N] + chosen.position_N, chosen
 
 
 def _batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

@@ -85,6 +85,24 @@ def test_other_widths_and_devices_keep_the_layout() -> None:
     assert len(moved) == 3
 
 
+def test_whatever_is_made_of_a_layout_lies_where_it_does() -> None:
+    rows = Ragged.of(sequences([2, 4, 1])).extended([3, 4, 2]).to("meta")
+    for part in (rows, rows.real(), rows.extended([5, 4, 2]), *rows.split([1, 2])):
+        layout = part.layout
+        tensors = (layout.lengths_B, layout.real_B, layout.starts_B, layout.owner_N, layout.position_N, layout.real_N)
+        for tensor in (*tensors, layout.real_BL, layout.mask_BL, layout.pad(part.values), part.values):
+            assert tensor is None or tensor.device.type == "meta"
+
+
+@pytest.mark.parametrize(("lengths", "real", "masked"), [
+    ([3, 3], [3, 3], False),
+    ([3, 3], [3, 2], True),
+    ([3, 2], [3, 2], True),
+])  # fmt: skip
+def test_a_mask_only_where_it_hides_something(lengths: list[int], real: list[int], masked: bool) -> None:
+    assert (Layout.of(lengths, real).mask_BL is not None) == masked
+
+
 @given(LENGTHS, st.data(), st.integers(1, 20))
 @settings(deadline=None, max_examples=60)
 def test_buckets_hold_every_row_once(lengths: list[int], data: st.DataObject, rows_of_a_box: int) -> None:

@@ -143,7 +143,7 @@ def test_cached_and_online_features_agree_to_half_precision(
         online = opened(options, **everything).for_batch([caption], 0)
         cached = opened(cached_options, **everything).for_batch([caption], 0)
         for kind in KINDS:
-            ours, theirs = (given(made[kind]).to("cpu").queries for made in (online, cached))
+            ours, theirs = (given(made[kind]).to(CPU).queries for made in (online, cached))
             assert theirs.values.dtype == torch.float32
             left = list(theirs.values.split(theirs.layout.lengths))
             for one in ours.values.split(ours.layout.lengths):
@@ -180,7 +180,7 @@ def test_a_cache_of_another_encoder_is_refused(cached_options: dict[str, Any], t
 def test_features_of_a_cache_become_single_precision_on_the_device(cached_options: dict[str, Any]) -> None:
     made = given(opened(cached_options).for_batch(CAPTIONS, 0)["object"])
     assert made.queries.values.dtype == torch.float16
-    moved = made.to("cpu")
+    moved = made.to(CPU)
     assert moved.queries.values.dtype == torch.float32
     assert torch.equal(moved.queries.values, made.queries.values.float())
     assert torch.equal(moved.owner_E, made.owner_E)
