@@ -129,6 +129,18 @@ def _expect_gpus(gpus: int, local_rank: int) -> None:
         raise InputError(f"torchrun: {here} processes on a machine with {gpus} usable GPUs, expected one for each")
 
 
+def expect_one_process(what: str) -> None:
+    """Refuse to be one of several processes that torchrun has started, for a program whose processes share no work.
+
+    InputError on the first, as its words are to be said once, and Ended on the others.
+    """
+    if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return
+    if int(os.environ.get("RANK", 0)) > 0:
+        raise Ended(EXIT_INPUT)
+    raise InputError(f"{what} runs in one process; start it without torchrun")
+
+
 def count_processes() -> int:
     """How many processes share the work of this program."""
     dist = torch.distributed

@@ -34,6 +34,7 @@ from method.config import choose_device, make_architecture, read_options
 from method.data.batch import Loader
 from method.data.captions import group_by_video, read_captions
 from method.data.dataset import CorpusVideos
+from method.distributed import expect_one_process
 from method.errors import InputError, run_command
 from method.evaluate import open_features
 from method.evaluation.corpus import encode_corpus
@@ -56,6 +57,7 @@ _PROMPT = "search> "
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Answer the query of the command line, or those of a prompt, a pipe or a web page."""
+    expect_one_process("search")  # several would all make the same index, and serve at the same port
     log_to_terminal()
     options = read_options(arguments, "Search videos with a sentence.", extra=_add_flags, kept=kept_options)
     be_quiet(options.quiet)

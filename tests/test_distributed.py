@@ -22,7 +22,7 @@ import torch
 from method.config import choose_device
 from method.data.batch import EpochBatches
 from method.data.captions import read_captions
-from method.distributed import joined_processes
+from method.distributed import expect_one_process, joined_processes
 from method.errors import Ended, InputError
 from method.files import read_json
 from method.run_folder import REPOSITORY
@@ -247,6 +247,24 @@ def test_each_process_needs_a_gpu_where_there_are_any(monkeypatch: pytest.Monkey
         words = "^$" if rank > "0" else "^torchrun: 3 processes on a machine with 2 usable GPUs"
         with pytest.raises(ends, match=words), joined_processes():
             pass
+
+
+@pytest.mark.parametrize("module", ["method.search", "utils.cache_negatives"])
+def test_what_runs_in_one_process_refuses_several_with_one_line(group: Group, module: str) -> None:
+    first, second = group.run(2, module, [])
+    assert (first.status, second.status) == (2, 2)
+    assert first.log.endswith(" runs in one process; start it without torchrun\n")
+    assert first.log.count("\n") == 1
+    assert (second.log, first.output, second.output) == ("", "", "")
+
+
+def test_one_process_alone_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "4")  # of a cluster that names its machines so, without torchrun
+    expect_one_process("search")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    expect_one_process("search")
 
 
 # With torchrun itself

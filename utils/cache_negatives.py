@@ -22,6 +22,7 @@ from method.config import choose_device, read_options
 from method.data.captions import read_captions
 from method.data.negatives import CaptionEditor
 from method.data.vocabulary import Kind
+from method.distributed import expect_one_process
 from method.errors import InputError, run_command
 from method.flags import Parser
 from method.model.precision import use_quickest_products
@@ -42,6 +43,7 @@ def _add_flags(parser: Parser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the cache that the flags ask for."""
+    expect_one_process("making a cache")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = read_options(arguments, "Encode edited captions once.", _add_flags)
     if options.neg_cache is None:
