@@ -4,6 +4,7 @@
     python benchmarks/step.py --lengths short          # many short videos, as real data has
     python benchmarks/step.py --amp bf16 --only ours
     python benchmarks/step.py --memory ours            # peak memory of a step, in a process of its own
+    python benchmarks/step.py --profile                # what a step of ours spends its time on, and its products' floor
 
 Both start from the same weights and see the same batch, and their scores without dropout must agree before anything is
 timed.
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import alternate, as_published, as_trained, compare, machine, peak_memory_mb
+from benchmarks.step_profile import profiled
 from method.data.batch import VideoBatch
 from method.data.captions import Caption
 from method.data.features import normalize_rows
@@ -73,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--amp", choices=("off", "bf16"), default="off", help="of ours; the twin has none")
     parser.add_argument("--only", choices=("ours", "naive"))
     parser.add_argument("--memory", choices=("ours", "naive", "none"), help="peak memory instead of times")
+    parser.add_argument("--profile", action="store_true", help="of ours, instead of times: see step_profile.py")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,8 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             programs[options.memory]()
         print(f"{options.memory}: peak memory {peak_memory_mb():.0f} MiB")
         return
-    chosen = {name: program for name, program in programs.items() if options.only in (None, name)}
     print(f"{machine()}; {options.lengths} videos, {options.extent}, amp {options.amp}")
+    if options.profile:
+        print(profiled(programs["ours"], options.amp, options.rounds))
+        return
+    chosen = {name: program for name, program in programs.items() if options.only in (None, name)}
     print(compare(alternate(chosen, options.rounds), next(iter(chosen))))
 
 

@@ -9,7 +9,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODULES = [
     ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
-    for folder in ("method", "utils")
+    for folder in ("method", "utils", "benchmarks")
     for path in sorted((REPOSITORY / folder).rglob("*.py"))
     if ">>>" in path.read_text(encoding="utf-8")
 ]

@@ -1,0 +1,185 @@
+"""What a training step spends its time on, by kind of operation, and how far its products are from a plain product.
+
+    python benchmarks/step.py --profile
+
+On a CPU the operations are PyTorch's, each with the time that it takes itself; what is left of a step lies between
+them. On a GPU they are kernels, and what is left is time in which the device has nothing to do. REST is what only calls
+others, looks at the same memory in another way, or takes and frees memory. The floor is the time that the operations of
+a step's products, those that are made again for the backward pass included, take at the rate of a large product in the
+same precision with the same number of threads. Times are of the clock on the wall; the profiler itself makes a step a
+little slower.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch._C._autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.measure import DEVICE, PLAIN_PRODUCT, alternate, beside_floor, operations, plain_product
+
+PRODUCTS = "matrix products"
+OPTIMISER = "optimiser"
+DROPOUT = "dropout"
+NORMALISATION = "normalisation, softmax"
+ROWS = "gathered, scattered rows"
+COPIES = "copies and joins"
+ELEMENTWISE = "other element-wise, sums"
+REST = "rest"
+
+# The function around an operation says more than its name: an optimiser and a dropout are made of element-wise ones.
+_AROUND = ((OPTIMISER, r"^Optimizer\."), (DROPOUT, r"(?i)dropout"), (ROWS, r"_TableGradient"))
+# Operations of PyTorch, without 'aten::'; those that none fits are ELEMENTWISE.
+_OPERATIONS = (
+    (PRODUCTS, r"(add)?(mm|mv|bmm)|baddbmm|dot|_addmm_activation|mkldnn_linear|"
+        r"_scaled_dot_product_(?!attention_math).*|.*convolution.*"),
+    (NORMALISATION, r".*layer_norm.*|_?(log_)?softmax.*|_softmax_backward_data"),
+    (ROWS, r"_?index(?!_fill).*|gather.*|scatter.*|_?embedding.*|take.*|sort|searchsorted|_unsafe_index.*|"
+        r"value_selecting_reduction_backward"),
+    (COPIES, r"copy_|_to_copy|clone|cat|stack|fill_|zero_|constant_pad_nd|slice_backward|select_backward"),
+    (REST, r"empty.*|resize_.*|_?reshape.*|view.*|_unsafe_view|.*transpose.*|t|permute|.*flatten|expand.*|as_strided.*|"
+        r"slice|select|narrow|split.*|chunk|unbind|(un)?squeeze.*|detach.*|alias|linear|matmul|einsum|contiguous|to|"
+        r"item|_local_scalar_dense|lift_fresh|result_type|zeros.*|ones.*|resolve_.*|set_.*|unsafe_.*|numpy_T|"
+        r"_?scaled_dot_product_attention(_math)?|set_data|is_nonzero|pad|new_.*"),
+)  # fmt: skip
+# Kernels, by a part of their names; the first that fits. Copies of rows by index are ROWS, so that these come first.
+_KERNELS = (
+    (OPTIMISER, r"multi_tensor_apply"),
+    (PRODUCTS, r"gemm|gemv|cutlass|cublas|nvjet|xmma|fmha|flash_|flash::|sdpa|splitk|dot_kernel|convolve"),
+    (DROPOUT, r"dropout|masked_scale"),
+    (NORMALISATION, r"layer_?norm|gammabeta|rowwisemoments|softmax"),
+    (ROWS, r"index(?!fill)|gather|scatter|embedding|sort|searchsorted|segment|compute_grad_weight"),
+    (COPIES, r"memcpy|memset|catarray|copy_kernel|fillfunctor"),
+    (ELEMENTWISE, r"elementwise|reduce|scan|distribution|topk|pointwise|tensor_kernel"),
+)
+
+
+@dataclass
+class Spent:
+    """Seconds, and calls of operations or kernels that took them."""
+
+    seconds: float = 0.0
+    calls: float = 0.0
+
+
+def profiled(step: Callable[[], object], precision: str, rounds: int) -> str:
+    """A table of the time of a step by kind, over `rounds` of them, and the rate of its products beside their floor."""
+    count = operations(step)
+    plain, plain_count = plain_product(precision)
+    seconds = alternate({"step": step, PLAIN_PRODUCT: plain}, rounds, time.perf_counter)
+    spent, whole = _profile(step, rounds)
+    idle = "device has nothing to do" if DEVICE.type == "cuda" else "between operations"
+    in_products = spent[PRODUCTS].seconds if PRODUCTS in spent else float("nan")
+    rate, reached = plain_count / statistics.median(seconds[PLAIN_PRODUCT]), count / in_products
+    amounts = {"step": count / 1e9, PLAIN_PRODUCT: plain_count / 1e9}
+    return "\n".join(
+        [
+            table(spent, whole, idle),
+            f"{statistics.median(seconds['step']):.3f} s without the profiler, {whole:.3f} s with it",
+            f"{in_products / whole:.0%} of the profiled step are products, at {reached / 1e9:.3g} GFLOP/s, "
+            f"{reached / rate:.0%} of the rate of a plain product",
+            beside_floor(seconds, amounts, PLAIN_PRODUCT, "GFLOP"),
+        ]
+    )
+
+
+def table(spent: Mapping[str, Spent], whole: float, idle: str) -> str:
+    """A line for each kind, the longest first, and one for what is left of `whole` seconds.
+
+    >>> print(table({PRODUCTS: Spent(1.5, 20), COPIES: Spent(0.5, 4)}, 2.5, "idle"))
+    matrix products                 1.500 s    60.0%       20 calls
+    copies and joins                0.500 s    20.0%        4 calls
+    idle                            0.500 s    20.0%
+    """
+    kinds = sorted(spent.items(), key=lambda item: -item[1].seconds)
+    lines = [
+        f"{kind:28s} {own.seconds:8.3f} s {own.seconds / whole:8.1%} {own.calls:8.0f} calls" for kind, own in kinds
+    ]
+    left = whole - sum(own.seconds for own in spent.values())
+    return "\n".join([*lines, f"{idle:28s} {left:8.3f} s {left / whole:8.1%}"])
+
+
+def _profile(step: Callable[[], object], rounds: int) -> tuple[dict[str, Spent], float]:
+    """What a step spends on each kind, and its seconds, with the profiler."""
+    # A GPU's kernels are recorded by themselves: what records the calls on the CPU as well would keep it waiting.
+    activities = [ProfilerActivity.CUDA if DEVICE.type == "cuda" else ProfilerActivity.CPU]
+    with profile(activities=activities):  # the first use loads what records
+        torch.ones(1, device=DEVICE).sum().item()
+    with profile(activities=activities) as recorded:
+        started = time.perf_counter()
+        for _ in range(rounds):
+            step()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        whole = (time.perf_counter() - started) / rounds
+    events = recorded.events()
+    assert events is not None
+    of_kind = kernels(events) if DEVICE.type == "cuda" else calls(events)
+    spent: dict[str, Spent] = {}
+    for kind, seconds, counts in of_kind:
+        own = spent.setdefault(kind, Spent())
+        own.seconds += seconds / rounds
+        own.calls += counts / rounds
+    return spent, whole
+
+
+def calls(events: Iterable[FunctionEvent]) -> Iterator[tuple[str, float, bool]]:
+    """Kind and own seconds of everything that the CPU did, and whether it is an operation that counts as a call."""
+    for event in events:
+        if event.device_type == DeviceType.CPU and not event.is_async:
+            own = kind_of_operation([event.name])
+            kind = kind_of_operation(list(_names(event)))
+            yield kind, event.self_cpu_time_total / 1e6, own != REST
+
+
+def kernels(events: Iterable[FunctionEvent]) -> Iterator[tuple[str, float, bool]]:
+    """Kind and seconds of everything that the GPU did; where two overlap, the first has the time that they share."""
+    own = [event for event in events if event.device_type == DeviceType.CUDA and not _is_mark(event)]
+    busy_until = 0.0
+    for event in sorted(own, key=lambda event: event.time_range.start):
+        begin, busy_until = max(event.time_range.start, busy_until), max(event.time_range.end, busy_until)
+        yield kind_of_kernel(event.name), max(event.time_range.end - begin, 0.0) / 1e6, True
+
+
+def _is_mark(event: FunctionEvent) -> bool:
+    """Whether the event only names a stretch of time, or a wait, and stands for no work of its own."""
+    named = event.is_user_annotation or event.name.startswith(("Optimizer.", "ProfilerStep"))
+    return bool(named or event.name.endswith(" Sync"))
+
+
+def _names(event: FunctionEvent) -> Iterator[str]:
+    around: FunctionEvent | None = event
+    while around is not None:
+        yield around.name
+        around = around.cpu_parent
+
+
+def kind_of_operation(names: list[str]) -> str:
+    """The kind of an operation by its name and those of the functions around it, from the inside.
+
+    >>> kind_of_operation(["aten::addmm", "aten::linear"]), kind_of_operation(["aten::mul", "_ReluDropoutBackward"])
+    ('matrix products', 'dropout')
+    """
+    for kind, pattern in _AROUND:
+        if any(re.search(pattern, name) for name in names):
+            return kind
+    if not names[0].startswith("aten::"):
+        return REST
+    bare = names[0].removeprefix("aten::")
+    return next((kind for kind, pattern in _OPERATIONS if re.fullmatch(pattern, bare)), ELEMENTWISE)
+
+
+def kind_of_kernel(name: str) -> str:
+    """The kind of a kernel by its name.
+
+    >>> kind_of_kernel("sm90_xmma_gemm_f32f32_tf32f32_f32_nn_n_tilesize128x128x32"), kind_of_kernel("Memcpy HtoD")
+    ('matrix products', 'copies and joins')
+    """
+    return next((kind for kind, pattern in _KERNELS if re.search(pattern, name, re.IGNORECASE)), REST)
