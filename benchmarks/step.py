@@ -95,17 +95,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(compare(alternate(chosen, options.rounds), next(iter(chosen))))
 
 
-def random_batch(lengths: str, captions: Sequence[Caption] | None = None) -> VideoBatch:
+def random_batch(
+    lengths: str, captions: Sequence[Caption] | None = None, tokens: Sequence[int] | None = None
+) -> VideoBatch:
     """A batch of the Charades launch shapes; short videos have the lengths of TVR clips at the usual rates.
 
-    With `captions`, the batch has these, with random features.
+    With `captions`, the batch has these, of so many tokens each, with random features; without, captions of long
+    sentences, such as TVR's.
     """
     count = CAPTIONS if captions is None else len(captions)
     rng = np.random.default_rng(0)
     full = np.full(VIDEOS, 128)
     frames = full if lengths == "full" else np.clip(rng.normal(50, 22, VIDEOS).round().astype(int), 8, 128)
     other = full if lengths == "full" else np.clip((frames * 1.5).astype(int), 8, 128)
-    words = np.clip(rng.normal(17, 6, count).round().astype(int), 5, 30)
+    words = np.clip(rng.normal(17, 6, count).round().astype(int), 5, 30) if tokens is None else np.array(tokens)
     generator = torch.Generator().manual_seed(0)
 
     def rows(sizes: np.ndarray, width: int) -> Ragged:  # type: ignore[type-arg]
