@@ -2,21 +2,25 @@
 
     python benchmarks/evaluation.py                                     # Charades: 1,334 videos, 3,720 captions
     python benchmarks/evaluation.py --videos 2179 --captions 10895      # TVR
+    python benchmarks/evaluation.py --videos 17435 --captions 87175 --lengths mixed --only ours --only products
     python benchmarks/evaluation.py --lengths mixed --eval_amp bf16     # videos of 8 to 128 frames, half precision
     python benchmarks/evaluation.py --memory                            # MiB beside keys and vectors
     python benchmarks/evaluation.py --growth                            # with twice the videos, captions, frames
 
 Random frames, both branches. The products are those of the real frames, float32. The published program pads all videos
-to the longest and projects all frames to keys again for every 50 captions. With one thread times are of the CPU, which
-other programs on the machine disturb less.
+to the longest and projects all frames to keys again for every 50 captions. Frames are made a piece at a time and kept
+only for what reads them again: the published way and, where the keys are in half precision, the products. With one
+thread times are of the CPU, which other programs on the machine disturb less; nothing here has workers.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -26,9 +30,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import alternate, clock, compare, machine, peak_memory_mb, reset_peak_memory
+from benchmarks.measure import DEVICE, alternate, clock, compare, machine, peak_memory_mb, reset_peak_memory
 from method.data.captions import Caption
-from method.data.ragged import Ragged
+from method.data.ragged import Layout, Ragged
 from method.evaluation.corpus import Corpus, QuerySet, Scorer
 from method.evaluation.evaluate import rank
 from method.evaluation.frame_keys import FrameKeys
@@ -36,6 +40,7 @@ from method.evaluation.metrics import ranks_of
 from method.model.precision import PRECISIONS
 
 WIDTH, PUBLISHED_BLOCK = 384, 50
+VIDEOS_AT_ONCE = 512
 BRANCHES = ("action", "object")
 
 
@@ -46,16 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         growth(options)
         return
     case = Case(options.videos, options.captions, options.frames, options.lengths, options.eval_amp)
+    keys = sum(own.values.nbytes for own in case.corpus.keys.values()) / 2**20
     if options.memory:
         seconds, mib = case.cost(options.memory_mb)
-        keys = sum(own.values.nbytes for own in case.corpus.keys.values()) / 2**20
         print(f"{seconds:.2f} s, {mib:.0f} MiB beside {keys:.0f} MiB of keys")
         return
+    case.check_equal(options.memory_mb)
     programs = case.programs(options.memory_mb)
     chosen = {name: program for name, program in programs.items() if not options.only or name in options.only}
     print(f"{machine()}; {options.videos} videos of {options.frames} frames ({options.lengths}), {options.captions} "
-        f"captions, amp {options.eval_amp}")  # fmt: skip
+        f"captions, amp {options.eval_amp}; {case.operations / 1e9:.0f} GFLOP of products")  # fmt: skip
     print(compare(alternate(chosen, options.rounds), next(iter(chosen))))
+    print(f"peak memory {peak_memory_mb():.0f} MiB, {keys:.0f} MiB of them keys")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,41 +86,68 @@ class Case:
     @torch.inference_mode()
     def __init__(self, videos: int, captions: int, frames: int, lengths: str, amp: str) -> None:
         torch.manual_seed(0)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # Those of TVR clips at the usual rates lie around the middle.
         mixed = torch.normal(0.45, 0.2, (videos,)).mul(frames).round().clamp(min(8, frames), frames).long()
         self.lengths = mixed.tolist() if lengths == "mixed" else [frames] * videos
-        self.weight_DD = torch.randn(WIDTH, WIDTH, device=device) / WIDTH**0.5
-        self.frames_ND = torch.randn(sum(self.lengths), WIDTH, device=device)
-        self.vectors = {name: F.normalize(torch.randn(captions, WIDTH, device=device), dim=-1) for name in BRANCHES}
-        keys = F.normalize(self.frames_ND @ self.weight_DD.t(), dim=-1).to(PRECISIONS[amp])
-        rows = Ragged.of(list(keys.split(self.lengths)))
-        self.corpus = Corpus([f"v{i}" for i in range(videos)], {name: FrameKeys.join([rows]) for name in BRANCHES})
+        self.weight_DD = torch.randn(WIDTH, WIDTH, device=DEVICE) / WIDTH**0.5
+        self.vectors = {name: F.normalize(torch.randn(captions, WIDTH, device=DEVICE), dim=-1) for name in BRANCHES}
+        keys = []
+        for own, frames_ND in self.pieces():
+            keys_ND = F.normalize(frames_ND @ self.weight_DD.t(), dim=-1).to(PRECISIONS[amp])
+            keys.append(Ragged(keys_ND, Layout.of(own).to(DEVICE)))
+        # The second empties the list, so that no more than two are ever there.
+        joined = {"action": FrameKeys.join(list(keys)), "object": FrameKeys.join(keys)}
+        self.corpus = Corpus([f"v{i}" for i in range(videos)], joined)
         owners = [f"v{i % videos}" for i in range(captions)]
         self.queries = QuerySet([Caption(f"{v}#enc#{i}", v, "") for i, v in enumerate(owners)], self.vectors)
 
+    def pieces(self) -> Iterator[tuple[list[int], Tensor]]:
+        """The lengths of some videos and their frames (N, D), one piece after the other, the same each time."""
+        generator = torch.Generator(DEVICE).manual_seed(0)
+        for start in range(0, len(self.lengths), VIDEOS_AT_ONCE):
+            own = self.lengths[start : start + VIDEOS_AT_ONCE]
+            yield own, torch.randn(sum(own), WIDTH, generator=generator, device=DEVICE)
+
+    @cached_property
+    def kept(self) -> list[tuple[list[int], Tensor]]:
+        """All pieces, kept from the first use on."""
+        return list(self.pieces())
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations of the products of all frames and captions."""
+        return 2 * sum(self.lengths) * WIDTH * len(self.queries.captions) * len(BRANCHES)
+
+    def check_equal(self, memory_mb: int) -> None:
+        """AssertionError unless some ranks of ours are those of the published way, where both compute in float32."""
+        if self.corpus.keys["action"].values.dtype != torch.float32:
+            return
+        few = min(PUBLISHED_BLOCK, len(self.queries.captions))
+        # A piece at a time: no video has a part in the scores of another.
+        scores_QV = torch.cat([self.published([piece], few) for piece in self.pieces()], 1)
+        expected = ranks_of(scores_QV.cpu(), torch.arange(few) % len(self.lengths))
+        found = rank(self.corpus, self.queries.part(slice(few)), 0.5, memory_mb).ranks["fused"]
+        # Rounding may swap neighbours.
+        torch.testing.assert_close(torch.from_numpy(found), expected, atol=2, rtol=0)
+
     def programs(self, memory_mb: int) -> dict[str, Callable[[], object]]:
         """Ranking by ours with and without best frames, scoring by the published way, and nothing but the products."""
-        if self.corpus.keys["action"].values.dtype == torch.float32:
-            few = min(PUBLISHED_BLOCK, len(self.queries.captions))
-            expected = ranks_of(self.published(few).cpu(), torch.arange(few) % len(self.lengths))
-            found = rank(self.corpus, self.queries.part(slice(few)), 0.5, memory_mb).ranks["fused"]
-            # Rounding may swap neighbours.
-            torch.testing.assert_close(torch.from_numpy(found), expected, atol=2, rtol=0)
         return {
             "products": self.products,
             "ours": lambda: self.ours(memory_mb),
             "best frames": lambda: self.best_frames(memory_mb),
-            "published": lambda: self.published(len(self.queries.captions)),
+            "published": lambda: self.published(self.kept, len(self.queries.captions)),
         }
 
     @torch.inference_mode()
     def products(self) -> None:
         """Nothing but the matrix products, in pieces whose results stay near the processor."""
-        for vectors_QD in self.vectors.values():
+        for name, vectors_QD in self.vectors.items():
+            keys_ND = self.corpus.keys[name].values
+            rows = [keys_ND] if keys_ND.dtype == torch.float32 else [frames_ND for _, frames_ND in self.kept]
             for block_qD in vectors_QD.split(1024):
-                for frames_nD in self.frames_ND.split(4096):
-                    frames_nD @ block_qD.t()
+                for rows_nD in itertools.chain.from_iterable(rows_ND.split(4096) for rows_ND in rows):
+                    rows_nD @ block_qD.t()
 
     def ours(self, memory_mb: int) -> None:
         """Ranks under the three scores."""
@@ -127,18 +161,20 @@ class Case:
             scorer.scores_and_frames(self.queries.part(slice(start, start + scorer.query_block)).vectors, 0.5)
 
     @torch.inference_mode()
-    def published(self, captions: int) -> Tensor:
-        """Fused scores of the first captions, (captions, V)."""
-        padded_VLD = torch.nn.utils.rnn.pad_sequence(list(self.frames_ND.split(self.lengths)), batch_first=True)
-        real_VL = torch.arange(padded_VLD.shape[1]) < torch.tensor(self.lengths)[:, None]
-        hidden_VL1 = ~real_VL[..., None].to(padded_VLD.device)
+    def published(self, pieces: Iterable[tuple[list[int], Tensor]], captions: int) -> Tensor:
+        """Fused scores of the first captions for the videos of these pieces, (captions, v)."""
+        frames = [frames_LD for own, frames_ND in pieces for frames_LD in frames_ND.split(own)]
+        lengths = torch.tensor([len(frames_LD) for frames_LD in frames])
+        padded_vLD = torch.nn.utils.rnn.pad_sequence(frames, batch_first=True)
+        real_vL = torch.arange(padded_vLD.shape[1]) < lengths[:, None]
+        hidden_vL1 = ~real_vL[..., None].to(padded_vLD.device)
         parts = []
         for start in range(0, captions, PUBLISHED_BLOCK):
             best = []
             for vectors_QD in self.vectors.values():
-                keys_VLD = F.normalize(padded_VLD @ self.weight_DD.t(), dim=-1)
-                dots_VLq = keys_VLD @ vectors_QD[start : start + PUBLISHED_BLOCK].t()
-                best.append(dots_VLq.masked_fill(hidden_VL1, -1e10).amax(1).t())
+                keys_vLD = F.normalize(padded_vLD @ self.weight_DD.t(), dim=-1)
+                dots_vLq = keys_vLD @ vectors_QD[start : start + PUBLISHED_BLOCK].t()
+                best.append(dots_vLq.masked_fill(hidden_vL1, -1e10).amax(1).t())
             parts.append(torch.stack(best).mean(0))
         return torch.cat(parts)
 
