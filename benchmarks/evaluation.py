@@ -8,9 +8,10 @@
     python benchmarks/evaluation.py --growth                            # with twice the videos, captions, frames
 
 Random frames, both branches. The products are those of the real frames, float32. The published program pads all videos
-to the longest and projects all frames to keys again for every 50 captions. Frames are made a piece at a time and kept
-only for what reads them again: the published way and, where the keys are in half precision, the products. With one
-thread times are of the CPU, which other programs on the machine disturb less; nothing here has workers.
+to the longest and projects all frames to keys again for every 50 captions, with PyTorch's own settings; all others
+multiply as an evaluation does. Frames are made a piece at a time and kept only for what reads them again: the published
+way and, where the keys are in half precision, the products. With one thread times are of the CPU, which other programs
+on the machine disturb less; nothing here has workers.
 """
 
 from __future__ import annotations
@@ -30,14 +31,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import DEVICE, alternate, clock, compare, machine, peak_memory_mb, reset_peak_memory
+from benchmarks.measure import (
+    DEVICE,
+    alternate,
+    as_published,
+    as_trained,
+    clock,
+    compare,
+    machine,
+    peak_memory_mb,
+    reset_peak_memory,
+)
 from method.data.captions import Caption
 from method.data.ragged import Layout, Ragged
 from method.evaluation.corpus import Corpus, QuerySet, Scorer
 from method.evaluation.evaluate import rank
 from method.evaluation.frame_keys import FrameKeys
 from method.evaluation.metrics import ranks_of
-from method.model.precision import PRECISIONS
+from method.model.precision import PRECISIONS, use_quickest_products
 
 WIDTH, PUBLISHED_BLOCK = 384, 50
 VIDEOS_AT_ONCE = 512
@@ -50,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.growth:
         growth(options)
         return
+    use_quickest_products(DEVICE)
     case = Case(options.videos, options.captions, options.frames, options.lengths, options.eval_amp)
     keys = sum(own.values.nbytes for own in case.corpus.keys.values()) / 2**20
     if options.memory:
@@ -133,10 +145,10 @@ class Case:
     def programs(self, memory_mb: int) -> dict[str, Callable[[], object]]:
         """Ranking by ours with and without best frames, scoring by the published way, and nothing but the products."""
         return {
-            "products": self.products,
-            "ours": lambda: self.ours(memory_mb),
-            "best frames": lambda: self.best_frames(memory_mb),
-            "published": lambda: self.published(self.kept, len(self.queries.captions)),
+            "products": as_trained(self.products, DEVICE),
+            "ours": as_trained(lambda: self.ours(memory_mb), DEVICE),
+            "best frames": as_trained(lambda: self.best_frames(memory_mb), DEVICE),
+            "published": as_published(lambda: self.published(self.kept, len(self.queries.captions))),
         }
 
     @torch.inference_mode()
