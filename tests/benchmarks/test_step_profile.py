@@ -135,6 +135,20 @@ def test_the_kinds_of_a_small_step_add_up_to_it(monkeypatch: pytest.MonkeyPatch)
     assert sum(own.seconds for own in spent.values()) < whole - waited
 
 
+def test_the_whole_profile_of_a_small_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_profile, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(measure, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(measure, "_PLAIN_SIZE", 64)
+    before = torch.get_float32_matmul_precision()
+    layer = nn.Linear(500, 1000)
+    lines = step_profile.profiled(lambda: layer(torch.ones(1000, 500)), "bf16", 1).splitlines()
+    torch.set_float32_matmul_precision(before)
+    assert lines[0].startswith("matrix products")
+    assert lines[0].endswith(" 1 calls")
+    assert any(line.startswith("between operations") for line in lines)
+    assert lines[-1].split()[:3] == ["step", "1", "GFLOP"]
+
+
 def _kernel(name: str, begin: float, end: float, annotation: bool = False) -> FunctionEvent:
     times = SimpleNamespace(start=begin, end=end)
     event: Any = SimpleNamespace(
