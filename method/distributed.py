@@ -130,15 +130,12 @@ def _expect_gpus(gpus: int, local_rank: int) -> None:
 
 
 def expect_one_process(what: str) -> None:
-    """Refuse to be one of several processes that torchrun has started, for a program whose processes share no work.
+    """InputError when torchrun has started several of a program whose processes share no work.
 
-    InputError on the first, as its words are to be said once, and Ended on the others.
+    Each says so: torchrun ends the others when the first of them, whichever it is, has ended.
     """
-    if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return
-    if int(os.environ.get("RANK", 0)) > 0:
-        raise Ended(EXIT_INPUT)
-    raise InputError(f"{what} runs in one process; start it without torchrun")
+    if "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError(f"{what} runs in one process; start it without torchrun")
 
 
 def count_processes() -> int:
