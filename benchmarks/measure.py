@@ -19,7 +19,7 @@ from method.model.precision import PRECISIONS, use_quickest_products
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PLAIN_PRODUCT = "plain product"
-_PLAIN_SIZE, _PLAIN_TIMES = (8192 if DEVICE.type == "cuda" else 2048), 4
+_PLAIN_SIZES, _PLAIN_TIMES = {"cpu": 2048, "cuda": 8192}, 4
 
 
 def machine() -> str:
@@ -83,15 +83,16 @@ def operations(program: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def plain_product(precision: str = "off") -> tuple[Callable[[], object], int]:
+def plain_product(device: torch.device, precision: str = "off") -> tuple[Callable[[], object], int]:
     """Products of two large matrices in a precision of `--amp`, as training computes them, and their operations."""
-    left, right = torch.randn(2, _PLAIN_SIZE, _PLAIN_SIZE, device=DEVICE).to(PRECISIONS[precision])
+    size = _PLAIN_SIZES[device.type]
+    left, right = torch.randn(2, size, size, device=device).to(PRECISIONS[precision])
 
     def run() -> None:
         for _ in range(_PLAIN_TIMES):
             left @ right
 
-    return as_trained(run, DEVICE), 2 * _PLAIN_SIZE**3 * _PLAIN_TIMES
+    return as_trained(run, device), 2 * size**3 * _PLAIN_TIMES
 
 
 def clock() -> float:

@@ -72,7 +72,7 @@ class Spent:
 def profiled(step: Callable[[], object], precision: str, rounds: int) -> str:
     """A table of the time of a step by kind, over `rounds` of them, and the rate of its products beside their floor."""
     count = operations(step)
-    plain, plain_count = plain_product(precision)
+    plain, plain_count = plain_product(DEVICE, precision)
     seconds = alternate({"step": step, PLAIN_PRODUCT: plain}, rounds, time.perf_counter)
     spent, whole = _profile(step, rounds)
     idle = "device has nothing to do" if DEVICE.type == "cuda" else "between operations"

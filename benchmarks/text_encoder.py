@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(programs: Mapping[str, Callable[[], object]], baseline: str, rounds: int) -> dict[str, float]:
     """Print the times of the programs, and beside them those of a plain product; their GFLOP."""
     counts = {name: operations(program) / 1e9 for name, program in programs.items()}
-    plain, count = plain_product()
+    plain, count = plain_product(CPU)
     seconds = alternate({**programs, PLAIN_PRODUCT: plain}, rounds, time.perf_counter)
     print(compare({name: seconds[name] for name in programs}, baseline))
     multiplying = {name: own for name, own in counts.items() if own}

@@ -137,8 +137,7 @@ def test_the_kinds_of_a_small_step_add_up_to_it(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_whole_profile_of_a_small_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_profile, "DEVICE", torch.device("cpu"))
-    monkeypatch.setattr(measure, "DEVICE", torch.device("cpu"))
-    monkeypatch.setattr(measure, "_PLAIN_SIZE", 64)
+    monkeypatch.setattr(measure, "_PLAIN_SIZES", {"cpu": 64})
     before = torch.get_float32_matmul_precision()
     layer = nn.Linear(500, 1000)
     lines = step_profile.profiled(lambda: layer(torch.ones(1000, 500)), "bf16", 1).splitlines()
