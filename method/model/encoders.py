@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from method import hardware
 from method.data.ragged import Ragged
 from method.model.dropout import dropout
-from method.model.recomputing import recomputed
+from method.model.recomputing import recomputed, recomputed_in_parts
 
 
 class SelfAttention(nn.Module):
@@ -32,17 +32,17 @@ class SelfAttention(nn.Module):
         layers = (self.query, self.key, self.value)
         weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
         attend = self._attend_at_once if hardware.likes_large_kernels(rows.values) else self._attend_in_boxes
-        output_ND = dropout(self.output(attend(rows, weight, bias)), self.dropout, self.training)
+        output_ND = dropout(attend(rows, weight, bias), self.dropout, self.training)
         return rows.with_values(self.norm(rows.values + output_ND))
 
     def _attend_at_once(self, rows: Ragged, weight_XD: Tensor, bias_X: Tensor) -> Tensor:
-        """What the rows attend to, (N, D), for a GPU: padding is there only for the attention itself.
+        """Linear(attended) of all rows, (N, D), for a GPU: padding is there only for the attention itself.
 
         weight_XD, bias_X: the projections to queries, keys and values, one above the other.
         """
         layout = rows.layout
         projected_BLX = layout.pad(F.linear(rows.values, weight_XD, bias_X))
-        return layout.unpad(self._attend(projected_BLX, layout.mask_BL))
+        return self.output(layout.unpad(self._attend(projected_BLX, layout.mask_BL)))
 
     def _attend_in_boxes(self, rows: Ragged, weight_XD: Tensor, bias_X: Tensor) -> Tensor:
         """The same for a CPU: in boxes of similar length, of which nothing is kept for the backward pass."""
@@ -55,7 +55,7 @@ class SelfAttention(nn.Module):
     def _project_and_attend(
         self, rows_blD: Tensor, real_bl: Tensor | None, weight_XD: Tensor, bias_X: Tensor
     ) -> Tensor:
-        return self._attend(F.linear(rows_blD, weight_XD, bias_X), real_bl)
+        return self.output(self._attend(F.linear(rows_blD, weight_XD, bias_X), real_bl))
 
     def _attend(self, projected_blX: Tensor, real_bl: Tensor | None) -> Tensor:
         """What the rows of each sequence attend to, (b, l, D), of their queries, keys and values side by side."""
@@ -99,10 +99,12 @@ class SequenceEncoder(nn.Module):
 
     def forward(self, rows: Ragged) -> Ragged:
         """Encode rows (N, I) into (N, D)."""
-        normed_NI = dropout(self.input_norm(rows.values), self.input_dropout, self.training)
-        projected_ND = F.relu(self.input(normed_NI))
+        projected_ND = F.relu(recomputed_in_parts(self._project, rows.values))
         placed_ND = self.position_norm(projected_ND + self.positions(rows.layout.position_N))
         return self.attention(rows.with_values(dropout(placed_ND, self.dropout, self.training)))
+
+    def _project(self, rows_NI: Tensor) -> Tensor:
+        return self.input(dropout(self.input_norm(rows_NI), self.input_dropout, self.training))
 
 
 class QueryPooling(nn.Module):

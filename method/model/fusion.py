@@ -16,7 +16,7 @@ from method import hardware
 from method.data.ragged import Layout, Ragged
 from method.model.architecture import Architecture, Extent
 from method.model.dropout import dropout, relu_dropout
-from method.model.recomputing import recomputed
+from method.model.recomputing import recomputed, recomputed_in_parts
 from method.model.sampling import Samples
 
 DROPOUT = 0.05
@@ -24,7 +24,6 @@ FEED_FORWARD_WIDTH = 2048
 POSITIONS = 128
 PUBLISHED_LOGIT_SCALE = 70.0
 ROWS_AT_ONCE = 1024
-ROWS_TRANSFORMED_AT_ONCE = 2048
 
 
 class FeedForward(nn.Module):
@@ -40,9 +39,7 @@ class FeedForward(nn.Module):
     def forward(self, rows_ND: Tensor, attended_ND: Tensor) -> Tensor:
         """Add what was attended to and transform each row by itself; (N, D)."""
         rows_ND = self.attended_norm(rows_ND + attended_ND)
-        at_once = len(rows_ND) if hardware.likes_large_kernels(rows_ND) else ROWS_TRANSFORMED_AT_ONCE
-        parts = rows_ND.split(at_once)
-        return self.output_norm(rows_ND + torch.cat([recomputed(self._transform, part) for part in parts]))
+        return self.output_norm(rows_ND + recomputed_in_parts(self._transform, rows_ND))
 
     def _transform(self, rows_ND: Tensor) -> Tensor:
         return self.outer(relu_dropout(self.inner(rows_ND), DROPOUT, self.training))
@@ -211,7 +208,7 @@ class DeformableFusion(nn.Module):
         logits_NHJ = torch.bmm(folded_NHD, keys_NJD.transpose(1, 2)) + constant_HN.t()[..., None]
         weights_NHJ = (logits_NHJ.float() * (head_width**-0.5 * temperature)).softmax(-1)
         weights_NHJ = dropout(weights_NHJ, DROPOUT, self.training).to(values_NJD.dtype)
-        summed_HND = torch.bmm(weights_NHJ, values_NJD).transpose(0, 1)
+        summed_HND = torch.bmm(weights_NHJ, values_NJD).transpose(0, 1).contiguous()  # as two products read it
         attended_HNd = torch.bmm(summed_HND, self.to_value.second.weight.view(heads, head_width, -1).transpose(1, 2))
         share_HN1 = weights_NHJ.sum(-1).t()[..., None]  # dropout leaves it off 1
         attended_HNd = attended_HNd + share_HN1 * self.to_value.second.bias.view(heads, 1, head_width)
