@@ -76,7 +76,7 @@ def _read_tags(path: Path, kind: Kind) -> dict[str, dict[str, str]]:
         raise InputError(f"{path}: {summarize(problems)}")
     never = _NEVER_AN_ACTION if kind == "action" else None
     return {
-        caption_id: {word.strip(): tag for word, tag in tags.items() if word.strip() and tag != never}
+        caption_id: {word.strip(): tag for word, tag in tags.items() if _has_letters(word) and tag != never}
         for caption_id, tags in stored.items()
     }
 
@@ -105,9 +105,13 @@ def _usable(words: Sequence[str]) -> tuple[str, ...]:
         word = " ".join(word.split())
         # Taggers cut "she's" and "don't" into pieces; a piece in the place of a word makes no sentence.
         is_piece = not word or word[0] in QUOTES or word[-1] in QUOTES or fold(word) in ("n't", "n’t")
-        if not is_piece and any(letter.isalnum() for letter in word):
+        if not is_piece and _has_letters(word):
             distinct.setdefault(fold(word), word)
     return tuple(distinct.values())
+
+
+def _has_letters(word: str) -> bool:
+    return any(letter.isalnum() for letter in word)
 
 
 def _read_object(path: Path, keys: str, values: str) -> dict[str, Any]:

@@ -81,6 +81,9 @@ def _find(text: str, pattern: re.Pattern[str], others: Container[str]) -> list[S
             continue
         before = text[start - 1] if start > 1 and text[start - 1] in _JOINERS and _is_letter(text[start - 2]) else ""
         after = text[end] if text[end : end + 1] in tuple(_JOINERS) and _is_letter(text[end + 1 : end + 2]) else ""
+        ends = _CLITIC.match(text, start - 1) if start else None
+        if ends and ends.end() == end and text[end : end + 1] not in tuple(QUOTES):  # the "'s" of "she 's here"
+            continue
         clitic = _CLITIC.match(text, end)
         if not before and clitic and fold(text[start : clitic.end()]) not in others:
             after = ""  # unless "man's" is a word of its own in the list, "man" stands in it

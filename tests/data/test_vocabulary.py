@@ -8,7 +8,7 @@ import pytest
 from method.data.vocabulary import read_vocabulary
 from method.errors import InputError
 
-TAGS = {"v#0": {"walks": "VBZ", "Penny": "NNP"}, "v#1": {"sits": "VBZ", " ": "VBZ"}}
+TAGS = {"v#0": {"walks": "VBZ", "Penny": "NNP"}, "v#1": {"sits": "VBZ", " ": "VBZ", "--": "VBZ"}}
 WORDS = {"VBZ": ["walks", "sits", "Walks", "'s", "n't", "", "  picks   up", "&", "runs'"], "NNP": ["Penny", "Amy"]}
 
 
