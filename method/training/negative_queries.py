@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from method.config import negative_branches
 from method.data.cached_negatives import CachedNegatives
 from method.data.captions import Caption
 from method.data.edited_queries import EditedQueries, NegativeSource, edited_queries
@@ -74,7 +75,9 @@ def open_negatives(
     """
     if options["neg_query_loss"] is None:
         return None
-    vocabularies = read_vocabularies(options, dataset_ids)
+    # With both kinds each branch has its own: that of a branch without the loss would be encoded in vain.
+    wanted = negative_branches(options) if options["neg_query_loss"] == "both" else KINDS
+    vocabularies = read_vocabularies(options, dataset_ids, wanted)
     counts: dict[Kind, int] = {vocabulary.kind: options[f"neg_{vocabulary.kind}_num"] for vocabulary in vocabularies}
     source: NegativeSource
     if options["neg_cache"] is None:
@@ -89,9 +92,11 @@ def open_negatives(
     return source
 
 
-def read_vocabularies(options: Mapping[str, Any], dataset_ids: Collection[str]) -> list[Vocabulary]:
-    """The vocabularies of the kinds that `--neg_query_loss` asks for; see `read_vocabulary`."""
-    kinds = [kind for kind in KINDS if options["neg_query_loss"] in (kind, "both")]
+def read_vocabularies(
+    options: Mapping[str, Any], dataset_ids: Collection[str], wanted: Collection[str] = KINDS
+) -> list[Vocabulary]:
+    """The vocabularies of the wanted kinds that `--neg_query_loss` asks for; see `read_vocabulary`."""
+    kinds = [kind for kind in KINDS if kind in wanted and options["neg_query_loss"] in (kind, "both")]
     return [
         read_vocabulary(options[f"id_{kind}_dict"], options[f"total_{kind}_dict"], kind, dataset_ids) for kind in kinds
     ]

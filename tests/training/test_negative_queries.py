@@ -33,6 +33,9 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         **files,
         "text_encoder": make_text_encoder(folder / "encoder", [caption.text for caption in CAPTIONS]),
         "neg_query_loss": "both",
+        "neg_query_loss_branch": "both",
+        "action_branch": True,
+        "phrase_action_branch": True,
         "neg_action_num": 3,
         "neg_object_num": 4,
         "neg_cache": None,
@@ -112,6 +115,25 @@ def test_one_kind_alone(options: dict[str, Any], kind: Kind) -> None:
     alone = opened(options, neg_query_loss=kind).for_batch(CAPTIONS, 0)
     assert list(alone) == [kind]
     assert given(alone[kind]).owner_E.equal(given(both[kind]).owner_E)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"neg_query_loss_branch": "i3d"}, "action"),
+        ({"neg_query_loss_branch": "clip"}, "object"),
+        ({"phrase_action_branch": False}, "action"),
+    ],
+)
+def test_of_both_kinds_that_of_a_branch_without_the_loss_is_not_needed(
+    options: dict[str, Any], cached_options: dict[str, Any], changes: dict[str, Any], kind: Kind
+) -> None:
+    unread = {f"{part}_{other}_dict": Path("nowhere") for part in ("id", "total") for other in KINDS if other != kind}
+    for given_options in (options, cached_options):
+        both = opened(given_options).for_batch(CAPTIONS, 0)
+        needed = opened({**given_options, **unread}, **changes).for_batch(CAPTIONS, 0)
+        assert list(needed) == [kind]
+        torch.testing.assert_close(given(needed[kind]).queries.values, given(both[kind]).queries.values)
 
 
 def test_epochs_and_seeds_differ_and_repeat(options: dict[str, Any]) -> None:

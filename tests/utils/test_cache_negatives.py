@@ -34,7 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flags(world: Path, *more: str) -> list[str]:
     files = [f"--{part}_{kind}_dict={part}_{kind}.json" for part in ("id", "total") for kind in ("action", "object")]
     return [
-        *("--dataset_name", "charades", "--root_path", str(world), "--device", "-1"),
+        *("--dataset_name", "charades", "--root_path", str(world), "--device", "-1", "--phrase_action_branch"),
         *("--caption_train_txt", "train.txt", "--caption_test_txt", "val.txt", *files),
         *("--text_encoder", "encoder", "--q_feat_size", str(WIDTH), "--neg_action_num", "2", "--neg_object_num", "3"),
         *more,
