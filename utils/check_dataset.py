@@ -2,6 +2,7 @@
 
     python utils/check_dataset.py charades
     python utils/check_dataset.py charades --quick        # headers only: what training checks before its first step
+    python utils/check_dataset.py charades --neg_query_loss both          # and what edited captions need
 
 Exit status 2 when training would refuse the files.
 """
@@ -18,7 +19,9 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from method.config import VOCABULARY_FILES, make_architecture, read_options
+import torch
+
+from method.config import make_architecture, read_options
 from method.data.captions import Caption, group_by_video
 from method.data.check import Split, check_split, warn_of_shared_videos
 from method.data.dataset import FeatureReader
@@ -29,6 +32,7 @@ from method.evaluate import open_features
 from method.flags import Parser
 from method.progress import progress_bar
 from method.run_folder import log_to_terminal
+from method.training.negative_queries import open_negatives
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words and not words[0].startswith("-"):
         words.insert(0, "--dataset_name")
     options = read_options(words, "Check a dataset: check_dataset.py NAME [flags]", extra=_add_flags)
+    asked = dict(options)
     # Both streams, whatever model the flags describe.
     options.update(phrase_action_branch=True, flow_feat=True)
     reader = open_features(options, make_architecture(options))
@@ -48,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_split("evaluated split", options.caption_test_txt, reader),
     ]
     warn_of_shared_videos(*splits)
+    ids = [caption.id for split in splits for caption in split.captions]
+    open_negatives(asked, splits[0].captions, ids, torch.device("cpu"))
     if not options.quick:
         for split in splits:
             read_everything(split, reader)
@@ -90,15 +97,17 @@ def table(splits: Sequence[Split], options: Mapping[str, Any]) -> list[str]:
 
 
 def _edits(splits: Sequence[Split], options: Mapping[str, Any]) -> dict[str, list[str]]:
-    """How many training captions have a word to replace, where the vocabularies are there."""
-    if not all(options[name].exists() for name in VOCABULARY_FILES if options[name]):
-        return {"editable captions": ["no vocabulary files", ""]}
+    """How many training captions have a word to replace, for each kind whose vocabulary files are there."""
     captions: list[Caption] = splits[0].captions
     ids = [caption.id for split in splits for caption in split.captions]
     rows = {}
     for kind in KINDS:
-        vocabulary = read_vocabulary(options[f"id_{kind}_dict"], options[f"total_{kind}_dict"], kind, ids)
-        rows[f"captions with {kind} edits"] = [str(CaptionEditor(captions, vocabulary).count_editable()), ""]
+        tags, words = options[f"id_{kind}_dict"], options[f"total_{kind}_dict"]
+        editable = "no vocabulary files"
+        if all(path is not None and path.exists() for path in (tags, words)):
+            vocabulary = read_vocabulary(tags, words, kind, ids)
+            editable = str(CaptionEditor(captions, vocabulary).count_editable())
+        rows[f"captions with {kind} edits"] = [editable, ""]
     return rows
 
 

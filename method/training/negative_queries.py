@@ -11,6 +11,7 @@ import torch
 from method.config import negative_branches
 from method.data.cached_negatives import CachedNegatives
 from method.data.captions import Caption
+from method.data.check import check_files
 from method.data.edited_queries import EditedQueries, NegativeSource, edited_queries
 from method.data.negative_cache import fingerprint
 from method.data.negatives import CaptionEditor
@@ -97,9 +98,9 @@ def read_vocabularies(
 ) -> list[Vocabulary]:
     """The vocabularies of the wanted kinds that `--neg_query_loss` asks for; see `read_vocabulary`."""
     kinds = [kind for kind in KINDS if kind in wanted and options["neg_query_loss"] in (kind, "both")]
-    return [
-        read_vocabulary(options[f"id_{kind}_dict"], options[f"total_{kind}_dict"], kind, dataset_ids) for kind in kinds
-    ]
+    names = {kind: (f"id_{kind}_dict", f"total_{kind}_dict") for kind in kinds}
+    check_files({name: options[name] for of_kind in names.values() for name in of_kind}, options["dataset_name"])
+    return [read_vocabulary(options[tags], options[words], kind, dataset_ids) for kind, (tags, words) in names.items()]
 
 
 def cache_fingerprint(

@@ -31,6 +31,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     files = {f"{part}_{kind}_dict": folder / f"{part}_{kind}.json" for part in ("id", "total") for kind in KINDS}
     return {
         **files,
+        "dataset_name": "charades",
         "text_encoder": make_text_encoder(folder / "encoder", [caption.text for caption in CAPTIONS]),
         "neg_query_loss": "both",
         "neg_query_loss_branch": "both",
@@ -240,6 +241,19 @@ assert open_negatives({"neg_query_loss": None}, [], [], torch.device("cpu")) is 
 assert "transformers" not in sys.modules and "tokenizers" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        (Path("nowhere.json"), r"--total_object_dict: no nowhere\.json; .*python utils/download_data\.py charades"),
+        (None, "--total_object_dict: dataset charades names no such file"),
+    ],
+)
+def test_missing_vocabulary_files_say_what_to_do(options: dict[str, Any], path: Path | None, named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        opened(options, total_object_dict=path)
+    opened(options, total_object_dict=path, neg_query_loss="action")
 
 
 def test_a_missing_encoder_says_what_to_do(options: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from method import config
+from method.data.captions import read_captions
+from method.errors import InputError
+from tests.small_dataset import QUERY_WIDTH, SmallDataset
+from tests.tiny_text_encoder import make_text_encoder
+from utils.check_dataset import main
+
+
+def arguments(small: SmallDataset, *more: str) -> list[str]:
+    return ["demo", *small.flags(*more)[2:]]
+
+
+def rows_of(said: str) -> dict[str, str]:
+    """What the table says of the edits of each kind."""
+    lines = [line.split(" edits ") for line in said.splitlines() if " edits " in line]
+    return {name.split()[-1]: value.strip() for name, value in lines}
+
+
+def test_shows_how_many_captions_have_edits(small: SmallDataset, capsys: pytest.CaptureFixture[str]) -> None:
+    captions = str(len(read_captions(small.train_txt)))
+    main(arguments(small))
+    assert rows_of(capsys.readouterr().out) == {"action": captions, "object": captions}
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_without_vocabulary_files_a_dataset_is_whole(
+    small: SmallDataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    """They are needed for edits alone, and a dataset of one's own need not name them."""
+    (small.train_txt.parent / "demo_id_action_dict.json").unlink()
+    if not named:
+        lines = (config.CONFIGS / "demo.yaml").read_text().splitlines(keepends=True)
+        (small.root / "demo.yaml").write_text("".join(line for line in lines if "action_dict" not in line))
+        monkeypatch.setattr(config, "CONFIGS", small.root)
+    main(arguments(small))
+    captions = str(len(read_captions(small.train_txt)))
+    assert rows_of(capsys.readouterr().out) == {"action": "no vocabulary files", "object": captions}
+
+
+def test_with_edits_it_refuses_what_training_would_refuse(small: SmallDataset, tmp_path: Path) -> None:
+    edits = ("--neg_query_loss", "both", "--text_encoder", str(tmp_path / "encoder"))
+    with pytest.raises(InputError, match=r"encoder: no such folder.*download_roberta"):
+        main(arguments(small, *edits))
+    sentences = [caption.text for caption in read_captions(small.train_txt)]
+    make_text_encoder(tmp_path / "encoder", sentences, width=QUERY_WIDTH)
+    main(arguments(small, *edits))
+    (small.train_txt.parent / "demo_total_object_dict.json").unlink()
+    with pytest.raises(InputError, match=r"--total_object_dict: no .*download_data\.py demo"):
+        main(arguments(small, *edits))
+    main(arguments(small, *edits, "--neg_query_loss", "action"))
