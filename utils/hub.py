@@ -36,6 +36,8 @@ _TransportError: type[Exception] = next(
     kind for kind in reversed(HfHubHTTPError.__mro__) if kind.__module__.split(".")[0] in _TRANSPORTS
 )
 
+_PIECE = 1 << 10  # bytes
+
 
 @dataclass(frozen=True)
 class RemoteFile:
@@ -76,7 +78,7 @@ class Repository:
         headers = build_hf_headers() | {"Accept-Encoding": "identity"}
         target: Any = _Patient(stream, 3 * file.size)
         settings: Any = {"expected_size": file.size, "displayed_filename": file.path}
-        with _in_one_line(self.name, f"no file {file.path} at {self.commit}"):
+        with _in_one_line(self.name, f"no file {file.path} at {self.commit}"), _in_small_pieces():
             try:
                 http_get(url, target, resume_size=stream.tell(), headers=headers, **settings)
             except ValueError as error:  # larger than the hub sends over HTTP, or out of patience
@@ -105,6 +107,16 @@ class _Patient:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _in_small_pieces() -> Iterator[None]:
+    # The client collects 10 MiB before it writes them, and loses what it has collected when a connection breaks.
+    size, constants.DOWNLOAD_CHUNK_SIZE = constants.DOWNLOAD_CHUNK_SIZE, _PIECE
+    try:
+        yield
+    finally:
+        constants.DOWNLOAD_CHUNK_SIZE = size
 
 
 def open_repository(name: str, revision: str) -> Repository:

@@ -113,7 +113,6 @@ class FakeHub:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 10)
         monkeypatch.setattr(time, "sleep", lambda seconds: None)
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
