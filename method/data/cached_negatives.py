@@ -49,10 +49,16 @@ class CachedNegatives:
         for kind, count in counts.items():
             size = manifest.made_from.get(f"{kind} pool", 0)
             if not isinstance(size, int) or size < count:
-                raise InputError(f"{folder}: pools of {size} {kind} edits, --neg_{kind}_num {count} needs as many")
+                raise InputError(
+                    f"{folder}: pools of {size} {kind} edits, --neg_{kind}_num {count} needs as many; "
+                    f"choose another folder for {REMEDY}"
+                )
         self._counts, self._seed = dict(counts), seed
         self._width: int = manifest.made_from["--q_feat_size"]
-        self._blocks = [open_block(folder, manifest, number, held) for number, held in enumerate(blocks_of(captions))]
+        try:
+            self._blocks = [open_block(folder, manifest, *numbered) for numbered in enumerate(blocks_of(captions))]
+        except InputError as error:
+            raise InputError(f"{error}; it is repaired by {REMEDY}") from error
         records = np.concatenate([block.records for block in self._blocks])
         self._words, self._rows, self._sums = records["word"], records["rows"].astype(np.int64), records["sum"]
         self._block = np.repeat(np.arange(len(self._blocks)), [len(block.records) for block in self._blocks])

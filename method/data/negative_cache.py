@@ -73,19 +73,21 @@ def read_manifest(folder: Path, expected: Mapping[str, Any]) -> Manifest:
     path = folder / "cache.json"
     if not path.exists():
         raise InputError(f"{folder}: no cache of encoded edits there (no cache.json); make it by {REMEDY}")
-    stored = read_json(path)
+    other = f"choose another folder for {REMEDY}"
+    try:
+        stored = read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; {other}") from error
     found = stored.get("made_from") if isinstance(stored, dict) else None
     if not isinstance(found, dict) or stored.get("format") != FORMAT:
-        raise InputError(f"{path}: expected a cache of encoded edits in format {FORMAT}")
+        raise InputError(f"{path}: expected a cache of encoded edits in format {FORMAT}; {other}")
     different = [
         f"{part} {_shown(found.get(part))}, expected {_shown(value)}"
         for part, value in expected.items()
         if found.get(part) != value
     ]
     if different:
-        raise InputError(
-            f"{folder}: made from something else: {summarize(different, 9)}; choose another folder for {REMEDY}"
-        )
+        raise InputError(f"{folder}: made from something else: {summarize(different, 9)}; {other}")
     return Manifest(found, stored.get("complete") is True)
 
 
