@@ -16,6 +16,8 @@ from method.model.recomputing import recomputed, recomputed_in_parts
 class SelfAttention(nn.Module):
     """One block of self-attention over each sequence: LayerNorm(x + dropout(Linear(attended))), no feed-forward."""
 
+    COMPILED = ("_added",)
+
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
@@ -32,8 +34,10 @@ class SelfAttention(nn.Module):
         layers = (self.query, self.key, self.value)
         weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
         attend = self._attend_at_once if hardware.likes_large_kernels(rows.values) else self._attend_in_boxes
-        output_ND = dropout(attend(rows, weight, bias), self.dropout, self.training)
-        return rows.with_values(self.norm(rows.values + output_ND))
+        return rows.with_values(self._added(rows.values, attend(rows, weight, bias)))
+
+    def _added(self, rows_ND: Tensor, attended_ND: Tensor) -> Tensor:
+        return self.norm(rows_ND + dropout(attended_ND, self.dropout, self.training))
 
     def _attend_at_once(self, rows: Ragged, weight_XD: Tensor, bias_X: Tensor) -> Tensor:
         """Linear(attended) of all rows, (N, D), for a GPU: padding is there only for the attention itself.
@@ -85,6 +89,8 @@ def _attention_with_dropout(
 class SequenceEncoder(nn.Module):
     """Projection, learned positions and one self-attention block; frames and queries alike."""
 
+    COMPILED = ("_project", "_placed")
+
     def __init__(
         self, input_width: int, width: int, heads: int, max_length: int, input_dropout: float, dropout: float
     ) -> None:
@@ -99,12 +105,15 @@ class SequenceEncoder(nn.Module):
 
     def forward(self, rows: Ragged) -> Ragged:
         """Encode rows (N, I) into (N, D)."""
-        projected_ND = F.relu(recomputed_in_parts(self._project, rows.values))
-        placed_ND = self.position_norm(projected_ND + self.positions(rows.layout.position_N))
-        return self.attention(rows.with_values(dropout(placed_ND, self.dropout, self.training)))
+        projected_ND = recomputed_in_parts(self._project, rows.values)
+        return self.attention(rows.with_values(self._placed(projected_ND, rows.layout.position_N)))
 
     def _project(self, rows_NI: Tensor) -> Tensor:
         return self.input(dropout(self.input_norm(rows_NI), self.input_dropout, self.training))
+
+    def _placed(self, projected_ND: Tensor, position_N: Tensor) -> Tensor:
+        placed_ND = self.position_norm(F.relu(projected_ND) + self.positions(position_N))
+        return dropout(placed_ND, self.dropout, self.training)
 
 
 class QueryPooling(nn.Module):

@@ -29,6 +29,8 @@ ROWS_AT_ONCE = 1024
 class FeedForward(nn.Module):
     """LN(x + attended), then LN(x + FFN(x)): the second half of both kinds of fusion."""
 
+    COMPILED = ("forward",)
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.attended_norm = nn.LayerNorm(width)
@@ -87,6 +89,8 @@ class TwoLayers(nn.Module):
 class DeformableFusion(nn.Module):
     """Each asking frame attends to J positions of the other stream that it chooses itself, a few frames around it."""
 
+    COMPILED = ("_mixed", "_offsets", "_neighbours", "_weigh")
+
     def __init__(self, architecture: Architecture, offset_scale: float) -> None:
         super().__init__()
         width = architecture.hidden_size
@@ -118,7 +122,8 @@ class DeformableFusion(nn.Module):
         if self.extent == "valid":
             return list(asking.real), list(answering.real)
         longest_L, longest_M = asking.longest, answering.longest
-        last = [_padded_place(length - 1 + self.offset_scale, longest_L, longest_M) for length in asking.real]
+        last_L = max(longest_L - 1, 1)
+        last = [_padded_place(length - 1 + self.offset_scale, last_L, longest_M) for length in asking.real]
         return (
             [min(length + self.reach, longest_L) for length in asking.real],
             [
@@ -148,38 +153,58 @@ class DeformableFusion(nn.Module):
     def _positions(self, query: Ragged) -> Tensor:
         """Where each real row looks, in asking frames: its own place and a learned offset, (N, G, J)."""
         layout = query.layout
+        mixed_ND = self._mixed(query.values, layout.position_N, layout.lengths_B[layout.owner_N])
+        mixed = query.with_values(mixed_ND).real()
+        return mixed.layout.position_N[:, None, None] + self._offsets(mixed.values)
+
+    def _mixed(self, query_ND: Tensor, position_N: Tensor, length_N: Tensor) -> Tensor:
+        """The depthwise convolution over the rows of each video, (N, D); length_N: rows of each row's video."""
         weight_Dk = self.offset_convolution.weight[:, 0].repeat(self.groups, 1)
         assert self.offset_convolution.bias is not None
-        mixed_ND = self.offset_convolution.bias.repeat(self.groups).expand_as(query.values)
-        around = F.pad(query.values, (0, 0, self.reach, self.reach))
+        mixed_ND = self.offset_convolution.bias.repeat(self.groups).expand_as(query_ND)
+        around = F.pad(query_ND, (0, 0, self.reach, self.reach))
         for tap in range(2 * self.reach + 1):
-            neighbour_N = layout.position_N + (tap - self.reach)
-            inside_N = (neighbour_N >= 0) & (neighbour_N < layout.lengths_B[layout.owner_N])
-            shifted_ND = around[tap : tap + len(query.values)]
+            neighbour_N = position_N + (tap - self.reach)
+            inside_N = (neighbour_N >= 0) & (neighbour_N < length_N)
+            shifted_ND = around[tap : tap + len(query_ND)]
             mixed_ND = mixed_ND + shifted_ND * (weight_Dk[:, tap] * inside_N[:, None])
-        mixed = query.with_values(mixed_ND).real()
-        grouped_NGd = F.gelu(mixed.values.unflatten(-1, (self.groups, -1)))
-        offsets_NGJ = F.linear(grouped_NGd, self.offset_output.weight[:, :, 0]).float().tanh() * self.offset_scale
-        return mixed.layout.position_N[:, None, None] + offsets_NGJ
+        return mixed_ND
+
+    def _offsets(self, mixed_ND: Tensor) -> Tensor:
+        """What each row adds to its own place, (N, G, J)."""
+        grouped_NGd = F.gelu(mixed_ND.unflatten(-1, (self.groups, -1)))
+        return F.linear(grouped_NGd, self.offset_output.weight[:, :, 0]).float().tanh() * self.offset_scale
 
     def _places(self, positions_NGJ: Tensor, real: Layout, answering: Layout) -> tuple[Tensor, Tensor]:
         """The two answering rows between which each position lies and the share of each, (N, J, G, 2)."""
-        positions_NJG = positions_NGJ.transpose(1, 2)
         owner_N = real.owner_N
         if self.extent == "padded":
-            place = _padded_place(positions_NJG, real.longest, answering.longest)
-            last: Tensor | int = answering.longest - 1
+            last_asking_N = torch.full_like(owner_N, real.longest - 1)
+            last_answering_N = torch.full_like(owner_N, answering.longest - 1)
         else:
-            last_L = (real.real_B[owner_N] - 1)[:, None, None]
-            last = (answering.real_B[owner_N] - 1)[:, None, None]
-            place = torch.minimum(positions_NJG.clamp(min=0), last_L) * (last / last_L.clamp(min=1))
+            last_asking_N, last_answering_N = real.real_B[owner_N] - 1, answering.real_B[owner_N] - 1
+        starts_N, ends_N = answering.starts_B[owner_N], answering.lengths_B[owner_N] - 1
+        return self._neighbours(positions_NGJ, last_asking_N, last_answering_N, starts_N, ends_N)
+
+    def _neighbours(
+        self, positions_NGJ: Tensor, last_asking_N: Tensor, last_answering_N: Tensor, starts_N: Tensor, ends_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same, given the last frame of both streams that counts, and where the rows of the answering video lie.
+
+        starts_N: the first of them. ends_N: the last of them, counted from there.
+        """
+        positions_NJG = positions_NGJ.transpose(1, 2)
+        last_asking, last_answering = _like(last_asking_N, positions_NJG), _like(last_answering_N, positions_NJG)
+        if self.extent == "padded":
+            place = _padded_place(positions_NJG, last_asking.clamp(min=1), last_answering + 1)
+        else:
+            inside = torch.minimum(positions_NJG.clamp(min=0), last_asking)
+            place = inside * (last_answering / last_asking.clamp(min=1))
         below = place.detach().floor()
         fraction = place - below
         rows = torch.stack([below, below + 1], -1).long()
         weights = torch.stack([1 - fraction, fraction], -1)
-        last_row = last if isinstance(last, int) else last[..., None]
-        weights = weights.masked_fill((rows < 0) | (rows > last_row), 0.0)
-        starts_N, ends_N = answering.starts_B[owner_N], answering.lengths_B[owner_N] - 1
+        weights = weights.masked_fill((rows < 0) | (rows > last_answering[..., None]), 0.0)
         return torch.minimum(rows.clamp(min=0), _like(ends_N, rows)) + _like(starts_N, rows), weights
 
     def _attend(self, query_values_ND: Tensor, asking: Layout, answering: Ragged) -> Tensor:
@@ -247,8 +272,8 @@ class PositionTable(nn.Module):
         return rows.with_values(rows.values + F.embedding(rows.layout.position_N, self.norm(self.table.weight)))
 
 
-def _padded_place(position: Tensor | float, longest_L: int, longest_M: int):  # type: ignore[no-untyped-def]
+def _padded_place(position: Tensor | float, last_L: Tensor | int, longest_M: Tensor | int):  # type: ignore[no-untyped-def]
     """Where the published program reads for a position: from -0.5 to M - 0.5, over the padded lengths."""
-    unit = 2 * position / max(longest_L - 1, 1) - 1
+    unit = 2 * position / last_L - 1
     unit = unit.clamp(-1, 1) if isinstance(unit, Tensor) else min(max(unit, -1.0), 1.0)
     return ((unit + 1) * longest_M - 1) / 2

@@ -29,5 +29,6 @@ def recomputed(function: Callable[..., Tensor], rows: Tensor, *others: Any) -> T
 
 def recomputed_in_parts(function: Callable[[Tensor], Tensor], rows_ND: Tensor) -> Tensor:
     """What a function that takes each row by itself makes of rows; on a CPU as many at a time as fit its cache."""
-    at_once = len(rows_ND) if hardware.likes_large_kernels(rows_ND) else ROWS_OF_A_PART
-    return torch.cat([recomputed(function, part) for part in rows_ND.split(at_once)])
+    if hardware.likes_large_kernels(rows_ND):
+        return function(rows_ND)
+    return torch.cat([recomputed(function, part) for part in rows_ND.split(ROWS_OF_A_PART)])
