@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from method.data.ragged import Ragged
 from method.model.architecture import Architecture
+from method.model.cross_attention import AttentionFusion
 from method.model.encoders import QueryPooling, SequenceEncoder
-from method.model.fusion import AttentionFusion, DeformableFusion
+from method.model.fusion import DeformableFusion
 
 SECOND_OFFSET_SCALE = 2.0
 

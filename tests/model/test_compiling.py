@@ -11,7 +11,7 @@ from torch import Tensor
 
 from method import hardware
 from method.errors import InputError
-from method.model import compiling, fusion
+from method.model import compiling, cross_attention, fusion
 from method.model.compiling import compile_parts, expect_compiler
 from method.model.retrieval import RetrievalModel
 from tests.small_dataset import SmallDataset, run_train
@@ -126,7 +126,8 @@ def test_needs_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("variant", ["deformable-double_q-padded", "positions-valid", "attention-i3d_q-valid"])
 def test_a_gpu_compiles(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fusion, "DROPOUT", 0.0)  # compiled, it draws other numbers
+    for module in (fusion, cross_attention):
+        monkeypatch.setattr(module, "DROPOUT", 0.0)  # compiled, it draws other numbers
     device = torch.device("cuda")
     expect_compiler(device)
     model, compiled = (lively_model(**VARIANTS[variant], input_dropout=0.0, dropout=0.0).to(device) for _ in range(2))
