@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import nn
 from torch.utils._triton import has_triton
 
@@ -39,7 +38,9 @@ def compile_parts(model: nn.Module, backend: str | Callable[..., Any] = "inducto
         model: whose modules are changed; its weights and their names stay.
         backend: of `torch.compile`.
     """
-    torch._dynamo.config.cache_size_limit = _MOST_VERSIONS
+    import torch._dynamo.config as compiler  # here: to load it takes seconds, and few ask for it
+
+    compiler.cache_size_limit = _MOST_VERSIONS
     for module in model.modules():
         for name in getattr(module, "COMPILED", ()):
             setattr(module, name, _compiled_in_training(module, getattr(module, name), backend))
