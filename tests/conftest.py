@@ -1,15 +1,23 @@
 """Fixtures that several files of tests share: the tiny dataset, and runs on it that are made once."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.runs import EPOCHS, Interruption
-from tests.small_dataset import SmallDataset, run_train
+from tests.small_dataset import SmallDataset, own_log_handlers, run_train
 
 # A shell starts what is to run in the background with SIGINT ignored, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _log_of_its_own() -> Iterator[None]:
+    """What a command called in a test sets up of the log ends with the test."""
+    with own_log_handlers():
+        yield
 
 
 @pytest.fixture

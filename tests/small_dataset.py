@@ -94,14 +94,19 @@ def _noisy(random: np.random.Generator, rows: Rows) -> Rows:
 
 @contextlib.contextmanager
 def own_log_handlers() -> Iterator[None]:
-    """Take the log handlers that a command adds away again: they would outlive the test's standard error."""
+    """Take the log handlers that a command adds away again: they would outlive the test's standard error.
+
+    Only those of a command: pytest has its own, of other classes, which come and go meanwhile.
+    """
     root = logging.getLogger()
-    before = list(root.handlers)
+    before, level = list(root.handlers), root.level
     try:
         yield
     finally:
+        root.setLevel(level)
         for handler in [handler for handler in root.handlers if handler not in before]:
-            root.removeHandler(handler)
+            if type(handler) in (logging.StreamHandler, logging.NullHandler):
+                root.removeHandler(handler)
 
 
 def run_train(arguments: Sequence[str], figures: bool = False) -> Path:

@@ -15,7 +15,6 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import logging
 from collections.abc import Sequence
 
 from method.config import choose_device, read_options
@@ -27,6 +26,7 @@ from method.errors import InputError, run_command
 from method.flags import Parser
 from method.model.precision import use_quickest_products
 from method.model.text_encoder import TextEncoder
+from method.run_folder import log_to_terminal
 from method.training.make_negative_cache import Pools, make_cache
 from method.training.negative_queries import cache_fingerprint, read_vocabularies
 
@@ -44,7 +44,7 @@ def _add_flags(parser: Parser) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the cache that the flags ask for."""
     expect_one_process("making a cache")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_terminal()
     options = read_options(arguments, "Encode edited captions once.", _add_flags)
     if options.neg_cache is None:
         raise InputError("--neg_cache is missing, expected the folder of the cache")

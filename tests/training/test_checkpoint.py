@@ -131,7 +131,7 @@ def test_tensors_that_are_no_arrays(tmp_path: Path, change: Callable[[torch.Tens
         load_model(tmp_path / "m.ckpt", SMALL)
 
 
-SIZES = {"hidden_size", "heads", "query_width", "max_frames", "max_words", "offset_groups", "offset_count"}
+SIZES = ("hidden_size", "heads", "query_width", "max_frames", "max_words", "offset_groups", "offset_count")
 NO_SIZES = [0, -1, 10**9, 10**30, "384", 16.0, True, None, [16], {}]
 NO_ARCHITECTURES: list[tuple[dict[str, Any], str]] = [
     *(({name: value}, f"{name} is .*, expected a whole number from 1 to") for name in SIZES for value in NO_SIZES),
