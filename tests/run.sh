@@ -19,7 +19,7 @@ section "ruff check" "$python" -m ruff check .
 section "ruff format" "$python" -m ruff format --check .
 section "mypy" "$python" -m mypy
 section "shellcheck" "$(dirname "$python")/shellcheck" ./*.sh utils/*.sh tests/run.sh .ci/run
-section "pytest" "$python" -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal "$@"
+section "pytest" "$python" -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile "$@"
 
 if (( ${#failed[@]} )); then
   printf '\nfailed: %s\n' "${failed[*]}"
