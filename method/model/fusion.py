@@ -184,7 +184,7 @@ class DeformableFusion(nn.Module):
         summed_HND = torch.bmm(weights_NHJ, values_NJD).transpose(0, 1).contiguous()  # as two products read it
         attended_HNd = torch.bmm(summed_HND, self.to_value.second.weight.view(heads, head_width, -1).transpose(1, 2))
         share_HN1 = weights_NHJ.sum(-1).t()[..., None]  # dropout leaves it off 1
-        attended_HNd = attended_HNd + share_HN1 * self.to_value.second.bias.view(heads, 1, head_width)
+        attended_HNd = attended_HNd + torch.bmm(share_HN1, self.to_value.second.bias.view(heads, 1, head_width))
         return attended_HNd.transpose(0, 1).flatten(1)
 
 

@@ -39,7 +39,7 @@ class Samples:
             return F.linear(self.made, layer.weight, layer.bias)
         rows_GKd = self._rows_KD.unflatten(1, (self._groups, -1)).transpose(0, 1)
         layer_GdO = layer.weight.t().unflatten(0, (self._groups, -1))
-        return self._sums.of(torch.bmm(rows_GKd, layer_GdO).flatten(0, 1).float()) + layer.bias
+        return self._sums.of(torch.bmm(rows_GKd, layer_GdO).flatten(0, 1).float(), layer.bias)
 
     @cached_property
     def _sums(self) -> Sums:
@@ -67,15 +67,15 @@ class Sums:
     def __init__(self, places_nP: Tensor, shares_nP: Tensor) -> None:
         self.places_nP, self.shares_nP = places_nP, shares_nP
 
-    def of(self, table_TO: Tensor) -> Tensor:
-        """The sums, (n, O).
+    def of(self, table_TO: Tensor, bias_O: Tensor) -> Tensor:
+        """The sums, and a bias added to each, (n, O).
 
         `torch.nn.functional.embedding_bag`, but for the gradient of the table, which that adds up row by row on one
         thread: here it is a weighted sum of rows as well, gathered for each row of the table.
         """
         sums_nO = F.embedding_bag(self.places_nP, table_TO.detach(), per_sample_weights=self.shares_nP, mode="sum")
-        passed: Tensor = _TableGradient.apply(sums_nO, table_TO, self)
-        return passed
+        biased: Tensor = _TableGradient.apply(sums_nO, table_TO, bias_O, self)
+        return biased
 
     @cached_property
     def readers(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,19 +85,21 @@ class Sums:
 
 
 class _TableGradient(torch.autograd.Function):
-    """Passes sums on, and their gradient back to them and to the table that they were made from."""
+    """Adds a bias to sums, in their memory, and passes the gradient to all three, the table of the sums included."""
 
     @staticmethod
-    def forward(ctx: Any, sums_nO: Tensor, table_TO: Tensor, sums: Sums) -> Tensor:
+    def forward(ctx: Any, sums_nO: Tensor, table_TO: Tensor, bias_O: Tensor, sums: Sums) -> Tensor:
         ctx.sums, ctx.rows = sums, len(table_TO)
-        return sums_nO.view_as(sums_nO)
+        ctx.mark_dirty(sums_nO)
+        return sums_nO.add_(bias_O)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         (gradient_nO,) = gradients
+        bias_O = gradient_nO.sum(0) if ctx.needs_input_grad[2] else None
         if not ctx.needs_input_grad[1]:
-            return gradient_nO, None, None
+            return gradient_nO, None, bias_O, None
         places, samples, shares = ctx.sums.readers
         first_T = torch.searchsorted(places, torch.arange(ctx.rows, dtype=torch.int, device=places.device))
         gradient_TO = F.embedding_bag(samples, gradient_nO, first_T, per_sample_weights=shares, mode="sum")
-        return gradient_nO, gradient_TO, None
+        return gradient_nO, gradient_TO, bias_O, None

@@ -38,8 +38,12 @@ def test_value_and_gradients_equal_those_of_a_loop() -> None:
 
 def test_a_table_without_gradient_gets_none() -> None:
     table, shares, places = torch.randn(4, 3), torch.rand(2, 2, requires_grad=True), torch.tensor([[0, 1], [3, 3]])
-    Sums(places, shares).of(table).sum().backward()
+    bias = torch.randn(3)
+    sums = Sums(places, shares).of(table, bias)
+    torch.testing.assert_close(sums, (shares[..., None] * table[places]).sum(1) + bias)
+    sums.sum().backward()
     assert table.grad is None
+    assert bias.grad is None
     torch.testing.assert_close(shares.grad, table.sum(1)[places])
 
 
