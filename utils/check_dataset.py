@@ -22,11 +22,12 @@ if __package__ in (None, ""):
 import torch
 
 from method.config import make_architecture, read_options
-from method.data.captions import Caption, group_by_video
+from method.data.captions import group_by_video
 from method.data.check import Split, check_split, warn_of_shared_videos
 from method.data.dataset import FeatureReader
+from method.data.edited_queries import NegativeSource
 from method.data.negatives import CaptionEditor
-from method.data.vocabulary import KINDS, read_vocabulary
+from method.data.vocabulary import KINDS, Kind, read_vocabulary
 from method.errors import InputError, run_command, summarize
 from method.evaluate import open_features
 from method.flags import Parser
@@ -54,11 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     warn_of_shared_videos(*splits)
     ids = [caption.id for split in splits for caption in split.captions]
-    open_negatives(asked, splits[0].captions, ids, torch.device("cpu"))
+    negatives = open_negatives(asked, splits[0].captions, ids, torch.device("cpu"))
     if not options.quick:
         for split in splits:
             read_everything(split, reader)
-    for line in table(splits, options):
+    for line in table(splits, _editable(splits, options, negatives)):
         print(line)
 
 
@@ -79,8 +80,11 @@ def read_everything(split: Split, reader: FeatureReader) -> None:
         raise InputError(summarize(problems))
 
 
-def table(splits: Sequence[Split], options: Mapping[str, Any]) -> list[str]:
-    """Lines of a table: a row for each fact, a column for each split."""
+def table(splits: Sequence[Split], editable: Mapping[Kind, str]) -> list[str]:
+    """Lines of a table: a row for each fact, a column for each split.
+
+    editable: for each kind of edits, how many training captions have some.
+    """
     rows: dict[str, list[str]] = {"": [split.name for split in splits]}
     rows["videos"] = [str(len(split.video_ids)) for split in splits]
     rows["captions"] = [str(len(split.captions)) for split in splits]
@@ -88,7 +92,7 @@ def table(splits: Sequence[Split], options: Mapping[str, Any]) -> list[str]:
     for branch, key in (("action", "i3d_feat"), ("object", "clip_feat")):
         rows[f"rows of {key}"] = [_spread(list(split.frames[branch].values())) for split in splits]
     rows["tokens a caption"] = [_spread(list(split.words.values())) for split in splits]
-    rows |= _edits(splits, options)
+    rows |= {f"captions with {kind} edits": [count, ""] for kind, count in editable.items()}
     first, *others = (max(len(row[i]) for row in ([name, *cells] for name, cells in rows.items())) for i in range(3))
     return [
         "  ".join([name.ljust(first), *(cell.rjust(w) for cell, w in zip(cells, others, strict=True))])
@@ -96,19 +100,30 @@ def table(splits: Sequence[Split], options: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _edits(splits: Sequence[Split], options: Mapping[str, Any]) -> dict[str, list[str]]:
-    """How many training captions have a word to replace, for each kind whose vocabulary files are there."""
-    captions: list[Caption] = splits[0].captions
+def _editable(splits: Sequence[Split], options: Mapping[str, Any], negatives: NegativeSource | None) -> dict[Kind, str]:
+    """How many training captions have edits of each kind, or why that is not known.
+
+    negatives: the edits that the options ask for. The vocabularies of the others training would not read, so that
+    they are no reason to refuse the dataset.
+    """
+    counted = {} if negatives is None else negatives.count_editable()
+    editable = {kind: str(count) for kind, count in counted.items()}
     ids = [caption.id for split in splits for caption in split.captions]
-    rows = {}
     for kind in KINDS:
         tags, words = options[f"id_{kind}_dict"], options[f"total_{kind}_dict"]
-        editable = "no vocabulary files"
-        if all(path is not None and path.exists() for path in (tags, words)):
+        if kind in counted:
+            continue
+        if not all(path is not None and path.exists() for path in (tags, words)):
+            editable[kind] = "no vocabulary files"
+            continue
+        try:
             vocabulary = read_vocabulary(tags, words, kind, ids)
-            editable = str(CaptionEditor(captions, vocabulary).count_editable())
-        rows[f"captions with {kind} edits"] = [editable, ""]
-    return rows
+        except InputError as error:
+            log.warning("%s; training with %s edits would refuse this", error, kind)
+            editable[kind] = "vocabulary refused"
+        else:
+            editable[kind] = str(CaptionEditor(splits[0].captions, vocabulary).count_editable())
+    return {kind: editable[kind] for kind in KINDS}
 
 
 def _spread(counts: Sequence[int]) -> str:

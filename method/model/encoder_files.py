@@ -49,7 +49,10 @@ def load_encoder(folder: Path, width: int) -> tuple[Any, Any]:
         raise InputError(f"{folder}: a {config.model_type} model, expected an encoder without a decoder; {_REMEDY}")
     found = getattr(config, "hidden_size", None)
     if found != width:
-        raise InputError(f"{folder}: hidden size {found}, expected {width} as in --q_feat_size; {_REMEDY}")
+        raise InputError(
+            f"{folder}: hidden size {found}, expected {width} as in --q_feat_size: the encoder that made the token "
+            "features; --text_encoder names its folder, `python utils/download_roberta.py --model NAME` fetches one"
+        )
     # A pooler that the file lacks is drawn at random: not from the random state of the training.
     with _failures_named(folder), _quiet_transformers(), torch.random.fork_rng(devices=[]):
         tokenizer = AutoTokenizer.from_pretrained(folder, **safely)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,33 @@ def test_without_vocabulary_files_a_dataset_is_whole(
     main(arguments(small))
     captions = str(len(read_captions(small.train_txt)))
     assert rows_of(capsys.readouterr().out) == {"action": "no vocabulary files", "object": captions}
+
+
+def test_a_vocabulary_that_training_would_not_read_refuses_nothing(
+    small: SmallDataset, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = small.train_txt.parent / "demo_total_object_dict.json"
+    path.write_text('{"NN": "dog"}')
+    main(arguments(small))
+    captions = str(len(read_captions(small.train_txt)))
+    assert rows_of(capsys.readouterr().out) == {"action": captions, "object": "vocabulary refused"}
+    (warning,) = [said for said in caplog.messages if str(path) in said]
+    assert "expected a list of words" in warning
+    assert "training with object edits would refuse this" in warning
+    with pytest.raises(InputError, match="expected a list of words"):
+        main(arguments(small, "--neg_query_loss", "object"))
+
+
+def test_what_is_odd_in_a_vocabulary_is_said_once(
+    small: SmallDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = small.train_txt.parent / "demo_id_action_dict.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "gone#enc#0": {"runs": "VBZ"}}))
+    encoder = make_text_encoder(tmp_path / "encoder", ["someone runs"], width=QUERY_WIDTH)
+    for more in ([], ["--neg_query_loss", "both", "--text_encoder", str(encoder)]):
+        caplog.clear()
+        main(arguments(small, *more))
+        assert sum("that the dataset lacks: 'gone#enc#0'" in said for said in caplog.messages) == 1
 
 
 def test_with_edits_it_refuses_what_training_would_refuse(small: SmallDataset, tmp_path: Path) -> None:
