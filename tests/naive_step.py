@@ -15,15 +15,24 @@ from tests.naive import NaiveModel, pad, split_values
 
 
 class NaiveStep:
-    """The twin of a model with the published losses and optimiser; random negatives."""
+    """The twin of a model with the published losses and optimiser.
+
+    hard: every negative is the hardest, instead of a random one.
+    """
 
     def __init__(
-        self, weights: Mapping[str, Tensor], architecture: Architecture, losses: LossSettings, device: torch.device
+        self,
+        weights: Mapping[str, Tensor],
+        architecture: Architecture,
+        losses: LossSettings,
+        device: torch.device,
+        hard: bool = False,
     ) -> None:
         self.model = NaiveModel(weights, architecture).to(device).train()
         self.losses = losses
         self.moments: dict[str, tuple[Tensor, Tensor]] = {}
         self.device = device
+        self.hard = hard
 
     def loss(self, batch: VideoBatch) -> Tensor:
         batch = batch.to(self.device)
@@ -48,28 +57,32 @@ class NaiveStep:
         for video, column in enumerate(cosine.t()):
             own = labels == video
             negatives = column[~own].sort(descending=True).values
-            drawn = negatives[torch.randint(0, len(negatives), (1,), device=cosine.device)]
+            drawn = negatives[self.draw(0, len(negatives), 1)]
             to_text = to_text + (self.losses.margin + drawn - column[own].mean()).clamp(min=0).sum()
         every = torch.arange(len(labels), device=cosine.device)
         masked = cosine.detach().clone()
         masked[every, labels] = 999
         order = masked.sort(descending=True, dim=1).indices
-        drawn = order[every, torch.randint(1, cosine.shape[1], (len(labels),), device=cosine.device)]
+        drawn = order[every, self.draw(1, cosine.shape[1], len(labels))]
         to_video = (self.losses.margin + cosine[every, drawn] - cosine[every, labels]).clamp(min=0).sum()
         return to_text / cosine.shape[1] + to_video / len(labels)
+
+    def draw(self, first: int, end: int, count: int) -> Tensor:
+        """Ranks of negatives, of those from `first` on."""
+        return torch.randint(first, first + 1 if self.hard else end, (count,), device=self.device)
 
     def nce(self, raw: Tensor, labels: Tensor) -> Tensor:
         to_video = raw.logsumexp(1) - raw[torch.arange(len(labels), device=raw.device), labels]
         to_text = [raw[:, v].logsumexp(0) - raw[labels == v, v].logsumexp(0) for v in range(raw.shape[1])]
         return to_video.mean() + torch.stack(to_text).mean()
 
-    def step(self, batch: VideoBatch) -> float:
+    def step(self, batch: VideoBatch, learning_rate: float = 2.5e-4) -> float:
         self.model.zero_grad()
         loss = self.loss(batch)
         loss.backward()
         for name, weight in self.model.named_parameters():
             if weight.grad is not None:
-                self.update(name, weight, 2.5e-4)
+                self.update(name, weight, learning_rate)
         return loss.item()
 
     @torch.no_grad()
@@ -80,6 +93,11 @@ class NaiveStep:
         first.mul_(0.9).add_(weight.grad, alpha=0.1)
         second.mul_(0.999).addcmul_(weight.grad, weight.grad, value=0.001)
         update = first / (second.sqrt() + 1e-6)
-        if not name.endswith("bias") and "norm" not in name.lower():
+        if not name.endswith("bias") and not is_norm(name):
             update += 0.01 * weight
         weight.add_(update, alpha=-learning_rate)
+
+
+def is_norm(name: str) -> bool:
+    """Whether a weight belongs to a LayerNorm, by its published name."""
+    return "norm" in name.lower() or name.endswith(("pos_encoder_Q/1/weight", "pos_encoder_KV/1/weight"))
