@@ -22,8 +22,9 @@ SCHEDULE = Schedule(peak=0.0005, warmup=0.1, steps=STEPS)
 
 def batches(model: RetrievalModel) -> list[VideoBatch]:
     """Three batches of videos of different lengths, with one to three captions each."""
+    frames = (([9, 4, 1, 14], [3, 8, 2, 14]), ([6, 6], [6, 2]), ([5, 20, 11], [7, 7, 7]))
     made = []
-    for seed, (action, object_) in enumerate((([9, 4, 1, 14], [3, 8, 2, 14]), ([6, 6], [6, 2]), ([5, 20, 11], [7, 7, 7]))):
+    for seed, (action, object_) in enumerate(frames):
         labels = torch.arange(len(action)).repeat_interleave(torch.tensor([2, 1, 3, 1][: len(action)]))
         captions = tuple(Caption(f"{video}#enc#{place}", f"{video}", "") for place, video in enumerate(labels.tolist()))
         words = random_rows([3 + place % 5 for place in range(len(labels))], model.architecture.query_width, 10 + seed)
@@ -54,5 +55,5 @@ def test_steps_lead_where_the_published_program_gets(variant: str) -> None:
         moved = (published - before[name]).norm()
         # A key's bias is the same for all that a softmax weighs: what moves it is rounding errors, of either program.
         rounded = 1e-3 if name.endswith(("key.bias", "to_key.second.bias")) else 1e-6
-        assert (weight - published).norm() < 0.01 * moved + rounded, name
+        assert (weight - published).norm() < 0.003 * moved + rounded, name
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3]), losses
