@@ -3,6 +3,7 @@
     python benchmarks/text_encoder.py                                            # Charades: captions of 7 words
     python benchmarks/text_encoder.py --dataset activitynet --layers 24 --share 0.1
     python benchmarks/text_encoder.py --dataset activitynet --root_path DIR      # those of a dataset in DIR
+    python benchmarks/text_encoder.py --amp bf16                                 # ours in half precision
 
 The encoder has the width of roberta-large, the given depth, random weights. Naive is what the published program does:
 every caption gets all its copies, a placeholder sentence where it has no edit, and all are padded to the longest
@@ -68,13 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "it both are made up")  # fmt: skip
     parser.add_argument("--layers", type=int, default=2, help="of the encoder; roberta-large has 24")
     parser.add_argument("--share", type=float, default=1.0, help="share of a step's captions that is encoded")
+    parser.add_argument("--amp", choices=("off", "bf16"), default="off", help="of ours")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args(arguments)
     captions, copies = STEPS[given.dataset]
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--dataset_name", given.dataset, "--root_path", given.root_path or folder, "--neg_query_loss", "both"]
         flags += ["--neg_action_num", str(copies), "--neg_object_num", str(copies), "--q_feat_size", "1024"]
-        flags += ["--text_encoder", f"{folder}/encoder"]
+        flags += ["--text_encoder", f"{folder}/encoder", "--amp", given.amp]
         options = read_options(flags)
         if given.root_path is None:
             write_captions(options, given.dataset, captions)
@@ -82,7 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         make_encoder(options.text_encoder, [caption.text for caption in batch], given.layers)
         few = batch[: max(1, round(given.share * captions))]
         edits = Edits(options, batch, few, Path(folder) / "cache")
-        print(f"{machine()}; {given.dataset}, {len(few)} captions, {copies}+{copies} copies, {given.layers} layers")
+        print(
+            f"{machine()}; {given.dataset}, {len(few)} captions, {copies}+{copies} copies, {given.layers} layers, "
+            f"amp {given.amp}"
+        )
         print(edits.describe())
         measure(edits.programs(), "naive", given.rounds)
         of_step = measure(step_programs(batch, edits), "step without edits", given.rounds)
@@ -118,7 +123,7 @@ class Edits:
         vocabularies = read_vocabularies(options, {caption.id for caption in captions})
         self.editors = [CaptionEditor(captions, vocabulary) for vocabulary in vocabularies]
         self.counts = {kind: options[f"neg_{kind}_num"] for kind in KINDS}
-        self.encoder = TextEncoder(options.text_encoder, 1024, options.max_desc_l, CPU)
+        self.encoder = TextEncoder(options.text_encoder, 1024, options.max_desc_l, CPU, precision=options.amp)
         made_from = cache_fingerprint(options, captions, vocabularies)
         make_cache(cache, Pools(captions, self.editors, self.counts, options.seed), made_from, self.encoder)
         self.cached = CachedNegatives(cache, captions, made_from, self.counts, options.seed)
@@ -170,7 +175,7 @@ def step_programs(captions: Sequence[Caption], edits: Edits) -> dict[str, Callab
 
     def step(source: CachedNegatives | None, branches: tuple[str, ...]) -> Callable[[], object]:
         model = RetrievalModel(replace(LAUNCH, temperatures=branches)).train()
-        settings = LoopSettings(100, 10, 20, -1, "off", LOSSES, 0)
+        settings = LoopSettings(100, 10, 20, -1, edits.options.amp, LOSSES, 0)
         training = Training(model, settings, Schedule(2.5e-4, 0.01, 1000), 0.01, CPU, source)
         return as_trained(lambda: training.step(batch), CPU)
 

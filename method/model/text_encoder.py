@@ -30,15 +30,22 @@ class TextEncoder:
         folder: config, weights and tokeniser as transformers saves them.
         width: D that is expected of the encoder.
         max_tokens: tokens kept of a sentence, <s> and </s> included; a longer sentence is encoded whole and then cut.
-        device: where it runs, in half precision on a GPU and single on a CPU.
+        device: where it runs, in half precision (fp16) on a GPU and single on a CPU.
         token_budget: most tokens in a batch, padding included; None chooses by the device.
+        precision: of the training that it serves: with 'bf16' a CPU encodes in bf16 too.
 
     Raises:
         InputError: when the folder or a part of it is missing, broken or of another width.
     """
 
     def __init__(
-        self, folder: Path, width: int, max_tokens: int, device: torch.device, token_budget: int | None = None
+        self,
+        folder: Path,
+        width: int,
+        max_tokens: int,
+        device: torch.device,
+        token_budget: int | None = None,
+        precision: str = "off",
     ) -> None:
         self.width, self.max_tokens, self.device = width, max_tokens, device
         is_cpu = device.type == "cpu"
@@ -46,7 +53,8 @@ class TextEncoder:
         self._tokenizer, model = load_encoder(folder, width)
         self._max_positions = min(_positions(model), self._tokenizer.model_max_length)
         self._padding = self._tokenizer.pad_token_id or 0
-        self._model = model.eval().requires_grad_(False).to(device, torch.float32 if is_cpu else torch.float16)
+        on_cpu = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._model = model.eval().requires_grad_(False).to(device, on_cpu if is_cpu else torch.float16)
 
     def encode(self, sentences: Sequence[str]) -> Ragged:
         """Token features of E sentences in their order, values (N, D) float32 on the encoder's device.

@@ -117,6 +117,10 @@ def test_half_precision_is_within_rounding_of_single(folder: Path) -> None:
     single = encoder.encode(SENTENCES).values
     encoder._model.half()
     torch.testing.assert_close(encoder.encode(SENTENCES).values, single, atol=5e-3, rtol=0)
+    in_bf16 = TextEncoder(folder, WIDTH, 30, CPU, precision="bf16").encode(SENTENCES).values
+    assert in_bf16.dtype == torch.float32
+    assert not torch.equal(in_bf16, single)
+    torch.testing.assert_close(in_bf16, single, atol=2e-2, rtol=0)
 
 
 def changed(folder: Path, tmp_path: Path, change: Callable[[Path], object]) -> Path:

@@ -43,6 +43,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "q_feat_size": WIDTH,
         "max_desc_l": 10,
         "seed": 666,
+        "amp": "off",
     }
 
 
@@ -73,6 +74,13 @@ def test_online_edits_are_those_of_each_caption_encoded_alone(options: dict[str,
         assert queries.queries.layout.lengths == tuple(map(len, single))
         torch.testing.assert_close(queries.queries.values, torch.cat(single), atol=1e-6, rtol=0)
         assert {"Nobody" in batch[owner].text for owner in owners} == {False}
+
+
+def test_on_a_cpu_edits_are_encoded_in_the_precision_of_the_training(options: dict[str, Any]) -> None:
+    single, half = (given(opened(options, amp=amp).for_batch(CAPTIONS, 0)["action"]) for amp in ("off", "bf16"))
+    assert half.queries.layout.lengths == single.queries.layout.lengths
+    assert not torch.equal(half.queries.values, single.queries.values)
+    torch.testing.assert_close(half.queries.values, single.queries.values, atol=2e-2, rtol=0)
 
 
 def test_a_sentence_of_both_kinds_is_encoded_once(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
