@@ -43,10 +43,10 @@ from benchmarks.measure import (
     reset_peak_memory,
 )
 from method.data.captions import Caption
-from method.data.ragged import Layout, Ragged
 from method.evaluation.corpus import Corpus, QuerySet, Scorer
 from method.evaluation.evaluate import rank
 from method.evaluation.frame_keys import FrameKeys
+from method.evaluation.kept_rows import KeptRows
 from method.evaluation.metrics import ranks_of
 from method.model.precision import PRECISIONS, use_quickest_products
 
@@ -103,12 +103,11 @@ class Case:
         self.lengths = mixed.tolist() if lengths == "mixed" else [frames] * videos
         self.weight_DD = torch.randn(WIDTH, WIDTH, device=DEVICE) / WIDTH**0.5
         self.vectors = {name: F.normalize(torch.randn(captions, WIDTH, device=DEVICE), dim=-1) for name in BRANCHES}
-        keys = []
-        for own, frames_ND in self.pieces():
-            keys_ND = F.normalize(frames_ND @ self.weight_DD.t(), dim=-1).to(PRECISIONS[amp])
-            keys.append(Ragged(keys_ND, Layout.of(own).to(DEVICE)))
-        # The second empties the list, so that no more than two are ever there.
-        joined = {"action": FrameKeys.join(list(keys)), "object": FrameKeys.join(keys)}
+        kept = KeptRows(WIDTH, PRECISIONS[amp], DEVICE)
+        for _, frames_ND in self.pieces():
+            kept.append(F.normalize(frames_ND @ self.weight_DD.t(), dim=-1))
+        action = FrameKeys.join(kept.take(), self.lengths)
+        joined = {"action": action, "object": FrameKeys(action.values.clone(), action.lengths)}
         self.corpus = Corpus([f"v{i}" for i in range(videos)], joined)
         owners = [f"v{i % videos}" for i in range(captions)]
         self.queries = QuerySet([Caption(f"{v}#enc#{i}", v, "") for i, v in enumerate(owners)], self.vectors)

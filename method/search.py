@@ -43,6 +43,7 @@ from method.evaluation.moments import read_moments
 from method.evaluation.report.breakdown import durations
 from method.evaluation.searcher import Answer, Searcher
 from method.flags import Parser
+from method.model.precision import use_quickest_products
 from method.model.text_encoder import TextEncoder
 from method.progress import be_quiet
 from method.run_folder import log_to_terminal
@@ -85,6 +86,7 @@ def make_searcher(options: EasyDict) -> Searcher:
     InputError for files that are missing, broken or do not belong together.
     """
     checkpoint, device = Path(options.eval_ckpt), choose_device(options)
+    use_quickest_products(device)
     loaded = load_model(checkpoint, make_architecture(options))
     model = loaded.model.to(device)
     reader = open_features(options, model.architecture)

@@ -81,7 +81,7 @@ def make_searcher(
         rows = [
             torch.randn(frames + place % 4, SMALL.hidden_size, generator=generator) for place in range(len(captions))
         ]
-        keys[branch] = FrameKeys.join([Ragged.of([torch.nn.functional.normalize(own, dim=-1) for own in rows])])
+        keys[branch] = FrameKeys.of(Ragged.of([torch.nn.functional.normalize(own, dim=-1) for own in rows]))
     text = MadeUpText()
 
     def load() -> TextEncoder:

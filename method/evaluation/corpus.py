@@ -11,20 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from method.data.batch import QueryBatch, VideoBatch
 from method.data.captions import Caption
-from method.data.ragged import Ragged
 from method.distributed import ALONE, Processes
 from method.evaluation.frame_keys import FrameKeys, SameLength
-from method.evaluation.sharing import of_all, own_part, sequences_of_all
+from method.evaluation.kept_rows import KeptRows
+from method.evaluation.sharing import of_all, own_part
 from method.model.precision import PRECISIONS, autocast, products_of
 from method.model.retrieval import RetrievalModel
 from method.model.scoring import fuse, normalized
 from method.progress import progress_bar
+
+_Item = TypeVar("_Item")
 
 _BYTES = 4  # float32
 _MAX_QUERY_BLOCK = 1024
@@ -74,19 +77,19 @@ def encode_corpus(
 ) -> Corpus:
     """Encode every video once; the keys stay on `device`. Of several processes each gives some and gets all."""
     video_ids: list[str] = []
-    parts: dict[str, list[Ragged]] = {name: [] for name in model.branches}
+    kept = {name: _kept_rows(model, PRECISIONS[precision], device) for name in model.branches}
+    lengths: dict[str, list[int]] = {name: [] for name in model.branches}
     with processes.agreed():
         for batch in progress_bar(batches, "videos", "batch"):
             video_ids += batch.video_ids
             with autocast(device, precision):
                 encoded = model.encode_videos(batch.to(device).streams)
             for name, keys in encoded.items():
-                unit = normalized(keys)
-                parts[name].append(unit.with_values(unit.values.to(PRECISIONS[precision])))
-    none = torch.empty(0, model.architecture.hidden_size, dtype=PRECISIONS[precision], device=device)
+                kept[name].append(normalized(keys).values)
+                lengths[name] += keys.layout.lengths
     return Corpus(
-        [video_id for ids in processes.gather(video_ids) for video_id in ids],
-        {name: FrameKeys.join(sequences_of_all(own, none, processes)) for name, own in parts.items()},
+        _of_all(video_ids, processes),
+        {name: FrameKeys.join(of_all(own, processes), _of_all(lengths[name], processes)) for name, own in kept.items()},
     )
 
 
@@ -100,7 +103,7 @@ def encode_queries(
 ) -> QuerySet:
     """Encode every caption once; the vectors stay on `device`. Of several processes each gives some, gets all."""
     captions: list[Caption] = []
-    parts: dict[str, list[Tensor]] = {name: [] for name in model.branches}
+    kept = {name: _kept_rows(model, torch.float32, device) for name in model.branches}
     with processes.agreed():
         for batch in progress_bar(batches, "queries", "batch"):
             captions += batch.captions
@@ -108,12 +111,17 @@ def encode_queries(
                 encoded = model.encode_queries(batch.to(device).words)
             for name, vectors_qD in encoded.items():
                 unit_qD = torch.nn.functional.normalize(vectors_qD.float(), dim=-1)
-                parts[name].append(unit_qD.to(PRECISIONS[precision]).float())
-    none = torch.empty(0, model.architecture.hidden_size, device=device)
-    return QuerySet(
-        [caption for of_one in processes.gather(captions) for caption in of_one],
-        {name: of_all(own, none, processes) for name, own in parts.items()},
-    )
+                kept[name].append(unit_qD.to(PRECISIONS[precision]))
+    vectors = {name: torch.cat(list(of_all(own, processes))) for name, own in kept.items()}
+    return QuerySet(_of_all(captions, processes), vectors)
+
+
+def _kept_rows(model: RetrievalModel, dtype: torch.dtype, device: torch.device) -> KeptRows:
+    return KeptRows(model.architecture.hidden_size, dtype, device)
+
+
+def _of_all(own: list[_Item], processes: Processes) -> list[_Item]:
+    return [item for of_one in processes.gather(own) for item in of_one]
 
 
 class Scorer:

@@ -102,19 +102,22 @@ def rank(
     """Rank all videos of a corpus for each query; see `evaluate`."""
     sharing = processes if scores_in is None else ALONE  # who keeps the scores needs all of them
     kept: KeptScores | None = None
-    own: list[dict[str, Tensor]] = []
+    own = slice(0, 0)  # the queries of this process
     with processes.agreed():
         right_Q = right_places(corpus, queries)
         if scores_in is not None and processes.is_first:
             kept = KeptScores(scores_in, len(queries.captions), len(corpus.video_ids))
+        # Made before all blocks: what stayed of each of them would split the memory that they leave behind.
+        ranks = {name: torch.empty_like(right_Q) for name in (*queries.vectors, "fused")}
         for part, scores in Scorer(corpus, memory_mb).blocks(queries, fusion_weight, sharing):
-            own.append(rank_block(scores, right_Q[part], queries.captions[part]))
+            for name, ranks_q in rank_block(scores, right_Q[part], queries.captions[part]).items():
+                ranks[name][part] = ranks_q
+            own = slice(own.start if own.stop else part.start, part.stop)
             if kept is not None:
                 kept.write(part.start, scores)
-    of_all = sharing.gather([{name: ranks_q.cpu() for name, ranks_q in block.items()} for block in own])
-    blocks = [block for of_one in of_all for block in of_one]
-    ranks = {name: torch.cat([block[name] for block in blocks]).numpy() for name in blocks[0]}
-    return Evaluation(corpus, queries, ranks, kept.read() if kept is not None else None)
+    of_all = sharing.gather({name: ranks_Q[own].to("cpu", copy=True) for name, ranks_Q in ranks.items()})
+    joined = {name: torch.cat([of_one[name] for of_one in of_all]).numpy() for name in ranks}
+    return Evaluation(corpus, queries, joined, kept.read() if kept is not None else None)
 
 
 def right_places(corpus: Corpus, queries: QuerySet) -> Tensor:

@@ -5,6 +5,7 @@ Letters: V videos, v videos of one length, N frames of all videos, n frames of o
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, groupby
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from method import hardware
-from method.data.ragged import Ragged
+from method.data.ragged import Layout, Ragged
 
 
 @dataclass(frozen=True)
@@ -28,24 +29,35 @@ class FrameKeys:
     lengths: tuple[int, ...]
 
     @classmethod
-    def join(cls, batches: list[Ragged]) -> FrameKeys:
-        """The keys of batches of videos, one batch after the other.
+    def of(cls, videos: Ragged) -> FrameKeys:
+        """The keys of videos that are at hand."""
+        return cls.join([videos.values], videos.layout.lengths)
 
-        The list is emptied on the way, so that a batch's own memory is free as soon as its rows have found their place:
-        on a CPU, where memory is taken when it is first written to, the keys are never there twice.
+    @classmethod
+    def join(cls, pieces: Iterable[Tensor], lengths: Sequence[int]) -> FrameKeys:
+        """The keys of videos of these lengths whose rows come one after the other, in pieces cut anywhere.
+
+        Pieces that nobody else holds are free as soon as their rows have found their place: on a CPU, where memory is
+        taken when it is first written to, the keys are never there twice.
+
+        Args:
+            pieces: at least one, (n, D).
+            lengths: frames of each video, all rows together.
         """
-        lengths = tuple(length for batch in batches for length in batch.layout.lengths)
-        first = batches[0].values
-        joined = cls(first.new_empty(sum(lengths), first.shape[1]), lengths)
-        starts_V = torch.tensor(joined._starts)
+        joined: FrameKeys | None = None
         done = 0
-        batches.reverse()
-        while batches:
-            batch = batches.pop()
-            layout = batch.layout
-            starts_B = hardware.sent(starts_V[done : done + len(batch)], first.device)
-            joined.values.index_copy_(0, starts_B[layout.owner_N] + layout.position_N, batch.values)
-            done += len(batch)
+        for piece_nD in pieces:
+            if joined is None:
+                joined = cls(piece_nD.new_empty(sum(lengths), piece_nD.shape[1]), tuple(lengths))
+                layout = Layout.of(lengths)
+                places_N = torch.tensor(joined._starts, dtype=torch.long)[layout.owner_N] + layout.position_N
+            places_n = hardware.sent(places_N[done : done + len(piece_nD)], piece_nD.device)
+            done += len(piece_nD)
+            if done <= len(places_N):
+                joined.values.index_copy_(0, places_n, piece_nD)
+            del piece_nD
+        if joined is None or done != sum(lengths):
+            raise ValueError(f"{done} rows of keys, expected {sum(lengths)}")
         return joined
 
     def __len__(self) -> int:

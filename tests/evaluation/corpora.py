@@ -8,7 +8,6 @@ import torch
 from torch.nn import functional as F
 
 from method.data.captions import Caption
-from method.data.ragged import Ragged
 from method.evaluation.corpus import Corpus, QuerySet
 from method.evaluation.frame_keys import FrameKeys
 
@@ -26,11 +25,12 @@ class Encoded:
     def video_ids(self) -> list[str]:
         return [f"v{place}" for place in range(len(self.frames["action"]))]
 
-    def corpus(self, batch: int = 3) -> Corpus:
-        """The videos, joined from batches."""
-        keys = {}
-        for name, own in self.frames.items():
-            keys[name] = FrameKeys.join([Ragged.of(own[i : i + batch]) for i in range(0, len(own), batch)])
+    def corpus(self, piece: int = 7) -> Corpus:
+        """The videos, joined from pieces of so many frames."""
+        keys = {
+            name: FrameKeys.join(torch.cat(own).split(piece), [len(f) for f in own])
+            for name, own in self.frames.items()
+        }
         return Corpus(self.video_ids, keys)
 
     def queries(self) -> QuerySet:

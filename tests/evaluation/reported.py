@@ -54,7 +54,7 @@ def make_subject(
     with torch.inference_mode():
         keys = {name: normalized(rows) for name, rows in model.encode_videos(streams).items()}
         vectors = {name: F.normalize(rows, dim=-1) for name, rows in model.encode_queries(words).items()}
-    corpus = Corpus(video_ids, {name: FrameKeys.join([rows]) for name, rows in keys.items()})
+    corpus = Corpus(video_ids, {name: FrameKeys.of(rows) for name, rows in keys.items()})
     evaluation = rank(corpus, QuerySet(captions, vectors), WEIGHT, 64, checkpoint.parent)
     frames = {name: dict(zip(video_ids, rows.layout.lengths, strict=True)) for name, rows in streams.items()}
     split = Split(

@@ -4,6 +4,7 @@ import contextlib
 import math
 import weakref
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from method.data.ragged import Ragged
 from method.evaluation import corpus as corpus_module
 from method.evaluation.corpus import Scorer
 from method.evaluation.evaluate import rank
@@ -25,10 +25,10 @@ HALVES = ("bf16", "fp16")
 # Frame keys
 
 
-@pytest.mark.parametrize("batch", [1, 4, 50])
-def test_every_video_is_found_again_in_the_joined_keys(batch: int) -> None:
+@pytest.mark.parametrize("piece", [1, 4, 500])
+def test_every_video_is_found_again_in_the_joined_keys(piece: int) -> None:
     encoded = random_encoded(videos=25, queries=1, longest=6)
-    corpus = encoded.corpus(batch)
+    corpus = encoded.corpus(piece)
     for name, frames in encoded.frames.items():
         keys = corpus.keys[name]
         assert keys.lengths == tuple(len(own) for own in frames)
@@ -51,12 +51,25 @@ def test_groups_hold_every_video_once_and_copy_no_key() -> None:
         assert len(keys.groups) == len(set(keys.lengths))
 
 
-def test_joining_frees_the_batches_on_the_way() -> None:
-    batches = [Ragged.of([torch.ones(3, 2), torch.ones(1, 2)]) for _ in range(4)]
-    alive = [weakref.ref(batch) for batch in batches]
-    FrameKeys.join(batches)
-    assert batches == []
-    assert all(own() is None for own in alive)
+def test_joining_frees_the_pieces_on_the_way() -> None:
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def pieces() -> Iterator[torch.Tensor]:
+        for _ in range(4):
+            assert all(own() is None for own in alive)
+            piece = torch.ones(3, 2)
+            alive.append(weakref.ref(piece))
+            yield piece
+            del piece
+
+    assert FrameKeys.join(pieces(), [4, 8]).values.sum() == 24
+    assert len(alive) == 4
+
+
+def test_rows_and_lengths_that_disagree_are_refused() -> None:
+    for rows in (3, 5):
+        with pytest.raises(ValueError, match=f"{rows} rows of keys, expected 4"):
+            FrameKeys.join([torch.ones(rows, 2)], [2, 2])
 
 
 # Scores and best frames

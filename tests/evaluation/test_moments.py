@@ -198,7 +198,7 @@ def axis_videos() -> tuple[Corpus, QuerySet]:
     """Three videos of four frames that see one of four things each, and captions that ask for one thing."""
     things = torch.eye(4)
     seen = {"A": [0, 1, 1, 3], "B": [2, 2, 0, 0], "C": [3, 3, 3, 3]}
-    keys = FrameKeys.join([Ragged.of([things[frames] for frames in seen.values()])])
+    keys = FrameKeys.of(Ragged.of([things[frames] for frames in seen.values()]))
     asked = {"A#0": 1, "B#0": 0, "B#1": 2, "C#0": 1}
     captions = [Caption(name, name[0], "text") for name in asked]
     return Corpus(list(seen), {"action": keys}), QuerySet(captions, {"action": things[list(asked.values())]})

@@ -1,5 +1,6 @@
 """The fastest float32 products of a processor, and only where they stay float32."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,7 @@ from method.model import precision
 from method.model.precision import use_quickest_products
 
 CPU = torch.device("cpu")
+CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +54,13 @@ def test_elsewhere_nothing_changes(vendor: str, device: torch.device | str, monk
     monkeypatch.setattr(precision, "processor", {"vendor_id": vendor}.get)
     use_quickest_products(torch.device(device))
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "128"), ("7", "7")])
+def test_few_programs_of_onednn_are_kept(before: str | None, after: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {} if before is None else {CAPACITY: before}
+    monkeypatch.setattr(os, "environ", environment)
+    use_quickest_products(torch.device("cuda"))
+    assert environment.get(CAPACITY) == before
+    use_quickest_products(CPU)
+    assert environment == {CAPACITY: after}
