@@ -1,0 +1,72 @@
+"""What a process holds while it evaluates: not the sum of its tensors, but what the system has given it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from method.evaluation import kept_rows
+from method.evaluation.kept_rows import KeptRows
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+# Sizes at which what stayed of each block used to make a process hold 1,100 MiB more.
+RANKING = """
+import torch
+from method.data.captions import Caption
+from method.evaluation.corpus import Corpus, QuerySet
+from method.evaluation.evaluate import rank
+from method.evaluation.frame_keys import FrameKeys
+from method.hardware import memory_mb
+
+videos, captions = 4000, 20000
+torch.manual_seed(0)
+keys = {name: FrameKeys(torch.randn(2 * videos, 8), (2,) * videos) for name in ("action", "object")}
+owners = [f"v{i % videos}" for i in range(captions)]
+queries = QuerySet([Caption(str(i), v, "") for i, v in enumerate(owners)], {n: torch.randn(captions, 8) for n in keys})
+corpus = Corpus([f"v{i}" for i in range(videos)], keys)
+rank(corpus, queries.part(slice(2)), 0.5, 64)
+before = memory_mb(torch.device("cpu"))
+rank(corpus, queries, 0.5, 64)
+print(memory_mb(torch.device("cpu")) - before)
+"""
+
+
+def test_a_process_that_ranks_many_blocks_holds_what_one_takes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RANKING], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert 10 < float(done.stdout) < 3 * 64  # what lies free between what is used comes on top
+
+
+@pytest.mark.parametrize("batches", [[], [0], [3], [1, 2, 5, 0, 9, 4], [4, 4], [11]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_come_back_in_their_order(batches: list[int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_rows, "_PIECE_BYTES", 4 * 3 * dtype.itemsize)  # four rows
+    rows = [torch.randn(count, 3) for count in batches]
+    kept = KeptRows(3, dtype, CPU)
+    for own in rows:
+        kept.append(own)
+    pieces = list(kept.take())
+    joined = torch.cat([torch.empty(0, 3), *rows])
+    assert [len(piece) for piece in pieces[:-1]] == [4] * (len(pieces) - 1)
+    assert torch.equal(torch.cat(pieces), joined.to(dtype))
+    assert list(map(len, kept.take())) == [0]
+
+
+def test_nothing_that_is_kept_hangs_on_a_batch() -> None:
+    rows = torch.ones(2, 3)
+    kept = KeptRows(3, torch.float32, CPU)
+    kept.append(rows)
+    rows.zero_()
+    assert next(iter(kept.take())).sum() == 6
+
+
+def test_pieces_are_taken_from_the_system_one_by_one() -> None:
+    kept = KeptRows(384, torch.float32, CPU)
+    kept.append(torch.ones(1, 384))
+    (piece,) = kept.take()
+    assert piece.untyped_storage().nbytes() > 32 * 2**20 - 384 * 4
