@@ -22,6 +22,7 @@ if __package__ in (None, ""):
 
 import torch
 
+from benchmarks.evaluation import video_lengths
 from benchmarks.measure import DEVICE, alternate, as_published, as_trained, clock, compare, machine, peak_memory_mb
 from benchmarks.step import LAUNCH
 from method.data.batch import VideoBatch
@@ -76,8 +77,7 @@ class Case:
         self.twin = NaiveModel(to_published(self.model.state_dict(), self.model.architecture), self.model.architecture)
         self.model.to(DEVICE)
         self.twin.to(DEVICE).eval()
-        mixed = torch.normal(0.45, 0.2, (videos,)).mul(frames).round().clamp(min(8, frames), frames).long()
-        self.lengths = mixed.tolist() if lengths == "mixed" else [frames] * videos
+        self.lengths = video_lengths(videos, frames, lengths)
         self.batch = batch
 
     def batches(self) -> Iterator[VideoBatch]:

@@ -92,15 +92,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def video_lengths(videos: int, frames: int, lengths: str) -> list[int]:
+    """Frames of each video: all that there can be, or 'mixed', as TVR clips have at the usual rates."""
+    if lengths == "equal":
+        return [frames] * videos
+    mixed = torch.normal(0.45, 0.2, (videos,)).mul(frames).round().clamp(min(8, frames), frames)
+    return [int(length) for length in mixed.tolist()]
+
+
 class Case:
     """Random videos and captions, ready to be scored."""
 
     @torch.inference_mode()
     def __init__(self, videos: int, captions: int, frames: int, lengths: str, amp: str) -> None:
         torch.manual_seed(0)
-        # Those of TVR clips at the usual rates lie around the middle.
-        mixed = torch.normal(0.45, 0.2, (videos,)).mul(frames).round().clamp(min(8, frames), frames).long()
-        self.lengths = mixed.tolist() if lengths == "mixed" else [frames] * videos
+        self.lengths = video_lengths(videos, frames, lengths)
         self.weight_DD = torch.randn(WIDTH, WIDTH, device=DEVICE) / WIDTH**0.5
         self.vectors = {name: F.normalize(torch.randn(captions, WIDTH, device=DEVICE), dim=-1) for name in BRANCHES}
         kept = KeptRows(WIDTH, PRECISIONS[amp], DEVICE)
