@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,13 +20,11 @@ from method.data.captions import Caption
 from method.distributed import ALONE, Processes
 from method.evaluation.frame_keys import FrameKeys, SameLength
 from method.evaluation.kept_rows import KeptRows
-from method.evaluation.sharing import of_all, own_part
+from method.evaluation.sharing import items_of_all, own_part, rows_of_all
 from method.model.precision import PRECISIONS, autocast, products_of
 from method.model.retrieval import RetrievalModel
 from method.model.scoring import fuse, normalized
 from method.progress import progress_bar
-
-_Item = TypeVar("_Item")
 
 _BYTES = 4  # float32
 _MAX_QUERY_BLOCK = 1024
@@ -87,10 +84,11 @@ def encode_corpus(
             for name, keys in encoded.items():
                 kept[name].append(normalized(keys).values)
                 lengths[name] += keys.layout.lengths
-    return Corpus(
-        _of_all(video_ids, processes),
-        {name: FrameKeys.join(of_all(own, processes), _of_all(lengths[name], processes)) for name, own in kept.items()},
-    )
+    joined = {
+        name: FrameKeys.join(rows_of_all(own, processes), items_of_all(lengths[name], processes))
+        for name, own in kept.items()
+    }
+    return Corpus(items_of_all(video_ids, processes), joined)
 
 
 @torch.inference_mode()
@@ -112,16 +110,12 @@ def encode_queries(
             for name, vectors_qD in encoded.items():
                 unit_qD = torch.nn.functional.normalize(vectors_qD.float(), dim=-1)
                 kept[name].append(unit_qD.to(PRECISIONS[precision]))
-    vectors = {name: torch.cat(list(of_all(own, processes))) for name, own in kept.items()}
-    return QuerySet(_of_all(captions, processes), vectors)
+    vectors = {name: torch.cat(list(rows_of_all(own, processes))) for name, own in kept.items()}
+    return QuerySet(items_of_all(captions, processes), vectors)
 
 
 def _kept_rows(model: RetrievalModel, dtype: torch.dtype, device: torch.device) -> KeptRows:
     return KeptRows(model.architecture.hidden_size, dtype, device)
-
-
-def _of_all(own: list[_Item], processes: Processes) -> list[_Item]:
-    return [item for of_one in processes.gather(own) for item in of_one]
 
 
 class Scorer:

@@ -40,12 +40,9 @@ class KeptRows:
 
     def take(self) -> Iterator[Tensor]:
         """All rows in pieces, at least one; each is forgotten as soon as the next is asked for."""
-        last = len(self._pieces) - 1
-        for place in range(len(self._pieces)):
-            piece_mD = self._pieces[place]
-            self._pieces[place] = self._empty_0D
-            yield piece_mD[: len(piece_mD) - self._free] if place == last else piece_mD
-            del piece_mD
-        if last < 0:
-            yield self._empty_0D
+        pieces = self._pieces or [self._empty_0D]
+        pieces[-1] = pieces[-1][: len(pieces[-1]) - self._free]
         self._pieces, self._free = [], 0
+        pieces.reverse()
+        while pieces:
+            yield pieces.pop()

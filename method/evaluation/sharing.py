@@ -7,12 +7,15 @@ together, the first process's first. Letters: N rows of one process, D width.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from method.distributed import Processes
 from method.evaluation.kept_rows import KeptRows
+
+_Item = TypeVar("_Item")
 
 
 def own_part(count: int, processes: Processes) -> slice:
@@ -31,7 +34,12 @@ def own_batches(items: int, batch_size: int, processes: Processes) -> slice:
     return slice(batches.start * batch_size, batches.stop * batch_size)
 
 
-def of_all(own: KeptRows, processes: Processes) -> Iterator[Tensor]:
+def items_of_all(own: list[_Item], processes: Processes) -> list[_Item]:
+    """The items of all processes from those of each."""
+    return [item for of_one in processes.gather(own) for item in of_one]
+
+
+def rows_of_all(own: KeptRows, processes: Processes) -> Iterator[Tensor]:
     """The rows of all processes from those of each, which may have none, in pieces; `own` is forgotten on the way."""
     if processes.count == 1:
         yield from own.take()

@@ -45,9 +45,10 @@ def use_quickest_products(device: torch.device) -> None:
     the default stays. On all processors oneDNN then keeps the programs that it made for the last 128 shapes, not 1,024:
     of the batches of real videos hardly two have a shape in common.
     """
-    if device.type == "cpu":
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")  # read at the first product
-    if device.type != "cpu" or processor("vendor_id") != "AuthenticAMD":
+    if device.type != "cpu":
+        return
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")  # read at the first product
+    if processor("vendor_id") != "AuthenticAMD":
         return
     if torch.get_float32_matmul_precision() != "highest":
         return

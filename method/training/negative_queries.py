@@ -83,8 +83,9 @@ def open_negatives(
     source: NegativeSource
     if options["neg_cache"] is None:
         editors = [CaptionEditor(captions, vocabulary) for vocabulary in vocabularies]
-        sizes = (options["q_feat_size"], options["max_desc_l"])
-        encoder = TextEncoder(options["text_encoder"], *sizes, device, precision=options["amp"])
+        encoder = TextEncoder(
+            options["text_encoder"], options["q_feat_size"], options["max_desc_l"], device, precision=options["amp"]
+        )
         source = OnlineNegatives(editors, counts, encoder, options["seed"])
     else:
         expected = cache_fingerprint(options, captions, vocabularies)
