@@ -24,7 +24,7 @@ if __package__ in (None, ""):
 import numpy as np
 import torch
 
-from benchmarks.measure import alternate, as_published, as_trained, compare, machine, peak_memory_mb
+from benchmarks.measure import DEVICE, alternate, as_published, as_trained, compare, machine, peak_memory_mb
 from benchmarks.step_profile import profiled
 from method.data.batch import VideoBatch
 from method.data.captions import Caption
@@ -78,9 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--profile", action="store_true", help="of ours, instead of times: see step_profile.py")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = random_batch(options.lengths)
-    programs = make_programs(batch, device, options.extent, options.amp)
+    programs = make_programs(batch, DEVICE, options.extent, options.amp)
     if options.memory:
         if options.memory != "none":
             programs[options.memory]()
@@ -118,7 +117,9 @@ def random_batch(
     if captions is None:
         captions = [Caption(f"v{video}#enc#{i}", f"v{video}", "") for i, video in enumerate(labels.values.tolist())]
     streams = {"action": rows(frames, 1024), "object": rows(other, 512)}
-    return VideoBatch(tuple(f"v{i}" for i in range(VIDEOS)), streams, tuple(captions), rows(words, 1024), labels.values)
+    ids = tuple(f"v{i}" for i in range(VIDEOS))
+    batch = VideoBatch(ids, streams, tuple(captions), rows(words, 1024), labels.values)
+    return batch.pin_memory() if DEVICE.type == "cuda" else batch  # as loaders leave it
 
 
 def make_programs(batch: VideoBatch, device: torch.device, extent: str, amp: str) -> dict[str, Callable[[], object]]:

@@ -110,9 +110,9 @@ def _profile(step: Callable[[], object], rounds: int) -> tuple[dict[str, Spent],
     """What a step spends on each kind, and its seconds, with the profiler."""
     # A GPU's kernels are recorded by themselves: what records the calls on the CPU as well would keep it waiting.
     activities = [ProfilerActivity.CUDA if DEVICE.type == "cuda" else ProfilerActivity.CPU]
-    with profile(activities=activities):  # the first use loads what records
+    with profile(activities=activities, acc_events=True):  # the first use loads what records
         torch.ones(1, device=DEVICE).sum().item()
-    with profile(activities=activities) as recorded:
+    with profile(activities=activities, acc_events=True) as recorded:
         started = time.perf_counter()
         for _ in range(rounds):
             step()

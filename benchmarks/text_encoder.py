@@ -31,6 +31,7 @@ from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
 from benchmarks.made_up_captions import write_captions
 from benchmarks.measure import (
+    DEVICE,
     PLAIN_PRODUCT,
     alternate,
     as_published,
@@ -58,7 +59,6 @@ from tests.tiny_text_encoder import make_text_encoder
 # Captions and copies of a launch's step: 128 videos with all their captions.
 STEPS = {"charades": (297, 8), "activitynet": (477, 12)}
 PLACEHOLDER = "Hello"
-CPU = torch.device("cpu")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(programs: Mapping[str, Callable[[], object]], baseline: str, rounds: int) -> dict[str, float]:
     """Print the times of the programs, and beside them those of a plain product; their GFLOP."""
     counts = {name: operations(program) / 1e9 for name, program in programs.items()}
-    plain, count = plain_product(CPU)
+    plain, count = plain_product(DEVICE)
     seconds = alternate({**programs, PLAIN_PRODUCT: plain}, rounds, time.perf_counter)
     print(compare({name: seconds[name] for name in programs}, baseline))
     multiplying = {name: own for name, own in counts.items() if own}
@@ -123,7 +123,7 @@ class Edits:
         vocabularies = read_vocabularies(options, {caption.id for caption in captions})
         self.editors = [CaptionEditor(captions, vocabulary) for vocabulary in vocabularies]
         self.counts = {kind: options[f"neg_{kind}_num"] for kind in KINDS}
-        self.encoder = TextEncoder(options.text_encoder, 1024, options.max_desc_l, CPU, precision=options.amp)
+        self.encoder = TextEncoder(options.text_encoder, 1024, options.max_desc_l, DEVICE, precision=options.amp)
         made_from = cache_fingerprint(options, captions, vocabularies)
         make_cache(cache, Pools(captions, self.editors, self.counts, options.seed), made_from, self.encoder)
         self.cached = CachedNegatives(cache, captions, made_from, self.counts, options.seed)
@@ -156,15 +156,15 @@ class Edits:
     def programs(self) -> dict[str, Callable[[], object]]:
         """The three ways."""
         online = OnlineNegatives(self.editors, self.counts, self.encoder, self.options.seed)
-        model = RobertaModel.from_pretrained(self.options.text_encoder, add_pooling_layer=False).eval()
+        model = RobertaModel.from_pretrained(self.options.text_encoder, add_pooling_layer=False).eval().to(DEVICE)
 
         @torch.inference_mode()
         def naive() -> None:
-            model(**self.naive_tokens())
+            model(**self.naive_tokens().to(DEVICE))
 
         return {
             "naive": as_published(naive),
-            "online": as_trained(lambda: online.for_batch(self.few, 0), CPU),
+            "online": as_trained(lambda: online.for_batch(self.few, 0), DEVICE),
             "cache": lambda: self.cached.for_batch(self.few, 0),
         }
 
@@ -176,8 +176,8 @@ def step_programs(captions: Sequence[Caption], edits: Edits) -> dict[str, Callab
     def step(source: CachedNegatives | None, branches: tuple[str, ...]) -> Callable[[], object]:
         model = RetrievalModel(replace(LAUNCH, temperatures=branches)).train()
         settings = LoopSettings(100, 10, 20, -1, edits.options.amp, LOSSES, 0)
-        training = Training(model, settings, Schedule(2.5e-4, 0.01, 1000), 0.01, CPU, source)
-        return as_trained(lambda: training.step(batch), CPU)
+        training = Training(model, settings, Schedule(2.5e-4, 0.01, 1000), 0.01, DEVICE, source)
+        return as_trained(lambda: training.step(batch), DEVICE)
 
     return {"step without edits": step(None, ()), "step with cached edits": step(edits.cached, ("action", "object"))}
 

@@ -101,7 +101,7 @@ class NaiveModel(nn.Module):
             groups=D // G,
         )
         offsets = F.conv1d(F.gelu(z), self.w(f"{prefix}.to_offsets.2.weight")).tanh() * scale  # (B*G, J, L)
-        position = torch.arange(L) + offsets
+        position = torch.arange(L, device=x.device) + offsets
         if a.fusion_extent == "padded":
             unit = (2 * position / max(L - 1, 1) - 1).clamp(-1, 1)
             grid = torch.stack([unit, torch.zeros_like(unit)], -1)
@@ -163,7 +163,8 @@ def split_values(rows: Ragged) -> list[Tensor]:
 def pad(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
     lengths = [len(sequence) for sequence in sequences]
     padded = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
-    return padded, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    arange, ends = torch.arange(max(lengths)), torch.tensor(lengths)
+    return padded, (arange < ends[:, None]).to(padded.device)
 
 
 def scores(keys: Tensor, mask: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
