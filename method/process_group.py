@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from method.distributed import Processes
 from method.errors import EXIT_INPUT, Ended, InputError, Stopped
@@ -95,11 +96,9 @@ class _Group(Processes):
 
     def add_gradients(self, weights: Iterable[Tensor]) -> None:
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        joined = torch.cat([gradient.flatten() for gradient in gradients])
+        joined = _flatten_dense_tensors(gradients)
         self.add_up(joined)
-        parts = joined.split([gradient.numel() for gradient in gradients])
-        shaped = [part.view(gradient.shape) for part, gradient in zip(parts, gradients, strict=True)]
-        torch._foreach_copy_(gradients, shaped)
+        torch._foreach_copy_(gradients, _unflatten_dense_tensors(joined, gradients))
 
     def add_up(self, values: Tensor) -> None:
         """Put the sum over all processes in the place of the values."""

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+from method import hardware
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-6
@@ -64,7 +67,7 @@ class ClippedAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every weight that has a gradient; gradients are left clipped."""
+        """Update every weight that has a gradient, which stays as it is."""
         if closure is not None:
             raise ValueError("a closure is not supported")
         self._norms = []
@@ -75,13 +78,9 @@ class ClippedAdam(torch.optim.Optimizer):
             group["step"] += 1
 
     def _update(self, weights: list[Tensor], weight_decay: float, learning_rate: float) -> None:
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        gradients = self._clipped([weight.grad for weight in weights if weight.grad is not None])
         first = [self._moment(weight, "first_moment") for weight in weights]
         second = [self._moment(weight, "second_moment") for weight in weights]
-        norms = torch.stack(list(torch._foreach_norm(gradients)))
-        self._norms.append(norms)
-        factors = (TENSOR_CLIP / (norms + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(gradients, list(factors.unbind()))
         torch._foreach_lerp_(first, gradients, 1 - BETAS[0])
         torch._foreach_mul_(second, BETAS[1])
         torch._foreach_addcmul_(second, gradients, gradients, 1 - BETAS[1])
@@ -91,6 +90,17 @@ class ClippedAdam(torch.optim.Optimizer):
         if weight_decay:
             torch._foreach_add_(updates, weights, alpha=weight_decay)
         torch._foreach_add_(weights, updates, alpha=-learning_rate)
+
+    def _clipped(self, gradients: list[Tensor]) -> list[Tensor]:
+        """Each gradient with a norm of at most 1, in memory of its own; notes the norms that they had."""
+        norms = torch.stack(list(torch._foreach_norm(gradients)))
+        self._norms.append(norms)
+        factors = (TENSOR_CLIP / (norms + 1e-6)).clamp(max=1.0)
+        # All in one product: a factor for each of many tensors would be as many small ones.
+        sizes = hardware.sent(torch.tensor([gradient.numel() for gradient in gradients]), factors.device)
+        joined = _flatten_dense_tensors(gradients)
+        joined *= factors.repeat_interleave(sizes, output_size=len(joined))
+        return list(_unflatten_dense_tensors(joined, gradients))
 
     def _moment(self, weight: Tensor, name: str) -> Tensor:
         state = self.state[weight]
