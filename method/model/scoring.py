@@ -39,13 +39,12 @@ def similarity(keys: Ragged, queries_QD: Tensor) -> Similarity:
     key_norms_N1 = keys.values.float().norm(dim=-1, keepdim=True).clamp(min=1e-12)
     query_norms_Q = queries_QD.float().norm(dim=-1).clamp(min=1e-12)
     with torch.no_grad():  # the frames are found first, so that gradients are kept of their scores alone
-        starts_B1 = keys.layout.starts_B[:, None]
-        best_frame_BQ = best_frames(dots_NQ / key_norms_N1, keys.layout)
-        row_BQ = starts_B1 + best_frame_BQ
-        raw_row_BQ = starts_B1 + best_frames(dots_NQ, keys.layout)
+        frames_B2Q = best_frames(torch.cat([dots_NQ / key_norms_N1, dots_NQ], 1), keys.layout)
+        best_frame_BQ, _ = frames_B2Q.chunk(2, 1)
+        row_BQ, raw_row_BQ = (keys.layout.starts_B[:, None] + frames_B2Q).chunk(2, 1)
     of_cosine_BQ, raw_BQ = dots_NQ.gather(0, torch.cat([row_BQ, raw_row_BQ])).chunk(2)
-    cosine_BQ = of_cosine_BQ / (key_norms_N1[:, 0][row_BQ] * query_norms_Q)
-    return Similarity(cosine_BQ.t(), raw_BQ.t(), best_frame_BQ.t())
+    key_norms_BQ = key_norms_N1[:, 0].gather(0, row_BQ.flatten()).view_as(of_cosine_BQ)
+    return Similarity((of_cosine_BQ / (key_norms_BQ * query_norms_Q)).t(), raw_BQ.t(), best_frame_BQ.t())
 
 
 def best_frames(scores_NQ: Tensor, layout: Layout) -> Tensor:

@@ -1,7 +1,8 @@
 """Losses of one step, without a loop over videos or captions.
 
-Letters: Q captions, B videos, E edited captions, D width. labels_Q[q] is the batch's video of caption q. Where several
-processes train together, edited captions are only those of this process, and so is what belongs to them.
+Letters: X branches, Q captions, B videos, P videos of a pool, E edited captions, D width. labels_Q[q] is the batch's
+video of caption q. Where several processes train together, edited captions are only those of this process, and so is
+what belongs to them.
 """
 
 from __future__ import annotations
@@ -56,10 +57,14 @@ def training_losses(
     queries = share.queries(own_queries)
     scores = share.scores({name: similarity(keys[name], queries[name]) for name in model.branches})
     labels_Q = share.labels(batch.labels_Q)
+    # Both branches at once: on a GPU, small operations take as long as they are many.
+    cosine_XQB = torch.stack([of_branch.cosine_QB for of_branch in scores.values()])
+    raw_XQB = torch.stack([of_branch.raw_QB for of_branch in scores.values()])
+    triplet_X = triplet_loss(cosine_XQB, labels_Q, settings, hard, generator).unbind()
+    nce_X = (NCE_WEIGHT * nce_loss(raw_XQB, labels_Q)).unbind()
     terms = {}
-    for name in model.branches:
-        terms[f"{name}/triplet"] = triplet_loss(scores[name].cosine_QB, labels_Q, settings, hard, generator)
-        terms[f"{name}/nce"] = NCE_WEIGHT * nce_loss(scores[name].raw_QB, labels_Q)
+    for name, triplet, nce in zip(scores, triplet_X, nce_X, strict=True):
+        terms[f"{name}/triplet"], terms[f"{name}/nce"] = triplet, nce
         if name in share.edited:
             own_QD = own_queries[name][: len(batch.labels_Q)]
             if name in edits:
@@ -74,47 +79,51 @@ def training_losses(
 
 
 def triplet_loss(
-    cosine_QB: Tensor, labels_Q: Tensor, settings: LossSettings, hard: bool, generator: torch.Generator | None = None
+    cosine_XQB: Tensor, labels_Q: Tensor, settings: LossSettings, hard: bool, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Margin loss in both directions, each averaged over its anchors; zero where an anchor has no negative."""
-    captions, videos = cosine_QB.shape
+    """Margin loss in both directions, each averaged over its anchors; zero where an anchor has no negative; (X,)."""
+    videos = cosine_XQB.shape[-1]
     if videos < 2:
-        return cosine_QB.sum() * 0.0
+        return cosine_XQB.sum((-2, -1)) * 0.0
     own_QB = labels_Q[:, None] == torch.arange(videos, device=labels_Q.device)
-    negatives_QB = cosine_QB.detach().masked_fill(own_QB, -torch.inf)
-    every_Q = torch.arange(captions, device=labels_Q.device)
-    own_Q = cosine_QB[every_Q, labels_Q]
+    negatives_XQB = cosine_XQB.detach().masked_fill(own_QB, -torch.inf)
+    own_XQ = _of_videos(cosine_XQB, labels_Q.expand(cosine_XQB.shape[:-1]))
 
     # Video to text: the mean of its captions against one caption of another video.
-    chosen_B = (negatives_QB if hard else _random_like(negatives_QB, generator)).argmax(dim=0)
-    negative_B = cosine_QB[chosen_B, torch.arange(videos, device=labels_Q.device)]
-    positive_B = torch.zeros_like(negative_B).index_add(0, labels_Q, own_Q) / own_QB.sum(0).clamp(min=1)
-    video_to_text = (settings.margin + negative_B - positive_B).clamp(min=0).mean()
+    chosen_XB = (negatives_XQB if hard else _random_like(negatives_XQB, generator)).argmax(dim=-2)
+    negative_XB = cosine_XQB.gather(-2, chosen_XB.unsqueeze(-2)).squeeze(-2)
+    positive_XB = torch.zeros_like(negative_XB).index_add(-1, labels_Q, own_XQ) / own_QB.sum(0).clamp(min=1)
+    video_to_text_X = (settings.margin + negative_XB - positive_XB).clamp(min=0).mean(-1)
 
     # Text to video: one of the pool's videos.
     if hard:
-        pool = min(settings.hard_pool_size, videos - 1)
-        candidates_QP = negatives_QB.topk(pool, dim=1).indices
-        drawn_Q = torch.randint(0, pool, (captions,), generator=generator, device=labels_Q.device)
-        chosen_Q = candidates_QP[every_Q, drawn_Q]
+        candidates_XQP = negatives_XQB.topk(min(settings.hard_pool_size, videos - 1)).indices
+        pool, shape = candidates_XQP.shape[-1], own_XQ.shape
+        drawn_XQ = torch.randint(0, pool, shape, generator=generator, device=labels_Q.device)
+        chosen_XQ = _of_videos(candidates_XQP, drawn_XQ)
     else:
-        chosen_Q = _random_like(negatives_QB, generator).argmax(dim=1)
-    text_to_video = (settings.margin + cosine_QB[every_Q, chosen_Q] - own_Q).clamp(min=0).mean()
-    return video_to_text + text_to_video
+        chosen_XQ = _random_like(negatives_XQB, generator).argmax(dim=-1)
+    text_to_video_X = (settings.margin + _of_videos(cosine_XQB, chosen_XQ) - own_XQ).clamp(min=0).mean(-1)
+    return video_to_text_X + text_to_video_X
 
 
-def _random_like(negatives_QB: Tensor, generator: torch.Generator | None) -> Tensor:
+def _of_videos(values_XQB: Tensor, video_XQ: Tensor) -> Tensor:
+    """The value of one video for each caption, (X, Q)."""
+    return values_XQB.gather(-1, video_XQ.unsqueeze(-1)).squeeze(-1)
+
+
+def _random_like(negatives_XQB: Tensor, generator: torch.Generator | None) -> Tensor:
     """Random scores that keep excluded pairs at minus infinity, so that argmax draws evenly from the others."""
-    random_QB = torch.rand(negatives_QB.shape, generator=generator, device=negatives_QB.device)
-    return random_QB.masked_fill(negatives_QB.isneginf(), -torch.inf)
+    random_XQB = torch.rand(negatives_XQB.shape, generator=generator, device=negatives_XQB.device)
+    return random_XQB.masked_fill(negatives_XQB.isneginf(), -torch.inf)
 
 
-def nce_loss(raw_QB: Tensor, labels_Q: Tensor) -> Tensor:
-    """Contrast each caption with all videos and each video with all captions, averaged over each."""
-    own_QB = labels_Q[:, None] == torch.arange(raw_QB.shape[1], device=labels_Q.device)
-    text_to_video_Q = raw_QB.logsumexp(1) - raw_QB.gather(1, labels_Q[:, None]).squeeze(1)
-    video_to_text_B = raw_QB.logsumexp(0) - raw_QB.masked_fill(~own_QB, -torch.inf).logsumexp(0)
-    return text_to_video_Q.mean() + video_to_text_B.mean()
+def nce_loss(raw_XQB: Tensor, labels_Q: Tensor) -> Tensor:
+    """Contrast each caption with all videos and each video with all captions, averaged over each; (X,)."""
+    own_QB = labels_Q[:, None] == torch.arange(raw_XQB.shape[-1], device=labels_Q.device)
+    text_to_video_XQ = raw_XQB.logsumexp(-1) - _of_videos(raw_XQB, labels_Q.expand(raw_XQB.shape[:-1]))
+    video_to_text_XB = raw_XQB.logsumexp(-2) - raw_XQB.masked_fill(~own_QB, -torch.inf).logsumexp(-2)
+    return text_to_video_XQ.mean(-1) + video_to_text_XB.mean(-1)
 
 
 def own_best_frames(keys: Ragged, scores: Similarity, labels_Q: Tensor) -> Tensor:
