@@ -27,8 +27,8 @@ def dropout(values: Tensor, probability: float, training: bool) -> Tensor:
 
 
 def relu_dropout(values: Tensor, probability: float, training: bool) -> Tensor:
-    """`dropout(relu(values))` in the memory of `values`, a fresh result (no view) that nothing else reads."""
-    if not training or probability == 0 or hardware.likes_large_kernels(values):
+    """`dropout(relu(values))` of a fresh result (no view) that nothing else reads, and whose memory is used."""
+    if not training or probability == 0 or torch.compiler.is_compiling():
         return F.dropout(F.relu(values), probability, training)
     dropped: Tensor = _ReluDropout.apply(values, probability)
     return dropped
@@ -66,10 +66,13 @@ class _Dropout(torch.autograd.Function):
 class _ReluDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, probability: float) -> Tensor:
-        places = dropped_places(values.numel(), probability)
         ctx.scale = 1 / (1 - probability)
-        values.clamp_min_(0).mul_(ctx.scale).view(-1).index_fill_(0, places, 0.0)
-        ctx.mark_dirty(values)
+        if hardware.likes_large_kernels(values):
+            values = F.dropout(F.relu(values), probability)
+        else:
+            places = dropped_places(values.numel(), probability)
+            values.clamp_min_(0).mul_(ctx.scale).view(-1).index_fill_(0, places, 0.0)
+            ctx.mark_dirty(values)
         # What is zero has no gradient, whichever of the two made it so: no mask is kept.
         ctx.save_for_backward(values)
         return values

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from method import hardware
 from method.model.dropout import dropout, dropped_places, relu_dropout
 
 
@@ -40,7 +41,9 @@ def test_values_and_gradients_go_the_same_way() -> None:
     torch.testing.assert_close(values.grad, kept / 0.7)
 
 
-def test_relu_dropout_is_dropout_of_relu() -> None:
+@pytest.mark.parametrize("gpu_style", [False, True])
+def test_relu_dropout_is_dropout_of_relu(gpu_style: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "likes_large_kernels", lambda tensor: gpu_style)
     torch.manual_seed(0)
     values = torch.randn(50, 40, requires_grad=True)
     result = relu_dropout(values * 1.0, 0.3, training=True)
@@ -62,4 +65,8 @@ def test_nothing_is_dropped_in_evaluation() -> None:
 def test_on_a_gpu() -> None:
     values = torch.ones(1000, 100, device="cuda")
     assert dropout(values, 0.2, training=True).mean().item() == pytest.approx(1, abs=0.05)
-    assert relu_dropout(values.clone(), 0.2, training=True).mean().item() == pytest.approx(1, abs=0.05)
+    values.requires_grad_()
+    result = relu_dropout(values * 1.0, 0.2, training=True)
+    assert result.mean().item() == pytest.approx(1, abs=0.05)
+    result.sum().backward()
+    torch.testing.assert_close(values.grad, result)
