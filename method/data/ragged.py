@@ -142,7 +142,7 @@ class Layout:
         if self.is_dense:
             return rows_ND.view(shape)
         padded = rows_ND.new_zeros(shape[0] * shape[1], *rows_ND.shape[1:])
-        return padded.index_copy(0, self._place_N, rows_ND).view(shape)
+        return padded.index_copy_(0, self._place_N, rows_ND).view(shape)
 
     def unpad(self, padded_BLD: Tensor) -> Tensor:
         """The inverse of `pad`: (B, L, ...) as rows (N, ...)."""
@@ -229,7 +229,7 @@ class Ragged:
         layout = Layout.of(lengths, self.layout.real, self.layout.longest, self.layout.device)
         rows = self.values.new_zeros(layout.rows, self.values.shape[1])
         place_N = layout.starts_B[self.layout.owner_N] + self.layout.position_N
-        return Ragged(rows.index_copy(0, place_N, self.values), layout)
+        return Ragged(rows.index_copy_(0, place_N, self.values), layout)
 
     def real(self) -> Ragged:
         """Only the real rows."""
