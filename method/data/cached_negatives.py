@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
 from method.data.captions import Caption
 from method.data.edited_queries import EditedQueries, edited_queries
 from method.data.negative_blocks import Rows, checksum
 from method.data.negative_cache import REMEDY, blocks_of, open_block, read_manifest
 from method.data.negatives import draw_evenly
+from method.data.ragged import Layout, Ragged
 from method.data.vocabulary import KINDS, Kind
+from method.data.workers import empty_rows
 from method.errors import InputError
 
 
@@ -69,7 +72,7 @@ class CachedNegatives:
         self._first = np.searchsorted(places, np.arange(len(captions) * len(KINDS) + 1))
         self._number = {caption.id: number for number, caption in enumerate(captions)}
         self._checked = np.zeros(len(records), bool)
-        self._mapped: dict[int, Rows] = {}
+        self._mapped: dict[int, npt.NDArray[np.uint8]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # A mapped file would be copied into the pickle; the other process maps it itself.
@@ -91,38 +94,49 @@ class CachedNegatives:
             drawn = self._draw(kind, caption, epoch)
             chosen += drawn
             owners += [owner] * len(drawn)
-        lengths = self._rows[chosen].tolist()
-        values_ND = np.empty((sum(lengths), self._width), np.float16)
-        end = 0
-        for edit, length in zip(chosen, lengths, strict=True):
-            start, end = end, end + length
-            values_ND[start:end] = self._read(edit)
-        return edited_queries(torch.from_numpy(values_ND), lengths, owners)
+        rows = self._read(np.array(chosen, np.int64))
+        return edited_queries(rows.values, rows.layout.lengths, owners)
 
     def _draw(self, kind: Kind, caption: Caption, epoch: int) -> list[int]:
         """Numbers of the edits of a caption for an epoch, spread evenly over the replaced words."""
         place = self._number[caption.id] * len(KINDS) + KINDS.index(kind)
         first, last = self._first[place : place + 2].tolist()
         # Pools lie in the order of their words, so that the edits of a word are neighbours.
-        sizes = np.bincount(self._words[first:last])
-        starts = (first + np.cumsum(sizes) - sizes).tolist()
+        sizes = np.bincount(self._words[first:last]).tolist()
+        starts = list(accumulate(sizes, initial=first))
         drawn: list[int] = []
 
         def accept(word: int, item: int) -> bool:
             drawn.append(starts[word] + item)
             return True
 
-        draw_evenly(sizes.tolist(), self._counts[kind], accept, self._seed, epoch, caption.id, kind)
+        draw_evenly(sizes, self._counts[kind], accept, self._seed, epoch, caption.id, kind)
         return drawn
 
-    def _read(self, edit: int) -> Rows:
-        number = int(self._block[edit])
+    def _read(self, edits: npt.NDArray[np.int64]) -> Ragged:
+        """The rows of these edits, one edit after the other."""
+        lengths, blocks = self._rows[edits], self._block[edits]
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        values_ND = empty_rows(int(lengths.sum()), self._width, np.float16)
+        rows_ND: Rows = values_ND.numpy()
+        numbers_N = np.arange(len(rows_ND)) + np.repeat(self._starts[edits] - starts, lengths)  # in their blocks
+        # The edits of a caption lie in one block, and most often those of a whole video.
+        firsts = np.flatnonzero(np.diff(blocks, prepend=-1)).tolist()
+        for first, last in pairwise([*firsts, len(edits)]):
+            part = slice(starts[first], ends[last - 1])
+            bytes_N = self._map(int(blocks[first]))
+            # With mode "raise" everything would be copied twice.
+            np.take(bytes_N, numbers_N[part], axis=0, out=rows_ND[part].view(np.uint8), mode="clip")
+        for place in np.flatnonzero(~self._checked[edits]).tolist():
+            if checksum(rows_ND[starts[place] : ends[place]]) != self._sums[edits[place]]:
+                path = self._blocks[blocks[place]].path
+                raise InputError(f"{path}: damaged at edit {edits[place]}; it is repaired by {REMEDY}")
+            self._checked[edits[place]] = True
+        return Ragged(values_ND, Layout.of(lengths.tolist()))
+
+    def _map(self, number: int) -> npt.NDArray[np.uint8]:
+        """The rows of a block as their bytes: they may start at an odd one, and numpy would copy a block of numbers."""
         if number not in self._mapped:
-            self._mapped[number] = self._blocks[number].map_rows()
-        start = self._starts[edit]
-        rows: Rows = self._mapped[number][start : start + self._rows[edit]]
-        if not self._checked[edit]:
-            if checksum(rows) != self._sums[edit]:
-                raise InputError(f"{self._blocks[number].path}: damaged at edit {edit}; it is repaired by {REMEDY}")
-            self._checked[edit] = True
-        return rows
+            self._mapped[number] = np.asarray(self._blocks[number].map_rows()).view(np.uint8)
+        return self._mapped[number]

@@ -109,9 +109,11 @@ def draw_evenly(sizes: Sequence[int], count: int, accept: Callable[[int, int], b
         for group, deck in decks:
             if accepted == count:
                 return
-            if any(accept(group, item) for item in deck):
-                accepted += 1
-                lasting.append((group, deck))
+            for item in deck:
+                if accept(group, item):
+                    accepted += 1
+                    lasting.append((group, deck))
+                    break
         decks = lasting
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
@@ -67,15 +68,16 @@ def shared(batch: _Batch) -> _Batch | InputError:
     return batch
 
 
-def empty_rows(count: int, width: int) -> Tensor:
-    """Memory for float32 rows, in a worker shared, so that handing them over copies nothing; InputError for no room."""
+def empty_rows(count: int, width: int, dtype: type[np.floating[Any]] = np.float32) -> Tensor:
+    """Memory for rows, in a worker shared, so that handing them over copies nothing; InputError for no room."""
     if get_worker_info() is None:
-        return torch.empty(count, width)
+        return torch.from_numpy(np.empty((count, width), dtype))  # of large pages, which PyTorch does not ask for
+    rows = torch.from_numpy(np.empty(0, dtype))
     try:
-        memory = torch.UntypedStorage._new_shared(count * width * torch.float32.itemsize)
+        memory = torch.UntypedStorage._new_shared(count * width * rows.itemsize)
     except (OSError, RuntimeError) as error:
         raise _no_room(error) from error
-    return torch.empty(0).set_(memory, 0, (count, width), (width, 1))
+    return rows.set_(memory, 0, (count, width), (width, 1))
 
 
 def _no_room(error: Exception) -> InputError:
