@@ -134,8 +134,8 @@ class Data:
         dataset = TrainingVideos(self.reader, self.split.captions)
         names = [self.folder / name for name in ("videos.hdf5", "texts.hdf5")]
         with h5py.File(names[0], locking=False) as videos, h5py.File(names[1], locking=False) as texts:
-            for places in self.order:
-                own = [dataset.videos[place] for place in places]
+            for drawn in self.order:
+                own = [dataset.videos[place] for place in drawn.places]
                 streams = {
                     branch: pad([_normalized(_averaged(videos[video_id][key][()])) for video_id, _ in own])
                     for branch, (key, _) in self.reader.streams.items()

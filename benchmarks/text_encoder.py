@@ -164,14 +164,15 @@ class Edits:
 
         return {
             "naive": as_published(naive),
-            "online": as_trained(lambda: online.for_batch(self.few, 0), DEVICE),
-            "cache": lambda: self.cached.for_batch(self.few, 0),
+            "online": as_trained(lambda: online.queries(online.prepare(self.few, 0), DEVICE), DEVICE),
+            "cache": lambda: self.cached.queries(self.cached.prepare(self.few, 0), DEVICE),
         }
 
 
 def step_programs(captions: Sequence[Caption], edits: Edits) -> dict[str, Callable[[], object]]:
     """Steps at the launch's size without edited captions and with those of the cache."""
     batch = random_batch("full", captions, [edits.encoder.count_rows([caption.text]) for caption in captions])
+    batch = replace(batch, edits=edits.cached.prepare(captions, 0))
 
     def step(source: CachedNegatives | None, branches: tuple[str, ...]) -> Callable[[], object]:
         model = RetrievalModel(replace(LAUNCH, temperatures=branches)).train()

@@ -13,7 +13,7 @@ from typing import Any
 from easydict import EasyDict
 
 from method.config import plain
-from method.data.batch import EpochBatches, Loader
+from method.data.batch import EpochBatches, VideoBatch
 from method.errors import Ended, Stopped
 from method.evaluate import SplitEvaluator, recalls
 from method.evaluation.evaluate import Evaluation
@@ -54,7 +54,7 @@ class RecordedRun:
         """Steps since the beginning of the training."""
         return self.training.progress.epoch * len(self.order) + self.training.progress.step
 
-    def epochs(self, loader: Loader, selector: SplitEvaluator) -> None:
+    def epochs(self, loader: Iterable[VideoBatch], selector: SplitEvaluator) -> None:
         """Train and evaluate until all epochs are done or none gets better."""
         training, progress = self.training, self.training.progress
         self.write_history()

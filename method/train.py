@@ -26,11 +26,11 @@ import torch
 from easydict import EasyDict
 
 from method.config import choose_device, make_architecture, plain, read_options
-from method.data.batch import EpochBatches, Loader
+from method.data.batch import EpochBatches, Loader, VideoBatch
 from method.data.captions import Caption
 from method.data.check import Split, check_split, describe, warn_of_shared_videos
 from method.data.dataset import FeatureReader, TrainingVideos, split_holdout
-from method.data.device_tables import on_device
+from method.data.device_tables import WithFeatures, on_device
 from method.data.edited_queries import NegativeSource
 from method.distributed import ALONE, Processes, joined_processes
 from method.errors import InputError, run_command
@@ -108,7 +108,7 @@ def train(options: EasyDict, processes: Processes = ALONE) -> Path:
             with processes.agreed():
                 reader = cached(options, reader, [splits.training, splits.selecting, splits.reported], run.watch)
                 selector = SplitEvaluator(options, reader, splits.selecting, device, processes)
-                loader = training_loader(options, reader, splits.training, order, device, run.watch)
+                loader = training_loader(options, reader, splits.training, order, device, run.watch, negatives)
             run.epochs(loader, selector)
             best = run.best()
             evaluator = selector
@@ -159,12 +159,15 @@ def training_loader(
     order: EpochBatches,
     device: torch.device,
     watch: Callable[[Iterable[Any]], Iterable[Any]],
-) -> Loader:
+    negatives: NegativeSource | None,
+) -> Iterable[VideoBatch]:
     """The batches to train on; `watch` may interrupt the loading of features into the device's memory."""
     workers, pinned = options["num_workers"], options["pin_memory"] and device.type == "cuda"
-    if options["features_on_device"]:
-        reader, workers, pinned = on_device(reader, split, device, watch), 0, False
-    return Loader(TrainingVideos(reader, split.captions), order, workers, pinned)
+    if not options["features_on_device"]:
+        return Loader(TrainingVideos(reader, split.captions, negatives), order, workers, pinned)
+    # What lies on the device is gathered here, and workers have nothing but edits to prepare.
+    bare = Loader(TrainingVideos(None, split.captions, negatives), order, workers if negatives else 0, pinned)
+    return WithFeatures(bare, on_device(reader, split, device, watch))
 
 
 def make_training(

@@ -75,6 +75,10 @@ class PretendedGpu(TorchDispatchMode):
                 raise Waits(f"{function} of tensors on the GPU and the CPU")
         return function(*args, **kwargs)
 
+    def times_pinned(self, shape: torch.Size) -> int:
+        """How many tensors of this shape have been put into page-locked memory."""
+        return sum(pinned.shape == shape for pinned in self._pinned)
+
     def _is_pinned(self, tensor: Tensor) -> bool:
         memory = tensor.untyped_storage().data_ptr()
         return any(memory == other.untyped_storage().data_ptr() for other in self._pinned)

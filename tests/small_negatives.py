@@ -4,9 +4,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from method.data.captions import Caption
+from method.data.edited_queries import EditedQueries, NegativeSource
 from method.data.negatives import CaptionEditor
-from method.data.vocabulary import KINDS, Vocabulary, read_vocabulary
+from method.data.vocabulary import KINDS, Kind, Vocabulary, read_vocabulary
 
 VERBS = ("opens", "takes", "holds", "washes", "throws", "paints")
 THINGS = ("door", "cup", "towel", "lamp", "book", "shoe", "box", "phone")
@@ -45,3 +48,16 @@ def make_editors(folder: Path, captions: Sequence[Caption]) -> list[CaptionEdito
     """Editors of both kinds for captions made here."""
     write_vocabularies(folder, captions)
     return [CaptionEditor(captions, vocabulary) for vocabulary in read_vocabularies_in(folder, captions)]
+
+
+def edits_of(source: NegativeSource, captions: Sequence[Caption], epoch: int) -> dict[Kind, EditedQueries | None]:
+    """The edits of a batch as a training on the CPU gets them."""
+    return source.queries(source.prepare(captions, epoch), torch.device("cpu"))
+
+
+def damage(cache: Path) -> None:
+    """Change the last half of the rows of every block of a cache."""
+    for path in cache.glob("block-*.bin"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2 :] = bytes(byte ^ 1 for byte in content[len(content) // 2 :])
+        path.write_bytes(content)

@@ -30,8 +30,10 @@ from method.training.checkpoint import read_checkpoint
 from tests.faults.programs import Outcome, Program, Starter
 from tests.runs import EPOCHS, assert_same_run
 from tests.shared_losses import CASES
-from tests.small_dataset import QUERY_WIDTH, SmallDataset, history, metrics, run_train
+from tests.small_dataset import QUERY_WIDTH, SmallDataset, history, metrics, own_log_handlers, run_train
+from tests.small_negatives import damage
 from tests.tiny_text_encoder import make_text_encoder
+from utils import cache_negatives
 
 Hurts = Mapping[int, Sequence[Sequence[Any]]]
 
@@ -97,14 +99,17 @@ def test_losses_and_gradients_are_those_of_one_process(group: Group, tmp_path: P
 
 
 def test_three_processes_learn_what_one_does(group: Group, shared: SmallDataset) -> None:
-    """Without dropout, with edited captions, and with a last batch of two videos; the random negatives are the same."""
+    """Without dropout, with edited captions, and with a last batch of two videos; the random negatives are the same.
+
+    Workers prepare the edits of the three.
+    """
     encoder = shared.root / "encoder of three"
     make_text_encoder(encoder, [caption.text for caption in read_captions(shared.train_txt)], width=QUERY_WIDTH)
     options = ["--no_cross_branch_fusion", "--drop", "0", "--input_drop", "0", "--hard_negative_start_epoch", "1",
         "--neg_query_loss", "both", "--neg_query_loss_weight", "0.5", "--neg_action_num", "2", "--neg_object_num", "3",
         "--text_encoder", str(encoder)]  # fmt: skip
     alone = run_train(shared.flags(*options, "--description", "alone"))
-    done = group.run(3, "method.train", flags(shared, *options, "--description", "three"))
+    done = group.run(3, "method.train", flags(shared, *options, "--num_workers", "1", "--description", "three"))
     assert done[0].status == 0, done[0].show()
     for ours, theirs in zip(history(shared.results / "three"), history(alone), strict=True):
         assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)
@@ -189,7 +194,7 @@ def test_a_process_that_waits_for_one_that_hangs_ends_when_asked_to(group: Group
 def test_the_features_of_one_process_end_all_with_one_line(group: Group, small: SmallDataset) -> None:
     training = small.videos_of(small.train_txt)
     order = EpochBatches(len(training), 5, seed=7, rank=1, count=2)
-    video = training[list(order)[1][0]]  # which the second process reads for the second step
+    video = training[list(order)[1].places[0]]  # which the second process reads for the second step
     with h5py.File(small.features, "r+") as videos:
         videos[f"{video}/i3d_feat"][1] = np.nan
     options = ["--feature_cache", "off", "--num_workers", "1", "--description", "bad"]
@@ -199,6 +204,20 @@ def test_the_features_of_one_process_end_all_with_one_line(group: Group, small: 
     assert first.log.count("error") == 1
     assert second.log == ""
     assert not (small.results / "bad" / "last.ckpt").exists()
+
+
+def test_a_damaged_cache_of_edits_ends_all_with_one_line(group: Group, shared: SmallDataset) -> None:
+    encoder, cache = shared.root / "encoder of two", shared.root / "edits of two"
+    make_text_encoder(encoder, [caption.text for caption in read_captions(shared.train_txt)], width=QUERY_WIDTH)
+    edits = ["--neg_query_loss", "both", "--text_encoder", str(encoder), "--neg_cache", str(cache)]
+    with own_log_handlers():
+        cache_negatives.main(shared.flags(*edits))
+    damage(cache)
+    first, second = group.train(flags(shared, *edits, "--num_workers", "1", "--description", "damaged edits"))
+    assert (first.status, second.status) == (2, 2)
+    assert f"{cache / 'block-00000.bin'}: damaged at edit" in first.last_line
+    assert first.log.count("error") == 1
+    assert second.log == ""
 
 
 def test_a_loss_that_is_no_number_ends_all_before_the_step(group: Group, shared: SmallDataset, reference: Path) -> None:

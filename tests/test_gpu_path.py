@@ -15,9 +15,11 @@ from torch import Tensor
 
 from method import hardware
 from method.data.batch import QueryBatch, VideoBatch
+from method.data.cached_negatives import CachedNegatives
 from method.data.captions import Caption
-from method.data.edited_queries import EditedQueries
-from method.data.vocabulary import Kind
+from method.data.edited_queries import EditedQueries, PreparedEdits
+from method.data.ragged import Ragged
+from method.data.vocabulary import KINDS
 from method.errors import InputError
 from method.evaluation import evaluate
 from method.evaluation.corpus import Corpus, QuerySet, Scorer, encode_corpus, encode_queries
@@ -29,6 +31,7 @@ from method.training.optimizer import Schedule
 from method.training.share import Share
 from tests.golden_case import CASES
 from tests.model import test_golden as golden
+from tests.naive import split_values
 from tests.pretended_gpu import GPU, NothingAsked, PretendedGpu, Waits, on_gpu
 from tests.world import VARIANTS, lively_model, random_rows, random_streams
 
@@ -45,24 +48,26 @@ def batch_for(model: RetrievalModel, lengths: str = "mixed lengths") -> VideoBat
     captions = tuple(Caption(f"v{video}#enc#{place}", f"v{video}", "") for place, video in enumerate(LABELS))
     streams = random_streams(model.architecture, *LENGTHS[lengths])
     words = [4, 10, 1, 6, 3, 8, 5] if lengths == "mixed lengths" else [5] * len(LABELS)
-    return VideoBatch(("v0", "v1", "v2", "v3"), streams, captions, random_rows(words, 8, 3), torch.tensor(LABELS))
+    rows, labels_Q = random_rows(words, 8, 3), torch.tensor(LABELS)
+    return VideoBatch(("v0", "v1", "v2", "v3"), streams, captions, rows, labels_Q, Edits().prepare(captions, 0))
 
 
 def edits_for(branch: str) -> EditedQueries:
-    """Half precision, as a cache gives them."""
     rows = random_rows([2, 4, 1, 3], 8, seed=4 if branch == "action" else 5)
-    owners = [0, 0, 2, 5] if branch == "action" else [1, 3, 3, 6]
-    return EditedQueries(rows.with_values(rows.values.half()), torch.tensor(owners))
+    return EditedQueries(rows, torch.tensor([0, 0, 2, 5] if branch == "action" else [1, 3, 3, 6]))
 
 
-class Edits:
-    """A source of edited captions."""
+class Edits(CachedNegatives):
+    """The same edits for any batch, in half precision, as if they came from a cache."""
 
-    def count_editable(self) -> dict[Kind, int]:
-        return {}
+    def __init__(self) -> None:
+        pass
 
-    def for_batch(self, captions: Sequence[Caption], epoch: int) -> dict[Kind, EditedQueries | None]:
-        return {"action": edits_for("action"), "object": edits_for("object")}
+    def prepare(self, captions: Sequence[Caption], epoch: int) -> PreparedEdits:
+        made = {kind: edits_for(kind) for kind in KINDS}
+        rows = Ragged.of([rows.half() for edits in made.values() for rows in split_values(edits.queries)])
+        owners = {kind: edits.owner_E.tolist() for kind, edits in made.items()}
+        return PreparedEdits.of(rows, range(len(rows)), owners)
 
 
 def training_of(model: RetrievalModel, device: torch.device, hard: bool = False, amp: str = "off") -> Training:
@@ -90,7 +95,7 @@ def losses_and_gradients(changes: Mapping[str, Any], lengths: str, hard: bool, e
     model = lively_model(**changes)
     batch = batch_for(model, lengths)
     names = model.architecture.temperatures if edited else ()
-    edits = {name: edits_for(name).to(CPU) for name in names}
+    edits = {name: edits_for(name) for name in names}
     generator = torch.Generator().manual_seed(1)
     terms = training_losses(model, Share(batch, edits), LOSSES, hard, edits, generator)
     total(terms).backward()
@@ -138,9 +143,11 @@ def test_a_step_waits_for_nothing(
         return [1.0] * len(arriving._numbers)
 
     monkeypatch.setattr(hardware.Arriving, "read", losses)
+    assert batch.edits is not None
     with gpu:
         training.step(batch.pin_memory())
     assert read == [1]
+    assert gpu.times_pinned(batch.edits.rows.values.shape) == 1  # a loader does it, and the step not again
     assert all(on_gpu(state["first_moment"]) for state in training.optimizer.state.values())
 
 
@@ -172,7 +179,7 @@ def ranks_of_blocks(corpus: Corpus, queries: QuerySet) -> dict[str, Tensor]:
 def test_half_precision_asks_for_nothing(changes: dict[str, Any]) -> None:
     """On a CPU, whose autocast is that of a GPU for what is used here."""
     model = lively_model(**changes).train()
-    batch, edits = batch_for(model), {name: edits_for(name).to(CPU) for name in model.branches}
+    batch, edits = batch_for(model), {name: edits_for(name) for name in model.branches}
     with NothingAsked(), autocast(CPU, "bf16"):
         loss = total(training_losses(model, Share(batch, edits), LOSSES, True, edits))
     with NothingAsked():

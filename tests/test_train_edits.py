@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from method.errors import InputError, Stopped
 from method.files import read_json
 from method.training.checkpoint import read_checkpoint
 from tests.runs import Interruption, assert_same_run, send
-from tests.small_dataset import QUERY_WIDTH, SmallDataset, history, metrics, run_evaluate, run_train
+from tests.small_dataset import QUERY_WIDTH, SmallDataset, history, metrics, own_log_handlers, run_evaluate, run_train
+from tests.small_negatives import damage
 from tests.tiny_text_encoder import make_text_encoder
+from utils import cache_negatives
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,20 @@ def edits(shared: SmallDataset) -> list[str]:
 @pytest.fixture(scope="module")
 def edited(shared: SmallDataset, edits: list[str]) -> Path:
     return run_train(shared.flags(*edits, "--n_epoch", "2", "--description", "edited"))
+
+
+@pytest.fixture(scope="module")
+def cached(shared: SmallDataset, edits: list[str]) -> list[str]:
+    """Flags that switch the edits on and draw them from a cache."""
+    flags = [*edits, "--neg_cache", str(shared.root / "edits")]
+    with own_log_handlers():
+        cache_negatives.main(shared.flags(*flags))
+    return flags
+
+
+@pytest.fixture(scope="module")
+def from_cache(shared: SmallDataset, cached: list[str]) -> Path:
+    return run_train(shared.flags(*cached, "--n_epoch", "2", "--description", "from cache"))
 
 
 TERMS = {"action/triplet", "action/nce", "object/triplet", "object/nce"}
@@ -72,16 +89,47 @@ def test_the_loss_is_trained_and_evaluation_needs_no_encoder(edited: Path, edits
     assert read_json(alone / "opt.json")["neg_query_loss"] == "both"
 
 
-@pytest.mark.parametrize("step", [1, 3])
-def test_stopped_and_resumed(
-    shared: SmallDataset, edits: list[str], edited: Path, interrupt: Interruption, step: int
+WAYS = {
+    "workers": ["--num_workers", "2"],
+    "features on the device": ["--features_on_device"],
+    "both": ["--features_on_device", "--num_workers", "2"],
+}
+SOURCES = pytest.mark.parametrize(("source", "reference"), [("edits", "edited"), ("cached", "from_cache")])
+
+
+@SOURCES
+@pytest.mark.parametrize("way", WAYS)
+def test_whoever_prepares_the_edits_the_run_is_the_same(
+    shared: SmallDataset, source: str, reference: str, way: str, request: pytest.FixtureRequest
 ) -> None:
+    flags, expected = request.getfixturevalue(source), request.getfixturevalue(reference)
+    run = run_train(shared.flags(*flags, *WAYS[way], "--n_epoch", "2", "--description", f"{source} by {way}"))
+    assert_same_run(run, expected)
+
+
+@SOURCES
+@pytest.mark.parametrize(("step", "workers"), [(1, 0), (3, 0), (1, 2), (4, 2)])
+def test_stopped_and_resumed(
+    shared: SmallDataset, source: str, reference: str, interrupt: Interruption, step: int, workers: int,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    flags, expected = request.getfixturevalue(source), request.getfixturevalue(reference)
+    name, flags = f"{source} {step} {workers}", [*flags, "--num_workers", str(workers)]
     interrupt.at(step, send(signal.SIGINT))
     with pytest.raises(Stopped):
-        run_train(shared.flags(*edits, "--n_epoch", "2", "--description", f"edits{step}"))
+        run_train(shared.flags(*flags, "--n_epoch", "2", "--description", name))
     interrupt.over()
-    run = run_train(["--resume", str(shared.results / f"edits{step}"), "--device", "-1"])
-    assert_same_run(run, edited)
+    run = run_train(["--resume", str(shared.results / name), "--device", "-1"])
+    assert_same_run(run, expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_cache_is_one_line(shared: SmallDataset, cached: list[str], tmp_path: Path, workers: int) -> None:
+    damage(shutil.copytree(cached[-1], tmp_path / "damaged"))
+    flags = [*cached[:-1], str(tmp_path / "damaged"), "--num_workers", str(workers)]
+    line = r"^\S*block-00000\.bin: damaged at edit \d+; it is repaired by `python utils/cache_negatives\.py` [^\n]*$"
+    with pytest.raises(InputError, match=line):
+        run_train(shared.flags(*flags, "--description", f"damaged{workers}"))
 
 
 def test_captions_that_cannot_be_edited_are_left_out(shared: SmallDataset, edits: list[str]) -> None:

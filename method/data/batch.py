@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from method import hardware
 from method.data.captions import Caption
+from method.data.edited_queries import PreparedEdits
 from method.data.ragged import Ragged
 from method.data.workers import follow_the_main_process, read_ahead, shared
 from method.errors import InputError
@@ -24,6 +25,8 @@ class VideoBatch:
     """B videos and their Q captions; labels_Q[q] is the place in the batch of caption q's video.
 
     A batch to be searched has no captions, and then no words.
+
+    edits: of the captions, where there is a source of them; they go to a device by their source.
     """
 
     video_ids: tuple[str, ...]
@@ -31,18 +34,20 @@ class VideoBatch:
     captions: tuple[Caption, ...]
     words: Ragged | None
     labels_Q: Tensor
+    edits: PreparedEdits | None = None
 
     def to(self, device: torch.device, non_blocking: bool = True) -> VideoBatch:
-        """The same batch on another device."""
+        """The same batch on another device, but for its edits."""
         streams = {branch: rows.to(device, non_blocking) for branch, rows in self.streams.items()}
         words = self.words.to(device, non_blocking) if self.words is not None else None
-        return VideoBatch(self.video_ids, streams, self.captions, words, hardware.sent(self.labels_Q, device))
+        return replace(self, streams=streams, words=words, labels_Q=hardware.sent(self.labels_Q, device))
 
     def pin_memory(self) -> VideoBatch:
         """The same batch in page-locked memory."""
         streams = {branch: rows.pin_memory() for branch, rows in self.streams.items()}
         words = self.words.pin_memory() if self.words is not None else None
-        return VideoBatch(self.video_ids, streams, self.captions, words, self.labels_Q.pin_memory())
+        edits = self.edits.pin_memory() if self.edits is not None else None
+        return replace(self, streams=streams, words=words, labels_Q=self.labels_Q.pin_memory(), edits=edits)
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,14 @@ class QueryBatch:
         return QueryBatch(self.captions, self.words.pin_memory())
 
 
-class EpochBatches(Sampler[list[int]]):
+class EpochPlaces(NamedTuple):
+    """The places of a batch's videos in their dataset, and the epoch that draws them: workers outlive one."""
+
+    epoch: int
+    places: list[int]
+
+
+class EpochBatches(Sampler[EpochPlaces]):
     """The order of an epoch, from (seed, epoch) alone, so that a resumed run and any number of workers agree.
 
     `epoch` and `start`, the first batch that is drawn, are set before each pass. Of `count` processes each draws its
@@ -86,12 +98,12 @@ class EpochBatches(Sampler[list[int]]):
         videos = min(self.batch_size, self.items - batch * self.batch_size)
         return range(videos * self.rank // self.count, videos * (self.rank + 1) // self.count)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[EpochPlaces]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.items).tolist()
         for batch in range(self.start, len(self)):
             videos = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             share = self.share(batch)
-            yield videos[share.start : share.stop] or videos[:1]
+            yield EpochPlaces(self.epoch, videos[share.start : share.stop] or videos[:1])
 
 
 class Loader:
@@ -100,7 +112,8 @@ class Loader:
     Args:
         dataset: gives batches by `__getitems__`, or the InputError that reading one met, which is raised here, in the
             main process.
-        batches: how many items a batch has, in order, or an EpochBatches.
+        batches: how many items a batch has, in order, or an EpochBatches; `__getitems__` is given the places of a
+            batch, or its EpochPlaces.
         workers: processes; 0 reads in this one.
         pinned: whether batches are put into page-locked memory for a GPU.
     """

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from method import hardware
 from method.data.captions import Caption
-from method.data.edited_queries import EditedQueries, edited_queries
+from method.data.edited_queries import EditedQueries, PreparedEdits
 from method.data.negative_blocks import Rows, checksum
 from method.data.negative_cache import REMEDY, blocks_of, open_block, read_manifest
 from method.data.negatives import draw_evenly
@@ -83,19 +85,21 @@ class CachedNegatives:
         pools = np.diff(self._first)
         return {kind: int((pools[KINDS.index(kind) :: len(KINDS)] > 0).sum()) for kind in self._counts}
 
-    def for_batch(self, captions: Sequence[Caption], epoch: int) -> dict[Kind, EditedQueries | None]:
-        """Edits of each kind for a batch; None where no caption of the batch has any."""
-        return {kind: self._of_kind(kind, captions, epoch) for kind in self._counts}
-
-    def _of_kind(self, kind: Kind, captions: Sequence[Caption], epoch: int) -> EditedQueries | None:
+    def prepare(self, captions: Sequence[Caption], epoch: int) -> PreparedEdits:
+        """The edits of a batch with their token features, in half precision; InputError for a damaged file."""
         chosen: list[int] = []
-        owners: list[int] = []
-        for owner, caption in enumerate(captions):
-            drawn = self._draw(kind, caption, epoch)
-            chosen += drawn
-            owners += [owner] * len(drawn)
-        rows = self._read(np.array(chosen, np.int64))
-        return edited_queries(rows.values, rows.layout.lengths, owners)
+        owners: dict[Kind, list[int]] = {kind: [] for kind in self._counts}
+        for kind, of_kind in owners.items():
+            for owner, caption in enumerate(captions):
+                drawn = self._draw(kind, caption, epoch)
+                chosen += drawn
+                of_kind += [owner] * len(drawn)
+        return PreparedEdits.of(self._read(np.array(chosen, np.int64)), range(len(chosen)), owners)
+
+    def queries(self, prepared: PreparedEdits, device: torch.device) -> dict[Kind, EditedQueries | None]:
+        """The edits of each kind on a device, as float32; the program does not wait until they are there."""
+        values_ND = hardware.sent(prepared.rows.values, device).float()  # converted there: half the bytes travel
+        return prepared.with_features(prepared.rows.with_values(values_ND))
 
     def _draw(self, kind: Kind, caption: Caption, epoch: int) -> list[int]:
         """Numbers of the edits of a caption for an epoch, spread evenly over the replaced words."""

@@ -6,7 +6,8 @@ A training batch has videos with all their captions. Evaluation reads videos and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from method.data.batch import QueryBatch, VideoBatch
+from method.data.batch import EpochPlaces, QueryBatch, VideoBatch
 from method.data.captions import Caption, group_by_video
+from method.data.edited_queries import NegativeSource
 from method.data.features import ACTION_KEY, OBJECT_KEY, FeatureFile, FloatRows, preprocess_query, preprocess_stream
 from method.data.ragged import Ragged
 from method.errors import InputError
@@ -113,30 +115,42 @@ def stream_keys(action_width: int | None, object_width: int | None, object_sees:
 
 
 class TrainingVideos(Dataset[VideoBatch]):
-    """Videos with all their captions.
+    """Videos with all their captions, and edits of these where there is a source of them; without a reader no features.
 
     Like those below, it gives whole batches, and returns a mistake in a file instead of raising it: what a worker
     raises reaches the user as a traceback.
     """
 
-    def __init__(self, reader: FeatureReader, captions: Sequence[Caption]) -> None:
+    def __init__(
+        self, reader: FeatureReader | None, captions: Sequence[Caption], negatives: NegativeSource | None = None
+    ) -> None:
         self.reader = reader
+        self.negatives = negatives
         self.videos = [(video_id, tuple(own)) for video_id, own in group_by_video(captions).items()]
 
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitems__(self, places: Sequence[int]) -> VideoBatch | InputError:
-        """A batch of the videos at these places."""
-        video_ids = tuple(self.videos[place][0] for place in places)
-        captions = tuple(caption for place in places for caption in self.videos[place][1])
-        counts_B = torch.tensor([len(self.videos[place][1]) for place in places])
+    def __getitems__(self, drawn: EpochPlaces) -> VideoBatch | InputError:
+        """A batch of the videos at the places that an epoch has drawn."""
+        videos = [self.videos[place] for place in drawn.places]
+        video_ids, captions = tuple(video_id for video_id, _ in videos), tuple(chain(*(own for _, own in videos)))
+        labels_Q = torch.repeat_interleave(torch.tensor([len(own) for _, own in videos]))
+        batch = VideoBatch(video_ids, {}, captions, None, labels_Q)
         try:
-            words = self.reader.gather_queries([caption.id for caption in captions])
-            streams = self.reader.gather_videos(video_ids)
+            if self.reader is not None:
+                batch = with_features(batch, self.reader)
+            if self.negatives is not None:
+                batch = replace(batch, edits=self.negatives.prepare(captions, drawn.epoch))
         except InputError as error:
             return error
-        return VideoBatch(video_ids, streams, captions, words, torch.repeat_interleave(counts_B))
+        return batch
+
+
+def with_features(batch: VideoBatch, reader: FeatureReader) -> VideoBatch:
+    """The batch with the features of its videos and captions."""
+    words = reader.gather_queries([caption.id for caption in batch.captions])
+    return replace(batch, streams=reader.gather_videos(batch.video_ids), words=words)
 
 
 class CorpusVideos(Dataset[VideoBatch]):

@@ -6,8 +6,8 @@ Letters: B items of a batch, N rows of all of them, D width.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from method import hardware
+from method.data.batch import VideoBatch
 from method.data.check import Split, rows_seen
-from method.data.dataset import FeatureReader, Table
+from method.data.dataset import FeatureReader, Table, with_features
 from method.data.ragged import Layout, Ragged
 from method.errors import InputError
 from method.progress import in_bytes, progress_bar
@@ -43,6 +44,17 @@ class DeviceTable:
         layout, starts_B = Layout.of(lengths, device=device), hardware.sent(torch.tensor(starts), device)
         places_N = starts_B[layout.owner_N] + layout.position_N
         return Ragged(self._rows_ND.index_select(0, places_N), layout)
+
+
+@dataclass(frozen=True)
+class WithFeatures:
+    """Batches that were made without features, with those of a reader, which are gathered in this process."""
+
+    batches: Iterable[VideoBatch]
+    reader: FeatureReader
+
+    def __iter__(self) -> Iterator[VideoBatch]:
+        return (with_features(batch, self.reader) for batch in self.batches)
 
 
 def on_device(

@@ -61,53 +61,65 @@ class TextEncoder:
 
         Equal sentences are encoded once; without sentences nothing is.
         """
+        return self.encode_tokens(*self.tokenize(sentences))
+
+    def tokenize(self, sentences: Sequence[str]) -> tuple[Ragged, list[int]]:
+        """What `encode_tokens` takes, made on the CPU by any process: it touches neither the model nor its device.
+
+        Returns the tokens (N,) of the distinct sentences, and for each of the E sentences its number among these.
+        """
         distinct = {sentence: number for number, sentence in enumerate(dict.fromkeys(sentences))}
-        tokens = self._tokenize(list(distinct))
-        layout = Layout.of([min(len(ids), self.max_tokens) for ids in tokens])
-        values_ND = self._encode(tokens, layout)
-        if len(distinct) < len(sentences):
-            order = [distinct[sentence] for sentence in sentences]
-            rows_n, layout = _rows_of(layout, order)
-            values_ND = values_ND[hardware.sent(rows_n, self.device)]
-        return Ragged(values_ND, layout.to(self.device))
+        tokens = self._token_lists(list(distinct))
+        ids_N = torch.tensor([token for ids in tokens for token in ids], dtype=torch.long)
+        return Ragged(ids_N, Layout.of([len(ids) for ids in tokens])), [distinct[sentence] for sentence in sentences]
+
+    def encode_tokens(self, tokens: Ragged, order: Sequence[int]) -> Ragged:
+        """Token features of sentences as `encode` gives them, from what `tokenize` gave."""
+        tokens = Ragged(hardware.sent(tokens.values, self.device), tokens.layout.to(self.device))
+        kept = Layout.of([min(length, self.max_tokens) for length in tokens.layout.lengths], device=self.device)
+        values_ND = self._encode(tokens, kept)
+        if len(kept.lengths) < len(order):
+            rows_n, kept = _rows_of(kept, order)
+            values_ND = values_ND[rows_n]
+        # A new layout: what gradients keep must not be made in inference mode, as what this one holds may be.
+        return Ragged(values_ND, kept.to(self.device))
 
     def count_rows(self, sentences: Sequence[str]) -> int:
         """N, the rows that these sentences will have if no two are equal, without encoding them."""
-        return sum(min(len(ids), self.max_tokens) for ids in self._tokenize(list(sentences)))
+        return sum(min(len(ids), self.max_tokens) for ids in self._token_lists(list(sentences)))
 
-    def _tokenize(self, sentences: list[str]) -> list[list[int]]:
+    def _token_lists(self, sentences: list[str]) -> list[list[int]]:
         if not sentences:
             return []
         tokens = self._tokenizer(sentences, truncation=True, max_length=self._max_positions)["input_ids"]
         return [list(ids) for ids in tokens]
 
-    def _encode(self, tokens: Sequence[list[int]], layout: Layout) -> Tensor:
-        """Rows (N, D) of token lists; `layout` says how many of each are kept."""
+    def _encode(self, tokens: Ragged, layout: Layout) -> Tensor:
+        """Rows (N, D) of sentences; `layout` says how many of each are kept."""
         # Made outside of inference mode, so that the layers above can keep it for their gradients.
         values_ND = torch.empty(sum(layout.lengths), self.width, device=self.device)
         with torch.inference_mode():
-            for batch in _batches([len(ids) for ids in tokens], self._token_budget):
-                hidden_bLD = self._hidden([tokens[number] for number in batch])
+            for batch in _batches(tokens.layout.lengths, self._token_budget):
+                rows_n, whole = _rows_of(tokens.layout, batch)
+                hidden_bLD = self._hidden(Ragged(tokens.values[rows_n], whole))
                 target_n, kept = _rows_of(layout, batch)
-                source_n = kept.owner_N * hidden_bLD.shape[1] + kept.position_N
-                rows_nD = hidden_bLD.flatten(0, 1)[hardware.sent(source_n, self.device)]
-                values_ND.index_copy_(0, hardware.sent(target_n, self.device), normalize_rows(rows_nD.float()))
+                rows_nD = hidden_bLD.flatten(0, 1)[kept.owner_N * hidden_bLD.shape[1] + kept.position_N]
+                values_ND.index_copy_(0, target_n, normalize_rows(rows_nD.float()))
         return values_ND
 
-    def _hidden(self, tokens: Sequence[list[int]]) -> Tensor:
-        """Last hidden states (b, L, D) of b token lists."""
-        layout = Layout.of([len(ids) for ids in tokens])
-        ids_bL = layout.pad(torch.tensor([token for ids in tokens for token in ids]))
-        ids_bL = hardware.sent(ids_bL.masked_fill(~layout.real_BL, self._padding), self.device)
-        mask_bL = hardware.sent(layout.real_BL.long(), self.device)
-        hidden_bLD: Tensor = self._model(input_ids=ids_bL, attention_mask=mask_bL).last_hidden_state
+    def _hidden(self, tokens: Ragged) -> Tensor:
+        """Last hidden states (b, L, D) of b sentences."""
+        real_bL = tokens.layout.real_BL
+        ids_bL = tokens.layout.pad(tokens.values).masked_fill(~real_bL, self._padding)
+        hidden_bLD: Tensor = self._model(input_ids=ids_bL, attention_mask=real_bL.long()).last_hidden_state
         return hidden_bLD
 
 
 def _rows_of(layout: Layout, order: Sequence[int]) -> tuple[Tensor, Layout]:
     """Numbers of the rows of some sequences, one sequence after the other, and the layout that they then have."""
-    chosen = Layout.of([layout.lengths[number] for number in order])
-    return layout.starts_B[torch.tensor(order)][chosen.owner_N] + chosen.position_N, chosen
+    chosen = Layout.of([layout.lengths[number] for number in order], device=layout.device)
+    starts_b = layout.starts_B[hardware.sent(torch.tensor(order), layout.device)]
+    return starts_b[chosen.owner_N] + chosen.position_N, chosen
 
 
 def _batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

@@ -107,7 +107,7 @@ class Training:
         for batch in self.processes.together(bar):
             self.stopwatch.add("data", time.perf_counter() - asked)
             if not order.share(progress.step):
-                batch = replace(batch, video_ids=(), captions=(), labels_Q=batch.labels_Q[:0])
+                batch = replace(batch, video_ids=(), captions=(), labels_Q=batch.labels_Q[:0], edits=None)
             terms = self.step(batch)
             progress.step += 1
             for name, value in terms.items():
@@ -154,16 +154,16 @@ class Training:
 
     def _edits(self, batch: VideoBatch) -> dict[str, EditedQueries]:
         """Edited captions for each branch that is trained with them and has any in this batch."""
-        if self.negatives is None:
+        if self.negatives is None or not batch.captions:
             return {}
-        with self.processes.agreed():
-            of_kind = self.negatives.for_batch(batch.captions, self.progress.epoch) if batch.captions else {}
+        assert batch.edits is not None, "a loader of this training prepares the edits of its captions"
+        of_kind = self.negatives.queries(batch.edits, self.device)
         edits = {}
         for branch in self.model.architecture.temperatures:
             # With both kinds each branch gets its own: verbs the action branch, nouns the object branch.
             made = of_kind[branch] if len(of_kind) == 2 else next(iter(of_kind.values()), None)  # type: ignore[index]
             if made is not None:
-                edits[branch] = made.to(self.device)
+                edits[branch] = made
         return edits
 
     def _refuse(self, values: Mapping[str, float], batch: VideoBatch) -> None:

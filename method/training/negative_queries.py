@@ -12,7 +12,7 @@ from method.config import negative_branches
 from method.data.cached_negatives import CachedNegatives
 from method.data.captions import Caption
 from method.data.check import check_files
-from method.data.edited_queries import EditedQueries, NegativeSource, edited_queries
+from method.data.edited_queries import EditedQueries, NegativeSource, PreparedEdits
 from method.data.negative_cache import fingerprint
 from method.data.negatives import CaptionEditor
 from method.data.vocabulary import KINDS, Kind, Vocabulary, read_vocabulary
@@ -41,23 +41,20 @@ class OnlineNegatives:
         """How many captions of the training file have edits of each kind."""
         return {editor.kind: editor.count_editable() for editor in self._editors}
 
-    def for_batch(self, captions: Sequence[Caption], epoch: int) -> dict[Kind, EditedQueries | None]:
-        """Edits of each kind for a batch; None where no caption of the batch has any."""
+    def prepare(self, captions: Sequence[Caption], epoch: int) -> PreparedEdits:
+        """The edits of a batch as tokens; neither the encoder's model nor its device is touched."""
         sentences: list[str] = []
-        owners: list[list[int]] = []
+        owners: dict[Kind, list[int]] = {}
         for editor in self._editors:
             count = self._counts[editor.kind]
             edits = [editor.edits(caption, count, self._seed, epoch, caption.id, editor.kind) for caption in captions]
-            owners.append([owner for owner, made in enumerate(edits) for _ in made])
+            owners[editor.kind] = [owner for owner, made in enumerate(edits) for _ in made]
             sentences += [edit for made in edits for edit in made]
-        encoded = self._encoder.encode(sentences)
-        batch: dict[Kind, EditedQueries | None] = {}
-        lengths, values_ND = list(encoded.layout.lengths), encoded.values
-        for editor, of_kind in zip(self._editors, owners, strict=True):
-            rows = sum(lengths[: len(of_kind)])
-            batch[editor.kind] = edited_queries(values_ND[:rows], lengths[: len(of_kind)], of_kind)
-            lengths, values_ND = lengths[len(of_kind) :], values_ND[rows:]
-        return batch
+        return PreparedEdits.of(*self._encoder.tokenize(sentences), owners)
+
+    def queries(self, prepared: PreparedEdits, device: torch.device) -> dict[Kind, EditedQueries | None]:
+        """The edits of each kind, encoded, on the encoder's device."""
+        return prepared.with_features(self._encoder.encode_tokens(prepared.rows, prepared.order))
 
 
 def open_negatives(

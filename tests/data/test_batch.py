@@ -23,16 +23,17 @@ def test_an_epoch_draws_every_video_once_in_an_order_of_its_own() -> None:
     order = EpochBatches(11, 4, seed=3)
     epochs = []
     for order.epoch in range(3):
-        batches = list(order)
+        assert all(drawn.epoch == order.epoch for drawn in order)
+        batches = [places for _, places in order]
         assert [len(batch) for batch in batches] == [4, 4, 3]
         assert len(order) == 3
         assert sorted(index for batch in batches for index in batch) == list(range(11))
         epochs.append(batches)
     assert epochs[0] != epochs[1] != epochs[2]
     order.epoch = 1
-    assert list(order) == epochs[1]
+    assert [places for _, places in order] == epochs[1]
     other = EpochBatches(11, 4, seed=4)
-    assert list(other) != epochs[0]
+    assert [places for _, places in other] != epochs[0]
 
 
 def test_an_order_is_taken_up_in_the_middle() -> None:
@@ -46,11 +47,12 @@ def test_an_order_is_taken_up_in_the_middle() -> None:
 def test_processes_share_each_batch_in_its_order(count: int) -> None:
     whole = list(EpochBatches(11, 4, seed=3))
     orders = [EpochBatches(11, 4, seed=3, rank=rank, count=count) for rank in range(count)]
-    for step, shares in enumerate(zip(*orders, strict=True)):
+    for step, drawn in enumerate(zip(*orders, strict=True)):
+        shares = [share for _, share in drawn]
         real = [share if order.share(step) else [] for share, order in zip(shares, orders, strict=True)]
-        assert [item for share in real for item in share] == whole[step]
+        assert [item for share in real for item in share] == whole[step].places
         assert max(map(len, real)) - min(map(len, real)) <= 1
-        assert all(share == whole[step][:1] for share, own in zip(shares, real, strict=True) if not own)
+        assert all(share == whole[step].places[:1] for share, own in zip(shares, real, strict=True) if not own)
 
 
 def test_any_number_of_workers_gives_the_same_batches(small: SmallDataset, reader: FeatureReader) -> None:

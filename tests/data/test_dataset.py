@@ -1,5 +1,6 @@
 """What a data worker hands over: a video, its captions, or the mistake that reading one met."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import h5py
@@ -7,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from method.data.batch import QueryBatch, VideoBatch
+from method.data.batch import EpochBatches, EpochPlaces, Loader, QueryBatch, VideoBatch
 from method.data.captions import Caption, read_captions
 from method.data.dataset import CorpusVideos, FeatureReader, Queries, TrainingVideos, split_holdout, stream_keys
+from method.data.edited_queries import EditedQueries, PreparedEdits
 from method.data.features import FeatureFile, preprocess_query, preprocess_stream
+from method.data.ragged import Ragged
+from method.data.vocabulary import Kind
 from method.errors import InputError
 from tests.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
 
@@ -32,7 +36,7 @@ def test_a_training_batch_is_videos_with_all_their_captions(small: SmallDataset,
     captions = read_captions(small.train_txt)
     dataset = TrainingVideos(reader, captions)
     assert len(dataset) == 12
-    batch = dataset.__getitems__([7, 0, 11])
+    batch = dataset.__getitems__(EpochPlaces(0, [7, 0, 11]))
     assert isinstance(batch, VideoBatch)
     assert batch.video_ids == ("T07", "T00", "T11")
     assert list(batch.captions) == [c for video in batch.video_ids for c in captions if c.video_id == video]
@@ -50,7 +54,7 @@ def test_a_training_batch_is_videos_with_all_their_captions(small: SmallDataset,
 
 
 def test_a_batch_of_one_video(reader: FeatureReader) -> None:
-    batch = TrainingVideos(reader, [Caption("T03#enc#0", "T03", "")]).__getitems__([0])
+    batch = TrainingVideos(reader, [Caption("T03#enc#0", "T03", "")]).__getitems__(EpochPlaces(0, [0]))
     assert isinstance(batch, VideoBatch)
     assert (batch.video_ids, batch.labels_Q.tolist()) == (("T03",), [0])
 
@@ -79,13 +83,49 @@ def test_mistakes_are_handed_over_not_raised(small: SmallDataset, reader: Featur
     with h5py.File(small.texts, "r+") as texts:
         texts["T02#enc#0"][0] = np.inf
     training = TrainingVideos(reader, read_captions(small.train_txt))
-    assert isinstance(training.__getitems__([0, 3]), VideoBatch)
+    assert isinstance(training.__getitems__(EpochPlaces(0, [0, 3])), VideoBatch)
     for places, name in (([0, 1], "'T01/clip_feat' row 2"), ([2, 3], "'T02#enc#0' row 0")):
-        mistake = training.__getitems__(places)
+        mistake = training.__getitems__(EpochPlaces(0, places))
         assert isinstance(mistake, InputError)
         assert name in str(mistake)
     assert isinstance(CorpusVideos(reader, ["T01"]).__getitems__([0]), InputError)
     assert isinstance(Queries(reader, [Caption("T02#enc#0", "T02", "")]).__getitems__([0]), InputError)
+
+
+class Numbers:
+    """A source whose edits are the numbers of the epochs; there are none of the third."""
+
+    def count_editable(self) -> dict[Kind, int]:
+        return {}
+
+    def prepare(self, captions: Sequence[Caption], epoch: int) -> PreparedEdits:
+        if epoch == 2:
+            raise InputError("damaged at edit 7")
+        rows = Ragged.of([torch.full((1, 1), float(epoch)) for _ in captions])
+        return PreparedEdits.of(rows, range(len(captions)), {"action": range(len(captions))})
+
+    def queries(self, prepared: PreparedEdits, device: torch.device) -> dict[Kind, EditedQueries | None]:
+        return prepared.with_features(prepared.rows)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("with_features", [False, True])
+def test_edits_are_those_of_the_epoch(
+    small: SmallDataset, reader: FeatureReader, workers: int, with_features: bool
+) -> None:
+    """Though workers outlive it; a mistake of their source is raised as that of a feature file."""
+    dataset = TrainingVideos(reader if with_features else None, read_captions(small.train_txt), Numbers())
+    order = EpochBatches(12, 5, seed=0)
+    loader = Loader(dataset, order, workers, pinned=False)
+    for order.epoch in (1, 0):
+        for batch in loader:
+            assert set(batch.streams) == set(reader.streams if with_features else ())
+            assert (batch.words is not None) == with_features
+            assert batch.edits.rows.values.tolist() == [[order.epoch]] * len(batch.captions)
+            assert batch.edits.owner_E.tolist() == list(range(len(batch.captions)))
+    order.epoch = 2
+    with pytest.raises(InputError, match="damaged at edit 7"):
+        next(iter(loader))
 
 
 def test_the_stream_that_no_branch_sees_is_not_read(small: SmallDataset, reader: FeatureReader) -> None:

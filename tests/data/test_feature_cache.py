@@ -283,14 +283,14 @@ def test_a_damaged_item_is_read_from_its_file(
     assert path.exists()
     caplog.clear()
     training = splits_of(small, reader)[0]
-    batches = list(Loader(TrainingVideos(reader, training.captions), 4, workers, pinned=False))
+    batches = list(Loader(CorpusVideos(reader, training.video_ids), 4, workers, pinned=False))
     expected = make_reader(small).gather_videos(training.video_ids)["action"].values
     assert torch.equal(torch.cat([batch.streams["action"].values for batch in batches]), expected)
     assert not path.exists()
     if not workers:
         source = f"which is read from {small.features}; the next run makes it anew"
         assert [m for m in caplog.messages if "damaged" in m] == [f"{path}: damaged at 'T01', {source}"]
-        list(Loader(TrainingVideos(reader, training.captions), 4, workers, pinned=False))
+        list(Loader(CorpusVideos(reader, training.video_ids), 4, workers, pinned=False))
         assert sum("damaged" in message for message in caplog.messages) == 1
     assert_same_features(cache(small), small)
     assert path.exists()

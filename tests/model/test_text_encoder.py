@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
+from method.data.ragged import Ragged
 from method.errors import InputError
 from method.model.encoder_files import encoder_digest
 from method.model.text_encoder import TextEncoder
@@ -51,7 +52,7 @@ def test_batches_give_what_single_sentences_give(folder: Path, token_budget: int
 
 def test_starts_and_ends_with_the_special_tokens(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = TextEncoder(folder, WIDTH, 30, CPU)._tokenize(["He sits."])[0]
+    ids = TextEncoder(folder, WIDTH, 30, CPU).tokenize(["He sits."])[0].values.tolist()
     assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
     assert tokenizer.unk_token_id not in ids
 
@@ -66,7 +67,7 @@ def test_equal_sentences_are_encoded_once_and_none_cost_nothing(folder: Path, mo
     seen: list[int] = []
     hidden = encoder._hidden
 
-    def counted(tokens: list[list[int]]) -> torch.Tensor:
+    def counted(tokens: Ragged) -> torch.Tensor:
         seen.append(len(tokens))
         return hidden(tokens)
 

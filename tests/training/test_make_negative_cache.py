@@ -23,7 +23,8 @@ from method.model.encoder_files import encoder_digest
 from method.model.text_encoder import TextEncoder
 from method.training import make_negative_cache
 from method.training.make_negative_cache import Pools, make_cache
-from tests.small_negatives import make_captions, make_editors, read_vocabularies_in
+from tests.naive import split_values
+from tests.small_negatives import edits_of, make_captions, make_editors, read_vocabularies_in
 from tests.tiny_text_encoder import WIDTH, make_text_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,9 +113,9 @@ def test_training_draws_even_distinct_and_reproducible_edits(made: Made) -> None
     batch = CAPTIONS[20:60]
     drawn = set()
     for epoch in range(8):
-        of_epoch = made.open(made.folder / "cache").for_batch(batch, epoch)
+        of_epoch = edits_of(made.open(made.folder / "cache"), batch, epoch)
         for kind, count in COUNTS.items():
-            edits = cached.for_batch(batch, epoch)[kind]
+            edits = edits_of(cached, batch, epoch)[kind]
             again = of_epoch[kind]
             assert edits is not None
             assert again is not None
@@ -129,10 +130,26 @@ def test_training_draws_even_distinct_and_reproducible_edits(made: Made) -> None
     assert len(drawn) > 3
 
 
+def test_the_rows_of_a_batch_are_those_of_its_edits(made: Made) -> None:
+    """From all three blocks, there and back."""
+    cached = made.open(made.folder / "cache")
+    batch = [*CAPTIONS[60:70], CAPTIONS[149], *CAPTIONS[1:5], CAPTIONS[149]]
+    prepared = cached.prepare(batch, 3)
+    rows = iter(split_values(prepared.rows))
+    for kind in COUNTS:
+        for caption in batch:
+            for edit in cached._draw(kind, caption, 3):
+                block = cached._blocks[cached._block[edit]]
+                start = cached._starts[edit]
+                expected = block.map_rows()[start : start + cached._rows[edit]]
+                assert np.array_equal(next(rows).numpy(), expected)
+    assert not list(rows)
+
+
 def test_a_caption_draws_the_same_in_any_batch(made: Made) -> None:
     cached = made.open(made.folder / "cache")
-    alone = cached.for_batch([CAPTIONS[30]], 2)["action"]
-    together = cached.for_batch(CAPTIONS[29:33], 2)["action"]
+    alone = edits_of(cached, [CAPTIONS[30]], 2)["action"]
+    together = edits_of(cached, CAPTIONS[29:33], 2)["action"]
     assert alone is not None
     assert together is not None
     rows = together.queries.values[together.owner_E[together.queries.layout.owner_N] == 1]
@@ -141,17 +158,18 @@ def test_a_caption_draws_the_same_in_any_batch(made: Made) -> None:
 
 def test_a_batch_without_any_edit_is_none(made: Made) -> None:
     cached = made.open(made.folder / "cache")
-    assert cached.for_batch([CAPTIONS[0], CAPTIONS[7]], 0) == {"action": None, "object": None}
+    assert edits_of(cached, [CAPTIONS[0], CAPTIONS[7]], 0) == {"action": None, "object": None}
     assert cached.count_editable() == {"action": 128, "object": 128}
 
 
 def test_other_processes_read_it_too(made: Made) -> None:
     cached = made.open(made.folder / "cache")
-    here = cached.for_batch(CAPTIONS, 1)["object"]
+    here = edits_of(cached, CAPTIONS, 1)["object"]
     there = pickle.loads(pickle.dumps(cached))
     assert len(pickle.dumps(cached)) < 100_000
-    again = there.for_batch(CAPTIONS, 1)["object"]
+    again = edits_of(there, CAPTIONS, 1)["object"]
     assert here is not None
+    assert again is not None
     assert torch.equal(here.queries.values, again.queries.values)
 
 
@@ -207,7 +225,7 @@ def test_pools_must_be_large_enough(made: Made) -> None:
 
 def test_without_the_encoder_the_cache_is_enough(made: Made) -> None:
     parts = {part: value for part, value in made.parts.items() if part != "text encoder"}
-    assert made.open(made.folder / "cache", expected=parts).for_batch(CAPTIONS, 0)["action"] is not None
+    assert edits_of(made.open(made.folder / "cache", expected=parts), CAPTIONS, 0)["action"] is not None
 
 
 def test_no_cache_and_an_incomplete_one_are_refused(made: Made, copy: Path, tmp_path: Path) -> None:
@@ -226,7 +244,7 @@ def test_an_unreadable_manifest_is_refused(made: Made, copy: Path, stored: str) 
 
 
 def read_all(made: Made, folder: Path) -> None:
-    made.open(folder, counts=SIZES).for_batch(CAPTIONS, 0)
+    edits_of(made.open(folder, counts=SIZES), CAPTIONS, 0)
 
 
 def damage_rows(path: Path) -> None:

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from method.data.captions import Caption
-from method.data.edited_queries import EditedQueries, NegativeSource
+from method.data.edited_queries import EditedQueries, NegativeSource, PreparedEdits
 from method.data.vocabulary import KINDS, Kind
+from method.data.workers import shared
 from method.errors import InputError
 from method.model.text_encoder import TextEncoder
 from method.training.make_negative_cache import Pools, make_cache
 from method.training.negative_queries import OnlineNegatives, cache_fingerprint, open_negatives, read_vocabularies
-from tests.small_negatives import make_captions, make_editors
+from tests.small_negatives import edits_of, make_captions, make_editors
 from tests.tiny_text_encoder import WIDTH, make_text_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +62,7 @@ def given(edits: EditedQueries | None) -> EditedQueries:
 def test_online_edits_are_those_of_each_caption_encoded_alone(options: dict[str, Any]) -> None:
     encoder = TextEncoder(options["text_encoder"], WIDTH, 10, CPU)
     batch = CAPTIONS[5:20]
-    made = opened(options).for_batch(batch, 3)
+    made = edits_of(opened(options), batch, 3)
     for editor, count in zip(make_editors(options["id_action_dict"].parent, CAPTIONS), (3, 4), strict=True):
         sentences, owners = [], []
         for owner, caption in enumerate(batch):
@@ -77,7 +78,7 @@ def test_online_edits_are_those_of_each_caption_encoded_alone(options: dict[str,
 
 
 def test_on_a_cpu_edits_are_encoded_in_the_precision_of_the_training(options: dict[str, Any]) -> None:
-    single, half = (given(opened(options, amp=amp).for_batch(CAPTIONS, 0)["action"]) for amp in ("off", "bf16"))
+    single, half = (given(edits_of(opened(options, amp=amp), CAPTIONS, 0)["action"]) for amp in ("off", "bf16"))
     assert half.queries.layout.lengths == single.queries.layout.lengths
     assert not torch.equal(half.queries.values, single.queries.values)
     torch.testing.assert_close(half.queries.values, single.queries.values, atol=2e-2, rtol=0)
@@ -95,7 +96,7 @@ def test_a_sentence_of_both_kinds_is_encoded_once(options: dict[str, Any], monke
 
     monkeypatch.setattr(encoder, "_encode", counting)
     online = OnlineNegatives([editor], {"action": 3}, encoder, 666)
-    repeated = given(online.for_batch([CAPTIONS[1], CAPTIONS[1]], 0)["action"])
+    repeated = given(edits_of(online, [CAPTIONS[1], CAPTIONS[1]], 0)["action"])
     assert counted == [3]
     assert repeated.owner_E.tolist() == [0, 0, 0, 1, 1, 1]
     first, second = repeated.queries.values.chunk(2)
@@ -103,8 +104,8 @@ def test_a_sentence_of_both_kinds_is_encoded_once(options: dict[str, Any], monke
 
 
 def test_a_batch_without_any_edit_is_none_and_encodes_nothing(options: dict[str, Any]) -> None:
-    assert opened(options).for_batch([CAPTIONS[0], CAPTIONS[7]], 0) == {"action": None, "object": None}
-    assert opened(options).for_batch([], 0) == {"action": None, "object": None}
+    assert edits_of(opened(options), [CAPTIONS[0], CAPTIONS[7]], 0) == {"action": None, "object": None}
+    assert edits_of(opened(options), [], 0) == {"action": None, "object": None}
 
 
 def test_a_batch_where_only_one_kind_has_edits(options: dict[str, Any], tmp_path: Path) -> None:
@@ -113,15 +114,15 @@ def test_a_batch_where_only_one_kind_has_edits(options: dict[str, Any], tmp_path
     files = {name: tmp_path / path.name for name, path in options.items() if name.endswith("_dict")}
     source = open_negatives({**options, **files}, things_only, ["v#0", "v#1"], CPU)
     assert source is not None
-    made = source.for_batch(things_only[:1], 0)
+    made = edits_of(source, things_only[:1], 0)
     assert made["action"] is None
     assert given(made["object"]).owner_E.tolist() == [0] * 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_kind_alone(options: dict[str, Any], kind: Kind) -> None:
-    both = opened(options).for_batch(CAPTIONS, 0)
-    alone = opened(options, neg_query_loss=kind).for_batch(CAPTIONS, 0)
+    both = edits_of(opened(options), CAPTIONS, 0)
+    alone = edits_of(opened(options, neg_query_loss=kind), CAPTIONS, 0)
     assert list(alone) == [kind]
     assert given(alone[kind]).owner_E.equal(given(both[kind]).owner_E)
 
@@ -139,15 +140,15 @@ def test_of_both_kinds_that_of_a_branch_without_the_loss_is_not_needed(
 ) -> None:
     unread = {f"{part}_{other}_dict": Path("nowhere") for part in ("id", "total") for other in KINDS if other != kind}
     for given_options in (options, cached_options):
-        both = opened(given_options).for_batch(CAPTIONS, 0)
-        needed = opened({**given_options, **unread}, **changes).for_batch(CAPTIONS, 0)
+        both = edits_of(opened(given_options), CAPTIONS, 0)
+        needed = edits_of(opened({**given_options, **unread}, **changes), CAPTIONS, 0)
         assert list(needed) == [kind]
         torch.testing.assert_close(given(needed[kind]).queries.values, given(both[kind]).queries.values)
 
 
 def test_epochs_and_seeds_differ_and_repeat(options: dict[str, Any]) -> None:
     def values(seed: int, epoch: int) -> torch.Tensor:
-        return given(opened(options, seed=seed).for_batch(CAPTIONS, epoch)["object"]).queries.values
+        return given(edits_of(opened(options, seed=seed), CAPTIONS, epoch)["object"]).queries.values
 
     first = values(666, 0)
     assert torch.equal(first, values(666, 0))
@@ -171,10 +172,10 @@ def test_cached_and_online_features_agree_to_half_precision(
     """Drawing all edits that there are: the same features from both, in another order."""
     everything = {"neg_action_num": 99, "neg_object_num": 99}
     for caption in CAPTIONS[1:4]:
-        online = opened(options, **everything).for_batch([caption], 0)
-        cached = opened(cached_options, **everything).for_batch([caption], 0)
+        online = edits_of(opened(options, **everything), [caption], 0)
+        cached = edits_of(opened(cached_options, **everything), [caption], 0)
         for kind in KINDS:
-            ours, theirs = (given(made[kind]).to(CPU).queries for made in (online, cached))
+            ours, theirs = (given(made[kind]).queries for made in (online, cached))
             assert theirs.values.dtype == torch.float32
             left = list(theirs.values.split(theirs.layout.lengths))
             for one in ours.values.split(ours.layout.lengths):
@@ -197,7 +198,7 @@ def test_says_how_many_captions_have_edits(
 def test_a_cache_without_its_encoder_trains_and_says_so(
     cached_options: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = opened(cached_options, text_encoder=tmp_path / "nowhere").for_batch(CAPTIONS, 0)
+    made = edits_of(opened(cached_options, text_encoder=tmp_path / "nowhere"), CAPTIONS, 0)
     assert made["action"] is not None
     assert "nowhere: no such folder, so the cache is not compared with its encoder" in caplog.text
 
@@ -209,15 +210,30 @@ def test_a_cache_of_another_encoder_is_refused(cached_options: dict[str, Any], t
 
 
 def test_features_of_a_cache_become_single_precision_on_the_device(cached_options: dict[str, Any]) -> None:
-    made = given(opened(cached_options).for_batch(CAPTIONS, 0)["object"])
-    assert made.queries.values.dtype == torch.float16
-    moved = made.to(CPU)
-    assert moved.queries.values.dtype == torch.float32
-    assert torch.equal(moved.queries.values, made.queries.values.float())
-    assert torch.equal(moved.owner_E, made.owner_E)
+    source = opened(cached_options)
+    prepared = source.prepare(CAPTIONS, 0)
+    assert prepared.rows.values.dtype == torch.float16
+    made = source.queries(prepared, CPU)
+    values = [given(made[kind]).queries.values for kind in KINDS]
+    assert values[0].dtype == torch.float32
+    assert torch.equal(torch.cat(values), prepared.rows.values.float())
 
 
-class Epochs(torch.utils.data.Dataset[dict[Kind, EditedQueries | None]]):
+def test_edits_are_prepared_without_the_encoder_and_its_device(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker's copy of a process that uses a GPU must not touch it."""
+    encoder = TextEncoder(options["text_encoder"], WIDTH, 10, CPU)
+    monkeypatch.setattr(encoder, "_model", None)
+    monkeypatch.setattr(encoder, "device", torch.device("cuda", 99))
+    editors = make_editors(options["id_action_dict"].parent, CAPTIONS)
+    prepared = OnlineNegatives(editors, {"action": 3, "object": 4}, encoder, 666).prepare(CAPTIONS, 2)
+    expected = edits_of(opened(options), CAPTIONS, 2)
+    made = opened(options).queries(prepared, CPU)
+    assert all(torch.equal(given(made[kind]).queries.values, given(expected[kind]).queries.values) for kind in KINDS)
+
+
+class Epochs(torch.utils.data.Dataset[PreparedEdits]):
     """The edits of the same captions in one epoch after the other."""
 
     def __init__(self, source: NegativeSource) -> None:
@@ -226,18 +242,34 @@ class Epochs(torch.utils.data.Dataset[dict[Kind, EditedQueries | None]]):
     def __len__(self) -> int:
         return 4
 
-    def __getitem__(self, epoch: int) -> dict[Kind, EditedQueries | None]:
-        return self.source.for_batch(CAPTIONS[:9], epoch)
+    def __getitem__(self, epoch: int) -> PreparedEdits:
+        prepared = shared(self.source.prepare(CAPTIONS[:9], epoch))
+        assert isinstance(prepared, PreparedEdits)
+        if torch.utils.data.get_worker_info() is not None:
+            assert prepared.rows.values.is_shared()
+            assert prepared.owner_E.is_shared()
+        return prepared
 
 
+@pytest.mark.parametrize("cached", [False, True], ids=["online", "cached"])
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_workers_draw_what_the_main_process_draws(cached_options: dict[str, Any], start: str) -> None:
-    epochs = Epochs(opened(cached_options))
-    here = [given(epochs[epoch]["action"]).queries.values for epoch in range(4)]
+def test_workers_prepare_what_the_main_process_prepares(
+    options: dict[str, Any], cached_options: dict[str, Any], cached: bool, start: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """After this one has used the tokeniser, with its threads."""
+    source = opened(cached_options if cached else options)
+    here = [edits_of(source, CAPTIONS[:9], epoch) for epoch in range(4)]
     workers = 2 if start == "fork" else 1
-    loader = torch.utils.data.DataLoader(epochs, batch_size=None, num_workers=workers, multiprocessing_context=start)
-    for expected, edits in zip(here, loader, strict=True):
-        assert torch.equal(given(edits["action"]).queries.values, expected)
+    loader = torch.utils.data.DataLoader(
+        Epochs(source), batch_size=None, num_workers=workers, multiprocessing_context=start, timeout=60
+    )
+    for expected, prepared in zip(here, loader, strict=True):
+        made = source.queries(prepared, CPU)
+        for kind in KINDS:
+            ours, theirs = given(made[kind]), given(expected[kind])
+            assert torch.equal(ours.queries.values, theirs.queries.values)
+            assert torch.equal(ours.owner_E, theirs.owner_E)
+    assert capfd.readouterr().err == ""
 
 
 def test_switched_off_nothing_is_read_or_imported() -> None:

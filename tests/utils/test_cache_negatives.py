@@ -13,7 +13,7 @@ from method.config import read_options
 from method.data.captions import Caption
 from method.errors import InputError
 from method.training.negative_queries import open_negatives
-from tests.small_negatives import make_captions, write_vocabularies
+from tests.small_negatives import edits_of, make_captions, write_vocabularies
 from tests.tiny_text_encoder import WIDTH, make_text_encoder
 from utils.cache_negatives import main
 
@@ -47,7 +47,7 @@ def trains(arguments: Sequence[str]) -> dict[str, int]:
     ids = [caption.id for caption in [*TRAINING, *EVALUATED]]
     source = open_negatives(options, TRAINING, ids, torch.device("cpu"))
     assert source is not None
-    return {kind: len(edits.owner_E) for kind, edits in source.for_batch(TRAINING, 0).items() if edits}
+    return {kind: len(edits.owner_E) for kind, edits in edits_of(source, TRAINING, 0).items() if edits}
 
 
 def test_makes_a_cache_that_a_training_with_the_same_flags_takes(
