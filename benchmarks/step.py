@@ -79,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     batch = random_batch(options.lengths)
+    if DEVICE.type == "cuda":
+        batch = batch.pin_memory()  # as loaders leave it
     programs = make_programs(batch, DEVICE, options.extent, options.amp)
     if options.memory:
         if options.memory != "none":
@@ -118,8 +120,7 @@ def random_batch(
         captions = [Caption(f"v{video}#enc#{i}", f"v{video}", "") for i, video in enumerate(labels.values.tolist())]
     streams = {"action": rows(frames, 1024), "object": rows(other, 512)}
     ids = tuple(f"v{i}" for i in range(VIDEOS))
-    batch = VideoBatch(ids, streams, tuple(captions), rows(words, 1024), labels.values)
-    return batch.pin_memory() if DEVICE.type == "cuda" else batch  # as loaders leave it
+    return VideoBatch(ids, streams, tuple(captions), rows(words, 1024), labels.values)
 
 
 def make_programs(batch: VideoBatch, device: torch.device, extent: str, amp: str) -> dict[str, Callable[[], object]]:

@@ -4,11 +4,13 @@
     python benchmarks/text_encoder.py --dataset activitynet --layers 24 --share 0.1
     python benchmarks/text_encoder.py --dataset activitynet --root_path DIR      # those of a dataset in DIR
     python benchmarks/text_encoder.py --amp bf16                                 # ours in half precision
+    python benchmarks/text_encoder.py --num_workers 4                            # which read ahead of the steps
 
 The encoder has the width of roberta-large, the given depth, random weights. Naive is what the published program does:
 every caption gets all its copies, a placeholder sentence where it has no edit, and all are padded to the longest
-together. Then a whole training step of the launch without edited captions and with them from the cache. Times are of
-the clock on the wall, since the tokeniser has threads of its own and the cache lies on a disk.
+together. "Prepared" is what is left to the process that trains where data workers do the rest. Then whole steps of the
+launch without edited captions and with them, several in a row and fed by a loader as in a training. Times are of the
+clock on the wall, since the tokeniser has threads of its own and the cache lies on a disk.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ import torch
 from easydict import EasyDict
 from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
+from benchmarks.fed_step import fed_step
 from benchmarks.made_up_captions import write_captions
 from benchmarks.measure import (
     DEVICE,
@@ -42,18 +45,16 @@ from benchmarks.measure import (
     operations,
     plain_product,
 )
-from benchmarks.step import LAUNCH, LOSSES, random_batch
+from benchmarks.step import random_batch
 from method.config import read_options
 from method.data.cached_negatives import CachedNegatives
 from method.data.captions import Caption, read_captions
+from method.data.edited_queries import NegativeSource
 from method.data.negatives import CaptionEditor
 from method.data.vocabulary import KINDS
-from method.model.retrieval import RetrievalModel
 from method.model.text_encoder import TextEncoder
-from method.training.loop import LoopSettings, Training
 from method.training.make_negative_cache import Pools, make_cache
 from method.training.negative_queries import OnlineNegatives, cache_fingerprint, read_vocabularies
-from method.training.optimizer import Schedule
 from tests.tiny_text_encoder import make_text_encoder
 
 # Captions and copies of a launch's step: 128 videos with all their captions.
@@ -62,7 +63,7 @@ PLACEHOLDER = "Hello"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the times of the three ways, and of a step with and without edits."""
+    """Print the times of the ways to the edits, and of a step with and without them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=list(STEPS), default="charades")
     parser.add_argument("--root_path", help="folder of the dataset, whose captions and vocabularies are read; without "
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=2, help="of the encoder; roberta-large has 24")
     parser.add_argument("--share", type=float, default=1.0, help="share of a step's captions that is encoded")
     parser.add_argument("--amp", choices=("off", "bf16"), default="off", help="of ours")
+    parser.add_argument("--num_workers", type=int, default=2 if DEVICE.type == "cuda" else 0)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args(arguments)
     captions, copies = STEPS[given.dataset]
@@ -90,21 +92,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         print(edits.describe())
         measure(edits.programs(), "naive", given.rounds)
-        of_step = measure(step_programs(batch, edits), "step without edits", given.rounds)
+        steps = edits.step_programs(batch, given.num_workers)
+        # More in a row than the workers have made ready.
+        of_step = measure(steps, "step without edits", given.rounds, times=1 + 4 * given.num_workers)
     rest = of_step["step without edits"]
     of_edits = of_step["step with cached edits"] - rest
     print(f"{of_edits:.0f} GFLOP of the query encoders for the edits beside {rest:.0f} of the rest of the step")
 
 
-def measure(programs: Mapping[str, Callable[[], object]], baseline: str, rounds: int) -> dict[str, float]:
-    """Print the times of the programs, and beside them those of a plain product; their GFLOP."""
+def measure(
+    programs: Mapping[str, Callable[[], object]], baseline: str, rounds: int, times: int = 1
+) -> dict[str, float]:
+    """Print the times of the programs, each run `times` in a row, and of a plain product beside them; their GFLOP."""
     counts = {name: operations(program) / 1e9 for name, program in programs.items()}
     plain, count = plain_product(DEVICE)
-    seconds = alternate({**programs, PLAIN_PRODUCT: plain}, rounds, time.perf_counter)
+    repeated = {name: partial(repeat, program, times) for name, program in programs.items()}
+    seconds = alternate({**repeated, PLAIN_PRODUCT: plain}, rounds, time.perf_counter)
+    seconds |= {name: [own / times for own in seconds[name]] for name in programs}
     print(compare({name: seconds[name] for name in programs}, baseline))
     multiplying = {name: own for name, own in counts.items() if own}
     print(beside_floor(seconds, {**multiplying, PLAIN_PRODUCT: count / 1e9}, PLAIN_PRODUCT, "GFLOP"))
     return counts
+
+
+def repeat(program: Callable[[], object], times: int) -> None:
+    """Run a program several times."""
+    for _ in range(times):
+        program()
 
 
 def make_encoder(folder: Path, sentences: Sequence[str], layers: int) -> None:
@@ -127,6 +141,7 @@ class Edits:
         made_from = cache_fingerprint(options, captions, vocabularies)
         make_cache(cache, Pools(captions, self.editors, self.counts, options.seed), made_from, self.encoder)
         self.cached = CachedNegatives(cache, captions, made_from, self.counts, options.seed)
+        self.online = OnlineNegatives(self.editors, self.counts, self.encoder, options.seed)
         self.tokenizer = AutoTokenizer.from_pretrained(options.text_encoder)
 
     def of(self, caption: Caption, editor: CaptionEditor) -> list[str]:
@@ -154,8 +169,7 @@ class Edits:
         return self.tokenizer(sentences, padding=True, truncation=True, max_length=60, return_tensors="pt")
 
     def programs(self) -> dict[str, Callable[[], object]]:
-        """The three ways."""
-        online = OnlineNegatives(self.editors, self.counts, self.encoder, self.options.seed)
+        """The three ways, and what is left of two of them."""
         model = RobertaModel.from_pretrained(self.options.text_encoder, add_pooling_layer=False).eval().to(DEVICE)
 
         @torch.inference_mode()
@@ -164,23 +178,25 @@ class Edits:
 
         return {
             "naive": as_published(naive),
-            "online": as_trained(lambda: online.queries(online.prepare(self.few, 0), DEVICE), DEVICE),
+            "online": as_trained(lambda: self.online.queries(self.online.prepare(self.few, 0), DEVICE), DEVICE),
+            "online, prepared": as_trained(self.prepared(self.online), DEVICE),
             "cache": lambda: self.cached.queries(self.cached.prepare(self.few, 0), DEVICE),
+            "cache, prepared": self.prepared(self.cached),
         }
 
+    def step_programs(self, captions: Sequence[Caption], workers: int) -> dict[str, Callable[[], object]]:
+        """Steps with the edits of all captions, and without; without workers the online ones only add their time."""
+        batch = random_batch("full", captions, [self.encoder.count_rows([caption.text]) for caption in captions])
+        sources: dict[str, NegativeSource | None] = {"step without edits": None, "step with cached edits": self.cached}
+        if workers:
+            sources["step with online edits"] = self.online
+        return {name: fed_step(batch, source, self.options.amp, workers) for name, source in sources.items()}
 
-def step_programs(captions: Sequence[Caption], edits: Edits) -> dict[str, Callable[[], object]]:
-    """Steps at the launch's size without edited captions and with those of the cache."""
-    batch = random_batch("full", captions, [edits.encoder.count_rows([caption.text]) for caption in captions])
-    batch = replace(batch, edits=edits.cached.prepare(captions, 0))
-
-    def step(source: CachedNegatives | None, branches: tuple[str, ...]) -> Callable[[], object]:
-        model = RetrievalModel(replace(LAUNCH, temperatures=branches)).train()
-        settings = LoopSettings(100, 10, 20, -1, edits.options.amp, LOSSES, 0)
-        training = Training(model, settings, Schedule(2.5e-4, 0.01, 1000), 0.01, DEVICE, source)
-        return as_trained(lambda: training.step(batch), DEVICE)
-
-    return {"step without edits": step(None, ()), "step with cached edits": step(edits.cached, ("action", "object"))}
+    def prepared(self, source: NegativeSource) -> Callable[[], object]:
+        """What is left of a way in the process that trains."""
+        edits = source.prepare(self.few, 0)
+        edits = edits.pin_memory() if DEVICE.type == "cuda" else edits
+        return lambda: source.queries(edits, DEVICE)
 
 
 if __name__ == "__main__":

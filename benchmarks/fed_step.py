@@ -1,0 +1,42 @@
+"""Training steps that a loader feeds as in a training, with the same batch again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch.utils.data import Dataset
+
+from benchmarks.measure import DEVICE, as_trained
+from benchmarks.step import LAUNCH, LOSSES
+from method.data.batch import EpochBatches, EpochPlaces, Loader, VideoBatch
+from method.data.edited_queries import NegativeSource
+from method.model.retrieval import RetrievalModel
+from method.training.loop import LoopSettings, Training
+from method.training.optimizer import Schedule
+
+MOST_STEPS = 10_000  # of a loader, which is begun once
+
+
+class SameBatch(Dataset[VideoBatch]):
+    """One batch for any place, each time with other edits of its captions where there is a source of them."""
+
+    def __init__(self, batch: VideoBatch, source: NegativeSource | None) -> None:
+        self.batch, self.source = batch, source
+
+    def __getitems__(self, drawn: EpochPlaces) -> VideoBatch:
+        """The batch, with the edits of the epoch that has the number of the place."""
+        if self.source is None:
+            return self.batch
+        return replace(self.batch, edits=self.source.prepare(self.batch.captions, drawn.places[0]))
+
+
+def fed_step(batch: VideoBatch, source: NegativeSource | None, amp: str, workers: int) -> Callable[[], object]:
+    """A step of the launch, with the edits of a source in both branches; workers read ahead from one to the next."""
+    branches = () if source is None else ("action", "object")
+    model = RetrievalModel(replace(LAUNCH, temperatures=branches)).train()
+    settings = LoopSettings(100, 10, 20, -1, amp, LOSSES, 0)
+    training = Training(model, settings, Schedule(2.5e-4, 0.01, 1000), 0.01, DEVICE, source)
+    order = EpochBatches(MOST_STEPS, batch_size=1, seed=0)
+    batches = iter(Loader(SameBatch(batch, source), order, workers, pinned=DEVICE.type == "cuda"))
+    return as_trained(lambda: training.step(next(batches)), DEVICE)

@@ -1,0 +1,64 @@
+"""Steps that a loader feeds: each with the edits that its source gives then, whoever prepares them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from benchmarks import fed_step
+from benchmarks.step import LAUNCH
+from method.data.batch import EpochPlaces, VideoBatch
+from method.data.captions import Caption
+from method.data.edited_queries import EditedQueries, PreparedEdits
+from method.data.vocabulary import Kind
+from method.training.loop import Training
+from tests.world import random_rows, random_streams
+
+CPU = torch.device("cpu")
+CAPTIONS = tuple(Caption(f"v{video}#enc#0", f"v{video}", "") for video in range(3))
+
+
+class Edits:
+    """An edit of each caption, others in every epoch."""
+
+    def count_editable(self) -> dict[Kind, int]:
+        return {}
+
+    def prepare(self, captions: Sequence[Caption], epoch: int) -> PreparedEdits:
+        owners = range(len(captions))
+        rows = random_rows([2] * 2 * len(captions), LAUNCH.query_width, seed=epoch)
+        return PreparedEdits.of(rows, range(len(rows)), {"action": owners, "object": owners})
+
+    def queries(self, prepared: PreparedEdits, device: torch.device) -> dict[Kind, EditedQueries | None]:
+        return prepared.with_features(prepared.rows)
+
+
+def small_batch() -> VideoBatch:
+    streams = random_streams(LAUNCH, [4, 2, 3], [1, 3, 2])
+    words = random_rows([2, 3, 1], LAUNCH.query_width, seed=1)
+    return VideoBatch(("v0", "v1", "v2"), streams, CAPTIONS, words, torch.arange(3))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_steps_are_fed(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fed_step, "DEVICE", CPU)
+    seen: list[set[str]] = []
+    real = Training.step
+    monkeypatch.setattr(Training, "step", lambda training, batch: seen.append(set(real(training, batch))))
+    for source in (None, Edits()):
+        step = fed_step.fed_step(small_batch(), source, "off", workers)
+        step()
+        step()
+    terms = {"action/triplet", "action/nce", "object/triplet", "object/nce"}
+    with_edits = terms | {"action/negative_queries", "object/negative_queries"}
+    assert seen == [terms, terms, with_edits, with_edits]
+
+
+def test_edits_change_from_step_to_step() -> None:
+    dataset = fed_step.SameBatch(small_batch(), Edits())
+    one, other = (dataset.__getitems__(EpochPlaces(0, [place])).edits for place in (3, 4))
+    assert one is not None
+    assert other is not None
+    assert not torch.equal(one.rows.values, other.rows.values)
