@@ -80,7 +80,7 @@ def _add_run(parser: Parser) -> None:
     add("--seed", type=int, default=2026, help="seed of everything random")
     add("--device", type=int, help="GPU number, -1 for the CPU (default: a GPU when there is one)")
     add("--device_ids", type=int, nargs="+", help="GPU to use when --device does not say; one only")
-    add("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that read features")
+    add("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that prepare batches ahead")
     add("--pin_memory", action=Switch, default=True, help="copy batches to a GPU from page-locked memory")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="precision of matrix products while training")
     add("--compile", action=Switch, default=False, help="compile what stands between the matrix products of a training "
