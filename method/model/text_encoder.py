@@ -56,6 +56,10 @@ class TextEncoder:
         on_cpu = torch.bfloat16 if precision == "bf16" else torch.float32
         self._model = model.eval().requires_grad_(False).to(device, on_cpu if is_cpu else torch.float16)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Where workers are not forked they get a copy, and need the tokeniser alone; the model may lie on a GPU.
+        return {**self.__dict__, "_model": None}
+
     def encode(self, sentences: Sequence[str]) -> Ragged:
         """Token features of E sentences in their order, values (N, D) float32 on the encoder's device.
 
