@@ -115,8 +115,10 @@ def joined_processes() -> Iterator[Processes]:
         raise InputError(f"torchrun: the other processes cannot be reached ({str(error).splitlines()[0]})") from error
     group = joined_group()
     yield group
-    # Without an agreement to leave, taking the group down could wait for a process that has died.
-    group.exchange([])
+    # Without an agreement to leave, taking the group down could wait for a process that has died; and if one that left
+    # early failed on its way out, torchrun would end the others in the middle of their work. A message without content
+    # would wait for nobody.
+    group.exchange([0])
     dist.destroy_process_group()
 
 

@@ -121,6 +121,15 @@ def test_three_processes_learn_what_one_does(group: Group, shared: SmallDataset)
 # What is left of it
 
 
+def test_none_leaves_before_the_first_has_written_everything(group: Group, shared: SmallDataset) -> None:
+    """If one failed on its way out, torchrun would end the first."""
+    arguments = flags(shared, "--n_epoch", "1", "--description", "late")
+    first, second = group.start(2, "method.train", arguments, {0: [["report_late", 2.0]]})
+    assert second.wait().status == 0
+    assert (shared.results / "late" / "metrics.json").exists()
+    assert first.wait().status == 0
+
+
 def test_two_processes_leave_what_one_leaves(reference: Path, finished: Path) -> None:
     assert {path.name for path in reference.iterdir()} == {path.name for path in finished.iterdir()}
     ours, theirs = (read_json(run / "metrics.json") for run in (reference, finished))
