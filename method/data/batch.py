@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from method import hardware
 from method.data.captions import Caption
 from method.data.edited_queries import PreparedEdits
 from method.data.ragged import Ragged
-from method.data.workers import follow_the_main_process, read_ahead, shared
+from method.data.workers import PREFETCHED, become_worker, read_ahead, shared
 from method.errors import InputError
 
 
@@ -131,7 +132,9 @@ class Loader:
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             pin_memory=pinned,
             persistent_workers=workers > 0,
-            worker_init_fn=follow_the_main_process,
+            prefetch_factor=PREFETCHED if workers else None,
+            # Page-locked memory, where there is a GPU, is a copy that is made as soon as a batch arrives.
+            worker_init_fn=partial(become_worker, copied=pinned and torch.cuda.is_available()),
             # Its own generator: with the global one, looking at the data would change the dropout of a resumed run.
             generator=torch.Generator().manual_seed(0),
         )

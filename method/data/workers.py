@@ -25,12 +25,18 @@ from method.errors import InputError
 
 _Batch = TypeVar("_Batch")
 
+PREFETCHED = 2  # batches that each worker is asked for ahead
+
 _PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 _REMEDY = "fewer --num_workers need less memory, 0 none of /dev/shm (containers get more of it by --shm-size)"
 
 
-def follow_the_main_process(worker: int) -> None:
-    """Leave signals to the main process, and end when it ends, even by SIGKILL (at once on Linux, else in seconds)."""
+def become_worker(worker: int, copied: bool) -> None:
+    """Leave signals to the main process, and end when it ends, even by SIGKILL (at once on Linux, else in seconds).
+
+    copied: whether the main process copies each batch before it asks for another, so that its memory can be used again.
+    """
+    _memory.recycles = copied
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Job schedulers send SIGTERM to all processes of a job; the main one has a step to end first.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -61,6 +67,7 @@ def _end_workers() -> None:
 def shared(batch: _Batch) -> _Batch | InputError:
     """In a worker, the batch with its tensors in shared memory, or what to tell the user when there is no room."""
     if get_worker_info() is not None:
+        _memory.begin_batch()
         try:
             _share(batch)
         except (OSError, RuntimeError) as error:
@@ -74,10 +81,43 @@ def empty_rows(count: int, width: int, dtype: type[np.floating[Any]] = np.float3
         return torch.from_numpy(np.empty((count, width), dtype))  # of large pages, which PyTorch does not ask for
     rows = torch.from_numpy(np.empty(0, dtype))
     try:
-        memory = torch.UntypedStorage._new_shared(count * width * rows.itemsize)
+        memory = _memory.take(count * width * rows.itemsize)
     except (OSError, RuntimeError) as error:
         raise _no_room(error) from error
     return rows.set_(memory, 0, (count, width), (width, 1))
+
+
+class _SharedMemory:
+    """What a worker's batches lie in.
+
+    The pages of fresh shared memory have to be found and cleared, which takes several times as long as filling them.
+    """
+
+    def __init__(self) -> None:
+        self.recycles = False
+        # A worker is asked for a batch when the main process has the one PREFETCHED before; those since may be unread.
+        self._sets: list[list[torch.UntypedStorage]] = [[] for _ in range(PREFETCHED + 1)]
+        self._taken = 0
+
+    def begin_batch(self) -> None:
+        """From here on give the memory of the batch that lies longest back."""
+        self._sets.append(self._sets.pop(0))
+        self._taken = 0
+
+    def take(self, size: int) -> torch.UntypedStorage:
+        """Memory of that many bytes or more that no other part of this batch has."""
+        if not self.recycles:
+            return torch.UntypedStorage._new_shared(size)
+        own, place = self._sets[0], self._taken
+        self._taken += 1
+        if place == len(own):
+            own.append(torch.UntypedStorage._new_shared(0))
+        if len(own[place]) < size:
+            own[place] = torch.UntypedStorage._new_shared(size + size // 8)  # the next may be a little larger
+        return own[place]
+
+
+_memory = _SharedMemory()
 
 
 def _no_room(error: Exception) -> InputError:
