@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from method.data import batch
 from method.data.batch import EpochBatches, EpochPlaces, Loader
-from method.data.workers import PREFETCHED, empty_rows, shared
+from method.data.workers import PREFETCHED, become_worker, empty_rows, shared
 
 ITEMS, WORKERS, EPOCHS = 40, 2, 3
 
@@ -34,22 +35,21 @@ class Items(Dataset[Numbered]):
         return Numbered(narrow, wide, torch.tensor([os.getpid(), *files]))
 
 
-def read(pinned: bool) -> tuple[list[tuple[int, Tensor, Tensor]], Tensor]:
+def read_all() -> tuple[list[tuple[int, Tensor, Tensor]], Tensor]:
     """Copies of all batches, with the numbers that they should have, and the files they lay in."""
     order = EpochBatches(ITEMS, batch_size=1, seed=0)
-    loader = Loader(Items(), order, WORKERS, pinned)
+    loader = Loader(Items(), order, WORKERS, pinned=False)
     batches, files = [], []
     for order.epoch in range(EPOCHS):
-        for (_, (item,)), batch in zip(order, loader, strict=True):
-            batches.append((item, batch.narrow.clone(), batch.wide.clone()))
-            files.append(batch.files)
+        for (_, (item,)), read in zip(order, loader, strict=True):
+            batches.append((item, read.narrow.clone(), read.wide.clone()))
+            files.append(read.files)
     return batches, torch.stack(files)
 
 
-@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
 def test_what_is_copied_at_once_lies_in_memory_that_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    batches, files = read(pinned=True)
+    monkeypatch.setattr(batch, "become_worker", lambda worker, copied: become_worker(worker, copied=True))
+    batches, files = read_all()
     for item, narrow, wide in batches:
         assert torch.equal(narrow, torch.full((3 + item % 7, 4), float(item)))
         assert torch.equal(wide, torch.full((3 + item % 7, 9), float(item)))
@@ -63,8 +63,8 @@ def test_what_is_copied_at_once_lies_in_memory_that_is_used_again(monkeypatch: p
 def test_what_is_not_copied_keeps_its_memory() -> None:
     order = EpochBatches(ITEMS, batch_size=1, seed=0)
     kept = list(Loader(Items(), order, WORKERS, pinned=False))
-    for (_, (item,)), batch in zip(order, kept, strict=True):
-        assert torch.equal(batch.wide, torch.full((3 + item % 7, 9), float(item)))
+    for (_, (item,)), read in zip(order, kept, strict=True):
+        assert torch.equal(read.wide, torch.full((3 + item % 7, 9), float(item)))
 
 
 def test_outside_of_workers_nothing_is_shared() -> None:
