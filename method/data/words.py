@@ -96,11 +96,18 @@ def _find(text: str, pattern: re.Pattern[str], others: Container[str]) -> list[S
 
 def _compound(text: str, start: int, end: int) -> str:
     """The hyphenated word around a part of it."""
-    while start > 0 and (_is_letter(text[start - 1]) or text[start - 1] in _JOINERS):
+    while start > 0 and (_is_letter(text[start - 1]) or _joins(text, start - 1)):
         start -= 1
-    while _is_letter(text[end : end + 1]) or text[end : end + 1] in tuple(_JOINERS):
+    while _is_letter(text[end : end + 1]) or _joins(text, end):
         end += 1
-    return text[start:end].strip(_JOINERS)
+    return text[start:end]
+
+
+def _joins(text: str, place: int) -> bool:
+    """Whether a single hyphen or apostrophe stands there, with a letter on both sides; two are a dash."""
+    if not 0 < place < len(text) - 1 or text[place] not in _JOINERS:
+        return False
+    return _is_letter(text[place - 1]) and _is_letter(text[place + 1])
 
 
 def _is_letter(character: str) -> bool:

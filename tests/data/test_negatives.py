@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from method.data.captions import Caption
@@ -85,6 +85,7 @@ def situations(draw: st.DrawFn) -> tuple[Caption, dict[str, str], Words]:
 
 
 @settings(max_examples=200, deadline=None)
+@example((Caption("v#0", "v", "walks--sit-ups"), {"sit": "X", "sit-ups": "X"}, {"X": ("runs",)}), 1, 0)
 @given(situations(), st.integers(1, 14), st.integers(0, 5))
 def test_edits_are_those_of_the_brute_force_distinct_and_evenly_spread(
     situation: tuple[Caption, dict[str, str], Words], count: int, seed: int

@@ -55,6 +55,11 @@ def test_where_a_word_stands(text: str, word: str, expected: list[str]) -> None:
     assert [place.strip() for place in places] == [place.strip() for place in expected]
 
 
+def test_a_dash_ends_a_hyphenated_word() -> None:
+    assert find_words("he walks--sit-ups--walks", ["sit", "sit-ups", "ups"]) == {"sit-ups": ((10, 17),)}
+    assert find_words("he walks--sit-ups--walks", ["sit", "ups"]) == {"sit": ((10, 13),), "ups": ((14, 17),)}
+
+
 def test_words_that_differ_in_case_keep_their_own_places() -> None:
     assert find_words("Will will WILL", ["will", "Will"]) == {"will": ((5, 9), (10, 14)), "Will": ((0, 4),)}
 
