@@ -132,6 +132,24 @@ def test_nce_of_large_scores_and_of_one_video() -> None:
     assert nce_loss(torch.rand(4, 1), torch.zeros(4, dtype=torch.long)).item() == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("hard", [False, True])
+def test_losses_of_branches_together_are_those_of_each(hard: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The same draws: the negative that scores lowest, or the hardest.
+    monkeypatch.setattr(
+        "method.training.losses._random_like", lambda scores, _: scores.neg().masked_fill(scores.isneginf(), -torch.inf)
+    )
+    torch.manual_seed(0)
+    scores_XQB = torch.rand(2, 9, 4, requires_grad=True)
+    labels = torch.arange(9) % 4
+    together = triplet_loss(scores_XQB, labels, settings(1), hard) + nce_loss(scores_XQB, labels)
+    alone = torch.stack(
+        [triplet_loss(scores_QB, labels, settings(1), hard) + nce_loss(scores_QB, labels) for scores_QB in scores_XQB]
+    )
+    torch.testing.assert_close(together, alone)
+    gradients = [torch.autograd.grad(losses.sum(), scores_XQB)[0] for losses in (together, alone)]
+    torch.testing.assert_close(*gradients)
+
+
 # Edited captions
 
 
