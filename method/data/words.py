@@ -79,8 +79,7 @@ def _find(text: str, pattern: re.Pattern[str], others: Container[str]) -> list[S
         start, end = match.span()
         if unicodedata.category(text[end : end + 1] or " ").startswith("M"):  # a letter whose accent follows it
             continue
-        before = text[start - 1] if start > 1 and text[start - 1] in _JOINERS and _is_letter(text[start - 2]) else ""
-        after = text[end] if text[end : end + 1] in tuple(_JOINERS) and _is_letter(text[end + 1 : end + 2]) else ""
+        before, after = _joiner(text, start - 1, start - 2), _joiner(text, end, end + 1)
         ends = _CLITIC.match(text, start - 1) if start else None
         if ends and ends.end() == end and text[end : end + 1] not in tuple(QUOTES):  # the "'s" of "she 's here"
             continue
@@ -96,18 +95,18 @@ def _find(text: str, pattern: re.Pattern[str], others: Container[str]) -> list[S
 
 def _compound(text: str, start: int, end: int) -> str:
     """The hyphenated word around a part of it."""
-    while start > 0 and (_is_letter(text[start - 1]) or _joins(text, start - 1)):
+    while _is_letter(text[start - 1 : start]) or _joiner(text, start - 1, start - 2):
         start -= 1
-    while _is_letter(text[end : end + 1]) or _joins(text, end):
+    while _is_letter(text[end : end + 1]) or _joiner(text, end, end + 1):
         end += 1
     return text[start:end]
 
 
-def _joins(text: str, place: int) -> bool:
-    """Whether a single hyphen or apostrophe stands there, with a letter on both sides; two are a dash."""
-    if not 0 < place < len(text) - 1 or text[place] not in _JOINERS:
-        return False
-    return _is_letter(text[place - 1]) and _is_letter(text[place + 1])
+def _joiner(text: str, place: int, beyond: int) -> str:
+    """The hyphen or apostrophe at a place, if a letter lies beyond it; nothing otherwise, as with a dash of two."""
+    if place < 1 or text[place : place + 1] not in tuple(_JOINERS) or not _is_letter(text[beyond : beyond + 1]):
+        return ""
+    return text[place]
 
 
 def _is_letter(character: str) -> bool:

@@ -32,6 +32,7 @@ def test_examples_in_the_documentation() -> None:
         ("they sit and do sit-ups", "sit", ["y [sit] a"]),
         ("a T-shirt", "shirt", ["T-[shirt]"]),
         ("a T-shirt", "t-shirt", ["a [T-shirt]"]),
+        ("a T-(x", "(x", ["T-[(x]"]),
         ("he's up--he sits", "he", ["[he]'s", "--[he] s"]),
         ("picks  up the cup, picks\nup", "picks up", ["[picks  up] t", ", [picks\nup]"]),
         ("lunchroom/kitchen (kitchen)", "kitchen", ["m/[kitchen] (", " ([kitchen])"]),
