@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.runs import EPOCHS, Interruption
 from tests.small_dataset import SmallDataset, own_log_handlers, run_train
@@ -43,6 +44,14 @@ def finished(shared: SmallDataset) -> Path:
 def one_epoch(shared: SmallDataset) -> Path:
     """The shortest run, to be left as it is."""
     return run_train(shared.flags("--n_epoch", "1", "--description", "one epoch"))
+
+
+@pytest.fixture
+def lowest_for_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where negatives are random, those that score lowest are drawn, by any device and for any branch."""
+    monkeypatch.setattr(
+        "method.training.losses._random_like", lambda scores, _: scores.neg().masked_fill(scores.isneginf(), -torch.inf)
+    )
 
 
 @pytest.fixture

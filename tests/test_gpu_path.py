@@ -260,13 +260,10 @@ def test_a_wait_within_a_step_is_noticed(gpu: PretendedGpu, monkeypatch: pytest.
 
 
 @needs_gpu
+@pytest.mark.usefixtures("lowest_for_random")  # each device draws other random numbers
 @VARIANT
 @HARD
-def test_a_step_on_a_gpu_is_that_of_a_cpu(changes: dict[str, Any], hard: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Each device draws other random numbers: the lowest scores are taken for them.
-    monkeypatch.setattr(
-        "method.training.losses._random_like", lambda scores, _: scores.neg().masked_fill(scores.isneginf(), -torch.inf)
-    )
+def test_a_step_on_a_gpu_is_that_of_a_cpu(changes: dict[str, Any], hard: bool) -> None:
     losses, gradients = [], []
     for device in (CPU, torch.device("cuda")):
         model = lively_model(**changes)

@@ -132,12 +132,9 @@ def test_nce_of_large_scores_and_of_one_video() -> None:
     assert nce_loss(torch.rand(4, 1), torch.zeros(4, dtype=torch.long)).item() == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.usefixtures("lowest_for_random")
 @pytest.mark.parametrize("hard", [False, True])
-def test_losses_of_branches_together_are_those_of_each(hard: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The same draws: the negative that scores lowest, or the hardest.
-    monkeypatch.setattr(
-        "method.training.losses._random_like", lambda scores, _: scores.neg().masked_fill(scores.isneginf(), -torch.inf)
-    )
+def test_losses_of_branches_together_are_those_of_each(hard: bool) -> None:
     torch.manual_seed(0)
     scores_XQB = torch.rand(2, 9, 4, requires_grad=True)
     labels = torch.arange(9) % 4
