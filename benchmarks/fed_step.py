@@ -8,12 +8,10 @@ from dataclasses import replace
 from torch.utils.data import Dataset
 
 from benchmarks.measure import DEVICE, as_trained
-from benchmarks.step import LAUNCH, LOSSES
+from benchmarks.step import LAUNCH, make_training
 from method.data.batch import EpochBatches, EpochPlaces, Loader, VideoBatch
 from method.data.edited_queries import NegativeSource
 from method.model.retrieval import RetrievalModel
-from method.training.loop import LoopSettings, Training
-from method.training.optimizer import Schedule
 
 MOST_STEPS = 10_000  # of a loader, which is begun once
 
@@ -35,8 +33,7 @@ def fed_step(batch: VideoBatch, source: NegativeSource | None, amp: str, workers
     """A step of the launch, with the edits of a source in both branches; workers read ahead from one to the next."""
     branches = () if source is None else ("action", "object")
     model = RetrievalModel(replace(LAUNCH, temperatures=branches)).train()
-    settings = LoopSettings(100, 10, 20, -1, amp, LOSSES, 0)
-    training = Training(model, settings, Schedule(2.5e-4, 0.01, 1000), 0.01, DEVICE, source)
+    training = make_training(model, amp, DEVICE, source)
     order = EpochBatches(MOST_STEPS, batch_size=1, seed=0)
     batches = iter(Loader(SameBatch(batch, source), order, workers, pinned=DEVICE.type == "cuda"))
     return as_trained(lambda: training.step(next(batches)), DEVICE)

@@ -28,6 +28,7 @@ from benchmarks.measure import DEVICE, alternate, as_published, as_trained, comp
 from benchmarks.step_profile import profiled
 from method.data.batch import VideoBatch
 from method.data.captions import Caption
+from method.data.edited_queries import NegativeSource
 from method.data.features import normalize_rows
 from method.data.ragged import Ragged
 from method.model.architecture import Architecture
@@ -127,15 +128,21 @@ def make_programs(batch: VideoBatch, device: torch.device, extent: str, amp: str
     """Steps of the twin and of ours, whose scores without dropout have been found equal."""
     torch.manual_seed(0)
     model = RetrievalModel(replace(LAUNCH, fusion_extent=extent))  # type: ignore[arg-type]
-    schedule = Schedule(2.5e-4, 0.01, 1000)
     naive = NaiveStep(to_published(model.state_dict(), model.architecture), model.architecture, LOSSES, device)
-    settings = LoopSettings(100, 10, 20, -1, amp, LOSSES, 0)
-    training = Training(model, settings, schedule, 0.01, device, None)
+    training = make_training(model, amp, device)
     check_equal(model, naive, batch, device)
     return {
         "naive": as_published(lambda: naive.step(batch)),
         "ours": as_trained(lambda: training.step(batch), device),
     }
+
+
+def make_training(
+    model: RetrievalModel, amp: str, device: torch.device, source: NegativeSource | None = None
+) -> Training:
+    """A training as the launch sets it up, at its beginning."""
+    settings = LoopSettings(100, 10, 20, -1, amp, LOSSES, 0)
+    return Training(model, settings, Schedule(2.5e-4, 0.01, 1000), 0.01, device, source)
 
 
 @torch.no_grad()
