@@ -67,7 +67,7 @@ def _end_workers() -> None:
 def shared(batch: _Batch) -> _Batch | InputError:
     """In a worker, the batch with its tensors in shared memory, or what to tell the user when there is no room."""
     if get_worker_info() is not None:
-        _memory.begin_batch()
+        _memory.end_batch()
         try:
             _share(batch)
         except (OSError, RuntimeError) as error:
@@ -99,7 +99,7 @@ class _SharedMemory:
         self._sets: list[list[torch.UntypedStorage]] = [[] for _ in range(PREFETCHED + 1)]
         self._taken = 0
 
-    def begin_batch(self) -> None:
+    def end_batch(self) -> None:
         """From here on give the memory of the batch that lies longest back."""
         self._sets.append(self._sets.pop(0))
         self._taken = 0
