@@ -65,6 +65,13 @@ def shown(value: object, length: int = 60) -> str:
     return repr(value) if isinstance(value, bool | int | float | None) else f"a {type(value).__name__}"
 
 
+def _end_at_once() -> NoReturn:
+    """Leave one of torchrun's processes; a thread of its process group may abort it while Python takes itself down."""
+    atexit._run_exitfuncs()
+    sys.stderr.flush()
+    os._exit(EXIT_DONE)
+
+
 def run_command(main: Callable[[], object]) -> None:
     """Run `main` as the whole program and leave the process with the exit status of the command line contract.
 
@@ -77,6 +84,8 @@ def run_command(main: Callable[[], object]) -> None:
     try:
         main()
         sys.stdout.flush()
+        if "LOCAL_RANK" in os.environ:
+            _end_at_once()
     except InputError as error:
         _leave(f"error: {error}", EXIT_INPUT)
     except Stopped as stop:
