@@ -96,6 +96,8 @@ class ClippedAdam(torch.optim.Optimizer):
         norms = torch.stack(list(torch._foreach_norm(gradients)))
         self._norms.append(norms)
         factors = (TENSOR_CLIP / (norms + 1e-6)).clamp(max=1.0)
+        if not hardware.likes_large_kernels(factors):
+            return [gradient * factor for gradient, factor in zip(gradients, factors, strict=True)]
         # All in one product: a factor for each of many tensors would be as many small ones.
         sizes = hardware.sent(torch.tensor([gradient.numel() for gradient in gradients]), factors.device)
         joined = _flatten_dense_tensors(gradients)
