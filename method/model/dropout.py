@@ -2,27 +2,31 @@
 
 Drawing a number for each of a hundred million values takes a CPU longer than the matrix products around it. The
 distance from one dropped value to the next is geometrically distributed, so drawing the distances gives the same
-distribution with a twentieth of the draws at a probability of 0.05. A GPU draws as fast as it writes and uses PyTorch's
-own.
+distribution with a twentieth of the draws at a probability of 0.05. Nothing is kept for the backward pass but the seed
+that they are drawn from. A GPU draws as fast as it writes and uses PyTorch's own.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from method import hardware
+from method.model.threads import in_threads
+
+_GUIDE_PLACES = 1024
 
 
 def dropout(values: Tensor, probability: float, training: bool) -> Tensor:
     """Set each value to zero with a probability, independently, and divide the others by what is left of 1."""
     if not training or probability == 0 or hardware.likes_large_kernels(values):
         return F.dropout(values, probability, training)
-    dropped: Tensor = _Dropout.apply(values, probability)
+    dropped: Tensor = _Dropout.apply(values, Draws.of(probability))
     return dropped
 
 
@@ -34,33 +38,46 @@ def relu_dropout(values: Tensor, probability: float, training: bool) -> Tensor:
     return dropped
 
 
-def dropped_places(count: int, probability: float) -> Tensor:
-    """The places, ascending, of the values among `count` that are dropped; each is with `probability` (in (0, 1))."""
-    places = torch.empty(0, dtype=torch.long)
-    last = -1
-    while last < count:
-        expected = (count - last) * probability
-        draws = int(expected + 6 * math.sqrt(expected)) + 16  # enough in one round, but for once in a billion
-        # Geometric, by the inverse of its distribution function; torch's own draws on one thread, in double precision.
-        distances = (torch.rand(draws).neg_().log1p_() / math.log1p(-probability)).int() + 1
-        more = distances.cumsum(0, dtype=torch.long) + last
-        places = torch.cat([places, more])
-        last = int(more[-1])
-    return places[: int(torch.searchsorted(places, count))]
+class Draws(NamedTuple):
+    """What a kernel draws dropped values from; with a probability of 0 it draws none.
+
+    seed: of the streams of all items. thresholds: of 2**64, the share of distances up to each, the first of 1. guide:
+    for each value of a draw's first bits, the first threshold that may lie above it. scale: of what is not dropped.
+    """
+
+    seed: int
+    thresholds: np.ndarray[Any, np.dtype[np.uint64]]
+    guide: np.ndarray[Any, np.dtype[np.int64]]
+    scale: float
+
+    @classmethod
+    def of(cls, probability: float) -> Draws:
+        """Draws of a probability from 0 to below 1, from a seed that PyTorch's generator draws."""
+        if probability == 0:
+            return cls(0, np.empty(0, np.uint64), np.empty(0, np.int64), 1.0)
+        seed = int(torch.empty((), dtype=torch.long).random_())
+        return cls(seed, *_tables(probability), 1 / (1 - probability))
+
+
+@cache
+def _tables(probability: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    longest = int(np.ceil(-45 / np.log1p(-probability)))  # a longer distance has a chance of less than 2**-64
+    shares = -np.expm1(np.arange(1, longest + 1) * np.log1p(-probability))
+    thresholds = np.minimum(shares * 2.0**64, 2.0**64 - 2048).astype(np.uint64)
+    thresholds[-1] = np.iinfo(np.uint64).max  # above every draw, but for one in 2**64
+    first_draws = np.arange(_GUIDE_PLACES, dtype=np.uint64) * np.uint64(2**64 // _GUIDE_PLACES)
+    return thresholds, np.searchsorted(thresholds, first_draws, side="right").astype(np.int64)
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, probability: float) -> Tensor:
-        places = dropped_places(values.numel(), probability)
-        ctx.save_for_backward(places)
-        ctx.scale = 1 / (1 - probability)
-        return _scaled_without(values, ctx.scale, places)
+    def forward(ctx: Any, values: Tensor, draws: Draws) -> Tensor:
+        ctx.draws = draws
+        return _scaled_without(values, draws)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (places,) = ctx.saved_tensors
-        return _scaled_without(gradients[0], ctx.scale, places), None
+        return _scaled_without(gradients[0], ctx.draws), None
 
 
 class _ReluDropout(torch.autograd.Function):
@@ -70,8 +87,7 @@ class _ReluDropout(torch.autograd.Function):
         if hardware.likes_large_kernels(values):
             values = F.dropout(F.relu(values), probability)
         else:
-            places = dropped_places(values.numel(), probability)
-            values.clamp_min_(0).mul_(ctx.scale).view(-1).index_fill_(0, places, 0.0)
+            _drop(values, values, True, Draws.of(probability))
             ctx.mark_dirty(values)
         # What is zero has no gradient, whichever of the two made it so: no mask is kept.
         ctx.save_for_backward(values)
@@ -80,10 +96,40 @@ class _ReluDropout(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (values,) = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(gradients[0], values, 0).mul_(ctx.scale), None
+        (gradient,) = gradients
+        if hardware.likes_large_kernels(values) or values.dtype != torch.float32:
+            return torch.ops.aten.threshold_backward(gradient, values, 0).mul_(ctx.scale), None
+        from method.model import kernels
+
+        passed = torch.empty_like(values)
+        arrays = [tensor.contiguous().view(-1).numpy() for tensor in (gradient, values, passed)]
+        _of_all(values, lambda first, end: kernels.pass_where_kept(*arrays, ctx.scale, first, end))
+        return passed, None
 
 
-def _scaled_without(values: Tensor, scale: float, places: Tensor) -> Tensor:
-    scaled = values.contiguous() * scale
-    scaled.view(-1).index_fill_(0, places, 0.0)
+def _scaled_without(values: Tensor, draws: Draws) -> Tensor:
+    values = values.contiguous()
+    scaled = torch.empty_like(values)
+    _drop(values, scaled, False, draws)
     return scaled
+
+
+def _drop(values: Tensor, written: Tensor, rectifies: bool, draws: Draws) -> None:
+    """Write what dropout, of relu where that is asked for, makes of values to memory of the same shape."""
+    from method.model import kernels  # here: to load it takes half a second, and a GPU does not need it
+
+    seed, thresholds, guide, scale = draws
+    if values.dtype == torch.float32:
+        arrays = (values.detach().view(-1).numpy(), written.detach().view(-1).numpy())
+        drawn = (rectifies, scale, seed, thresholds, guide)
+        _of_all(values, lambda first, end: kernels.drop(*arrays, *drawn, first, end))
+        return
+    torch.mul(values.clamp_min(0) if rectifies else values, scale, out=written.detach())
+    bits = written.detach().view(torch.int16).view(-1).numpy()
+    _of_all(values, lambda first, end: kernels.drop_halves(bits, seed, thresholds, guide, first, end))
+
+
+def _of_all(values: Tensor, work: Any) -> None:
+    from method.model.kernels import VALUES_AT_ONCE
+
+    in_threads(work, [1] * -(-values.numel() // VALUES_AT_ONCE), worth=8)

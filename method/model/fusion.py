@@ -18,7 +18,8 @@ from method.model.architecture import Architecture, Extent
 from method.model.cross_attention import DROPOUT, FeedForward
 from method.model.dropout import dropout, relu_dropout
 from method.model.recomputing import recomputed
-from method.model.sampling import Samples
+from method.model.sample_attention import SampledLayer, attend_to_samples
+from method.model.sampling import sampled
 
 POSITIONS = 128
 PUBLISHED_LOGIT_SCALE = 70.0
@@ -156,35 +157,54 @@ class DeformableFusion(nn.Module):
         return torch.minimum(rows.clamp(min=0), _like(ends_N, rows)) + _like(starts_N, rows), weights
 
     def _attend(self, query_values_ND: Tensor, asking: Layout, answering: Ragged) -> Tensor:
-        """Attention of each real query row over its own J samples of the answering rows, (N, D)."""
+        """Attention of each real query row over its own J samples of the answering rows, (N, D).
+
+        The second layers of the key and value MLPs are never applied to the samples: a key is only ever multiplied with
+        the query, so its layer is folded into the query; values are summed first and transformed after.
+        """
         query = Ragged(query_values_ND, asking)
         real = query.real()
         places, shares = self._places(self._positions(query), real.layout, answering.layout)
-        samples = Samples(answering.values, places.flatten(0, 1), shares.flatten(0, 1))
-        keys_NJD, values_NJD = (
-            relu_dropout(samples.through(layers.first), DROPOUT, self.training).unflatten(0, (-1, self.count))
-            for layers in (self.to_key, self.to_value)
-        )
         temperature = self.logit_scale * (asking.longest**-0.5 if self.extent == "padded" else 1.0)
-        return self._weigh(real.values, keys_NJD, values_NJD, temperature)
+        if hardware.likes_large_kernels(query_values_ND):
+            made = sampled(answering.values, places.flatten(0, 1), shares.flatten(0, 1))
+            keys_NJD, values_NJD = (
+                relu_dropout(mlp.first(made), DROPOUT, self.training).unflatten(0, (-1, self.count))
+                for mlp in (self.to_key, self.to_value)
+            )
+            return self._weigh(real.values, keys_NJD, values_NJD, temperature)
+        keys, values = (
+            SampledLayer.of(mlp.first, answering.values, self.groups) for mlp in (self.to_key, self.to_value)
+        )
+        asked, lengths = self._folded(real.values, temperature), (real.layout.lengths, answering.layout.lengths)
+        probability = DROPOUT if self.training else 0.0
+        return self._transformed(*attend_to_samples(keys, values, places, shares, *asked, *lengths, probability))
 
     def _weigh(self, query_ND: Tensor, keys_NJD: Tensor, values_NJD: Tensor, temperature: Tensor) -> Tensor:
-        """Attention over the hidden rows of the key and value MLPs, (N, D).
-
-        Their second layers are never applied to the samples: a key is only ever multiplied with the query, so its layer
-        is folded into the query; values are summed first and transformed after.
-        """
-        heads, head_width = self.heads, query_ND.shape[1] // self.heads
-        query_HNd = query_ND.unflatten(1, (heads, -1)).transpose(0, 1)
-        folded_NHD = torch.bmm(query_HNd, self.to_key.second.weight.view(heads, head_width, -1)).transpose(0, 1)
-        constant_HN = torch.einsum("hnd,hd->hn", query_HNd, self.to_key.second.bias.view(heads, head_width))
-        logits_NHJ = torch.bmm(folded_NHD, keys_NJD.transpose(1, 2)) + constant_HN.t()[..., None]
-        weights_NHJ = (logits_NHJ.float() * (head_width**-0.5 * temperature)).softmax(-1)
-        weights_NHJ = dropout(weights_NHJ, DROPOUT, self.training).to(values_NJD.dtype)
+        """Attention over the hidden rows of the key and value MLPs, (N, D)."""
+        folded_HND, constant_HN = self._folded(query_ND, temperature)
+        logits_NHJ = torch.bmm(folded_HND.transpose(0, 1), keys_NJD.transpose(1, 2)) + constant_HN.t()[..., None]
+        weights_NHJ = dropout(logits_NHJ.float().softmax(-1), DROPOUT, self.training).to(values_NJD.dtype)
         summed_HND = torch.bmm(weights_NHJ, values_NJD).transpose(0, 1).contiguous()  # as two products read it
-        attended_HNd = torch.bmm(summed_HND, self.to_value.second.weight.view(heads, head_width, -1).transpose(1, 2))
-        share_HN1 = weights_NHJ.sum(-1).t()[..., None]  # dropout leaves it off 1
-        attended_HNd = attended_HNd + torch.bmm(share_HN1, self.to_value.second.bias.view(heads, 1, head_width))
+        return self._transformed(summed_HND, weights_NHJ.sum(-1).t())
+
+    def _folded(self, query_ND: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        """What each head of a query compares the hidden rows of the keys with, (H, N, D), and adds to that, (H, N)."""
+        head_width = query_ND.shape[1] // self.heads
+        scaled_ND = query_ND * (head_width**-0.5 * temperature)
+        query_HNd = scaled_ND.unflatten(1, (self.heads, -1)).transpose(0, 1)
+        layer = self.to_key.second
+        folded_HND = torch.bmm(query_HNd, layer.weight.view(self.heads, head_width, -1))
+        return folded_HND, torch.einsum("hnd,hd->hn", query_HNd, layer.bias.view(self.heads, head_width))
+
+    def _transformed(self, summed_HND: Tensor, share_HN: Tensor) -> Tensor:
+        """The second layer of the values applied to their weighted sums, (N, D); `share_HN`: what the weights sum to.
+
+        Dropout leaves it off 1.
+        """
+        layer = self.to_value.second
+        attended_HNd = torch.bmm(summed_HND, layer.weight.unflatten(0, (self.heads, -1)).transpose(1, 2))
+        attended_HNd = attended_HNd + torch.bmm(share_HN[..., None], layer.bias.view(self.heads, 1, -1))
         return attended_HNd.transpose(0, 1).flatten(1)
 
 

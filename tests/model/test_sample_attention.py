@@ -1,58 +1,167 @@
-"""Linear layers of samples against samples that are made one by one."""
+"""Attention over samples against attention over samples that are made one by one."""
 
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
 import torch
 from torch import Tensor
 
-from method.model import recomputing
-from method.model.sampling import Samples, Sums
+from method.model import dropout, recomputing
+from method.model.sample_attention import SampledLayer, attend_to_samples
+from method.model.sampling import sampled
+
+LENGTHS, READ = (5, 1, 9), (7, 3, 4)  # rows that ask, and rows that are read, of three videos
+N, K, J, G, H, D = 15, 14, 3, 4, 2, 12
 
 
-def naive(rows: Tensor, places: Tensor, shares: Tensor, layer: torch.nn.Linear) -> Tensor:
-    groups = places.shape[1]
-    channels = rows.unflatten(1, (groups, -1))
-    made = []
-    for place, share in zip(places, shares, strict=True):
-        parts = [
-            share[group, 0] * channels[place[group, 0], group] + share[group, 1] * channels[place[group, 1], group]
-            for group in range(groups)
+class Case(NamedTuple):
+    rows_KD: Tensor
+    keys: torch.nn.Linear
+    values: torch.nn.Linear
+    places_NJG2: Tensor
+    shares_NJG2: Tensor
+    folded_HND: Tensor
+    constant_HN: Tensor
+
+    @classmethod
+    def random(cls) -> Case:
+        torch.manual_seed(0)
+        first_N = torch.tensor([0, 7, 10]).repeat_interleave(torch.tensor(LENGTHS))
+        count_N = torch.tensor(READ).repeat_interleave(torch.tensor(LENGTHS))
+        within = (torch.rand(N, J, G, 2) * count_N[:, None, None, None]).long()
+        tensors = [torch.randn(shape, requires_grad=True) for shape in ((K, D), (N, J, G, 2), (H, N, D), (H, N))]
+        rows_KD, shares_NJG2, folded_HND, constant_HN = tensors
+        keys, values, places_NJG2 = torch.nn.Linear(D, D), torch.nn.Linear(D, D), first_N[:, None, None, None] + within
+        return cls(rows_KD, keys, values, places_NJG2, shares_NJG2, folded_HND, constant_HN)
+
+    @property
+    def learnt(self) -> list[Tensor]:
+        of_layers = [*self.keys.parameters(), *self.values.parameters()]
+        return [self.rows_KD, self.shares_NJG2, self.folded_HND, self.constant_HN, *of_layers]
+
+    def attend(self, probability: float = 0.0) -> tuple[Tensor, Tensor]:
+        keys, values = (SampledLayer.of(layer, self.rows_KD, G) for layer in (self.keys, self.values))
+        asked = (self.places_NJG2, self.shares_NJG2, self.folded_HND, self.constant_HN)
+        return attend_to_samples(keys, values, *asked, LENGTHS, READ, probability)
+
+    def naive(self) -> tuple[Tensor, Tensor]:
+        made = [
+            torch.cat([share @ self.rows_KD.unflatten(1, (G, -1))[place, group] for group, (place, share) in parts])
+            for n in range(N)
+            for j in range(J)
+            for parts in [list(enumerate(zip(self.places_NJG2[n, j], self.shares_NJG2[n, j], strict=True)))]
         ]
-        made.append(layer(torch.cat(parts)))
-    return torch.stack(made)
+        samples = torch.stack(made).view(N, J, D)
+        keys, values = self.keys(samples).relu(), self.values(samples).relu()
+        weights = (torch.einsum("hnd,njd->hnj", self.folded_HND, keys) + self.constant_HN[..., None]).softmax(-1)
+        return torch.einsum("hnj,njd->hnd", weights, values), weights.sum(-1)
 
 
-def test_value_and_gradients_equal_those_of_a_loop() -> None:
-    torch.manual_seed(0)
-    rows, layer = torch.randn(9, 12, requires_grad=True), torch.nn.Linear(12, 5)
-    places, shares = torch.randint(0, 9, (20, 4, 2)), torch.rand(20, 4, 2, requires_grad=True)
-    places[places == 4] = 5  # a row that nothing reads
-    samples = Samples(rows, places, shares)
-    expected = naive(rows, places, shares, layer)
-    weight = torch.randn_like(expected)
-    wanted = (rows, shares, *layer.parameters())
-    gradients = torch.autograd.grad(expected, wanted, weight)
-    assert not gradients[0][4].any()
-    for found in (samples.through(layer), layer(samples.made)):  # as a CPU and as a GPU computes it
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(torch.autograd.grad(found, wanted, weight), gradients, atol=1e-5, rtol=1e-5)
+def loss(results: tuple[Tensor, Tensor]) -> Tensor:
+    """What gives every number of both results another gradient."""
+    return torch.stack(
+        [(result * torch.arange(result.numel()).view_as(result).cos()).sum() for result in results]
+    ).sum()
 
 
-def test_a_table_without_gradient_gets_none() -> None:
-    table, shares, places = torch.randn(4, 3), torch.rand(2, 2, requires_grad=True), torch.tensor([[0, 1], [3, 3]])
-    bias = torch.randn(3)
-    sums = Sums(places, shares).of(table, bias)
-    torch.testing.assert_close(sums, (shares[..., None] * table[places]).sum(1) + bias)
-    sums.sum().backward()
-    assert table.grad is None
-    assert bias.grad is None
-    torch.testing.assert_close(shares.grad, table.sum(1)[places])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_value_and_gradients_equal_those_of_a_loop(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case.random()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+    expected, found = case.naive(), case.attend()
+    for result, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(result, other, atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(loss(results), case.learnt) for results in (found, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+
+
+def test_sums_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, found = Case.random(), []
+    for count in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        torch.manual_seed(1)
+        results = case.attend(0.3)
+        found.append([*results, *torch.autograd.grad(loss(results), case.learnt)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_samples_made_for_a_gpu_equal_those_of_a_loop() -> None:
+    case = Case.random()
+    found = sampled(case.rows_KD, case.places_NJG2.flatten(0, 1), case.shares_NJG2.flatten(0, 1))
+    parts = case.rows_KD.unflatten(1, (G, -1))[case.places_NJG2, torch.arange(G)[:, None]]  # (N, J, G, 2, D/G)
+    expected = (parts * case.shares_NJG2[..., None]).sum(-2).flatten(2).flatten(0, 1)
+    torch.testing.assert_close(found, expected)
+    wanted = (case.rows_KD, case.shares_NJG2)
+    gradients = [torch.autograd.grad(loss((made, made)), wanted) for made in (found, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
+def test_dropout_keeps_the_mean_and_drops_each_time_something_else() -> None:
+    case = Case.random()
+    with torch.no_grad():
+        _, shares = zip(*[case.attend(0.2) for _ in range(2000)], strict=True)
+        assert not torch.equal(shares[0], shares[1])
+        torch.testing.assert_close(torch.stack(shares).mean(0), torch.ones(H, N), atol=0.06, rtol=0)
+        # A single sample of weight 1: its hidden values are dropped, and then the weight itself.
+        only = case._replace(
+            places_NJG2=case.places_NJG2[:, :1],
+            shares_NJG2=case.shares_NJG2[:, :1],
+            folded_HND=torch.zeros(H, N, D),
+        )
+        whole, _ = only.attend()
+        results = torch.stack([only.attend(0.2)[0] for _ in range(4000)])
+    kept = results[:, whole > 0.01] / whole[whole > 0.01]
+    assert set(kept.unique().mul(100).round().tolist()) <= {0.0, 156.0, 156.25}
+    assert (kept != 0).float().mean().item() == pytest.approx(0.64, abs=0.01)
+    torch.testing.assert_close(results.mean(0), whole, atol=0.1, rtol=0.1)
+
+
+def test_gradients_with_dropout_are_those_of_what_was_dropped() -> None:
+    """Along a direction, the loss changes as its gradient says, when the same is dropped."""
+    case = Case.random()
+
+    def value() -> Tensor:
+        torch.manual_seed(5)
+        return loss(case.attend(0.3)).double()
+
+    gradients = torch.autograd.grad(value(), case.learnt)
+    step = 1e-3
+    for weight, gradient in zip(case.learnt, gradients, strict=True):
+        direction = gradient / gradient.norm().clamp(min=1e-9)
+        with torch.no_grad():
+            around = []
+            for sign in (1, -1):
+                weight += sign * step * direction
+                around.append(value())
+                weight -= sign * step * direction
+        slope = (around[0] - around[1]) / (2 * step)
+        torch.testing.assert_close(slope, gradient.norm().double(), atol=5e-3, rtol=5e-2)
+
+
+@pytest.mark.parametrize("name", ["rows_KD", "shares_NJG2", "folded_HND"])
+def test_what_is_not_finite_shows(name: str) -> None:
+    case = Case.random()
+    with torch.no_grad():
+        getattr(case, name).view(-1)[: D * 2] = torch.nan
+        assert case.attend()[0].isnan().any()
+
+
+def test_half_precision_comes_as_float() -> None:
+    case = Case.random()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = case.attend()
+    assert found[0].dtype == torch.float32
+    torch.testing.assert_close(found[0], case.naive()[0], atol=0.1, rtol=0.1)
 
 
 def test_what_is_recomputed_draws_the_same_dropout() -> None:
     values = torch.randn(50, 8, requires_grad=True)
     torch.manual_seed(3)
-    recomputing.recomputed(lambda rows: torch.nn.functional.dropout(rows * rows, 0.5), values).sum().backward()
+    recomputing.recomputed(lambda rows: dropout.dropout(rows * rows, 0.5, True), values).sum().backward()
     found, values.grad = values.grad, None
     torch.manual_seed(3)
-    torch.nn.functional.dropout(values * values, 0.5).sum().backward()
+    dropout.dropout(values * values, 0.5, True).sum().backward()
     assert found is not None
     assert torch.equal(found, values.grad)  # type: ignore[arg-type]

@@ -1,0 +1,330 @@
+"""Loops that a CPU runs as machine code, where operations on whole tensors would read and write memory again and again.
+
+What calls a kernel says what it computes: `dropout`, `sample_attention`, `scoring`. A kernel works on some of the items
+of its arrays, so that several threads share them, and lets go of Python's lock.
+
+Numba compiles a kernel once a machine, in some seconds, and keeps the result beside this file or, where it may not
+write there, in the user's cache. Floats are of 32 bits, whole numbers of 64; no array is a view with gaps. What is not
+finite stays so.
+
+Letters: V values; B videos, N rows that ask, J samples of each, P rows of a table that a sample sums (two for each of G
+groups of channels), T rows of a table, H heads, D width; Q queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba as nb
+import numpy as np
+
+_ZERO = np.float32(0)  # compared with a whole number, a float would become one of 64 bits
+VALUES_AT_ONCE = 16384  # of dropout: as many as the innermost caches hold
+
+# Sums may be taken in any order, as in any product of matrices, so that they are taken 16 at a time.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+_inlined = nb.njit(**_OPTIONS)
+_FLOATS, _FLOATS_2, _FLOATS_3 = (nb.types.Array(nb.float32, axes, "C") for axes in (1, 2, 3))
+_PLACES, _PLACES_2, _PLACES_3 = (nb.types.Array(nb.int64, axes, "C") for axes in (1, 2, 3))
+_DRAWN = (nb.int64, nb.types.Array(nb.uint64, 1, "C"), _PLACES)  # seed, thresholds, guide
+
+
+def _compiled(*arguments: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Compile for these arguments, or read what was compiled before."""
+
+    def compile_(function: Callable[..., None]) -> Callable[..., None]:
+        signature = nb.void(*arguments)
+        try:
+            return nb.njit(signature, cache=True, **_OPTIONS)(function)
+        except Exception:  # nowhere to keep it, no room there, or what is kept there is damaged
+            return nb.njit(signature, **_OPTIONS)(function)
+
+    return compile_
+
+
+# Dropout: the distances from one dropped value to the next, drawn by SplitMix64 (Steele, Lea and Flood 2014), a stream
+# for each item, and turned into whole numbers by a guide table (Chen and Asau 1974).
+
+
+@_inlined
+def _mixed(number):  # type: ignore[no-untyped-def]
+    number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return number ^ (number >> np.uint64(31))
+
+
+@_inlined
+def _stream(seed, item):  # type: ignore[no-untyped-def]
+    """The state that the draws of an item begin with."""
+    return _mixed(np.uint64(seed) + _mixed(np.uint64(item) + np.uint64(0x9E3779B97F4A7C15)))
+
+
+@_inlined
+def _zero_dropped(values_V, state, thresholds, guide):  # type: ignore[no-untyped-def]
+    """Set what is dropped to zero; returns the state for further draws."""
+    place, shift = np.int64(-1), np.uint64(54)  # of 64 bits, 10 choose a place of the guide
+    while True:
+        state += np.uint64(0x9E3779B97F4A7C15)
+        drawn = _mixed(state)
+        distance = guide[np.int64(drawn >> shift)]
+        while drawn >= thresholds[distance]:
+            distance += 1
+        place += distance + 1
+        if place >= values_V.shape[0]:
+            return state
+        values_V[place] = 0
+
+
+@_compiled(_FLOATS, _FLOATS, nb.boolean, nb.float32, *_DRAWN, nb.int64, nb.int64)
+def drop(values_V, written_V, rectifies, scale, seed, thresholds, guide, first_item, end_item):  # type: ignore[no-untyped-def]
+    """Write values times `scale`, zeros for what is dropped and, if it `rectifies`, for what is negative."""
+    for item in range(first_item, end_item):
+        first, end = item * VALUES_AT_ONCE, min((item + 1) * VALUES_AT_ONCE, values_V.shape[0])
+        own_V, out_V = values_V[first:end], written_V[first:end]
+        if rectifies:
+            for v in range(own_V.shape[0]):
+                out_V[v] = _ZERO if own_V[v] < _ZERO else own_V[v] * scale
+        else:
+            for v in range(own_V.shape[0]):
+                out_V[v] = own_V[v] * scale
+        _zero_dropped(out_V, _stream(seed, item), thresholds, guide)
+
+
+@_compiled(nb.types.Array(nb.int16, 1, "C"), *_DRAWN, nb.int64, nb.int64)
+def drop_halves(values_V, seed, thresholds, guide, first_item, end_item):  # type: ignore[no-untyped-def]
+    """Set what is dropped of numbers of 16 bits to zero, the same that `drop` drops."""
+    for item in range(first_item, end_item):
+        first, end = item * VALUES_AT_ONCE, min((item + 1) * VALUES_AT_ONCE, values_V.shape[0])
+        _zero_dropped(values_V[first:end], _stream(seed, item), thresholds, guide)
+
+
+@_compiled(_FLOATS, _FLOATS, _FLOATS, nb.float32, nb.int64, nb.int64)
+def pass_where_kept(gradient_V, values_V, written_V, scale, first_item, end_item):  # type: ignore[no-untyped-def]
+    """Write the gradient times `scale` where the value is not zero, and zeros elsewhere."""
+    first, end = first_item * VALUES_AT_ONCE, min(end_item * VALUES_AT_ONCE, values_V.shape[0])
+    own_gradient_V, own_V, out_V = gradient_V[first:end], values_V[first:end], written_V[first:end]
+    for v in range(own_V.shape[0]):
+        out_V[v] = own_gradient_V[v] * scale if own_V[v] != _ZERO else _ZERO
+
+
+# Attention over the samples of the deformable fusion. A sample is made, used and forgotten.
+
+
+@_inlined
+def _make(table_TD, bias_D, places_P, shares_P, group_rows, scale, row_D):  # type: ignore[no-untyped-def]
+    """Write relu(bias + the sum of a sample's rows) times `scale`; `group_rows`: of the table, for each group."""
+    width = row_D.shape[0]
+    for p in range(0, places_P.shape[0], 2):  # both rows of a group at a time
+        below_D = table_TD[places_P[p] + (p // 2) * group_rows]
+        above_D = table_TD[places_P[p + 1] + (p // 2) * group_rows]
+        share_below, share_above = shares_P[p], shares_P[p + 1]
+        if p == 0:
+            for d in range(width):
+                row_D[d] = bias_D[d] + share_below * below_D[d] + share_above * above_D[d]
+        else:
+            for d in range(width):
+                row_D[d] += share_below * below_D[d] + share_above * above_D[d]
+    for d in range(width):
+        row_D[d] = _ZERO if row_D[d] < _ZERO else row_D[d] * scale
+
+
+@_inlined
+def _make_all(  # type: ignore[no-untyped-def]
+    keys_TD, key_bias_D, values_TD, value_bias_D, places_JP, shares_JP, group_rows, scale, hidden_2JD
+):
+    """Write the hidden rows of the keys and of the values of all samples of a row."""
+    for j in range(places_JP.shape[0]):
+        sample = places_JP[j], shares_JP[j], group_rows, scale
+        _make(keys_TD, key_bias_D, *sample, hidden_2JD[0, j])
+        _make(values_TD, value_bias_D, *sample, hidden_2JD[1, j])
+
+
+@_inlined
+def _weigh(folded_HND, constant_HN, n, keys_JD, weights_HJ):  # type: ignore[no-untyped-def]
+    """Write the softmax of the logits of a row over its samples."""
+    heads, count = weights_HJ.shape
+    for h in range(heads):
+        asked_D = folded_HND[h, n]
+        largest = np.float32(-np.inf)
+        for j in range(count):
+            key_D = keys_JD[j]
+            logit = constant_HN[h, n]
+            for d in range(key_D.shape[0]):
+                logit += asked_D[d] * key_D[d]
+            weights_HJ[h, j] = logit
+            largest = max(largest, logit)
+        total = _ZERO
+        for j in range(count):
+            weights_HJ[h, j] = np.exp(weights_HJ[h, j] - largest)
+            total += weights_HJ[h, j]
+        for j in range(count):
+            weights_HJ[h, j] /= total
+
+
+# Tables, biases, places, shares, folded queries, constants; scale, draws; first row of each video, videos to work on.
+_TABLES = (_FLOATS_2, _FLOATS, _FLOATS_2, _FLOATS, _PLACES_3, _FLOATS_3, _FLOATS_3, _FLOATS_2)
+_READ = (*_TABLES, nb.float32, *_DRAWN, _PLACES, nb.int64, nb.int64)
+
+
+@_compiled(*_READ, _FLOATS_3, _FLOATS_2)
+def attend(  # type: ignore[no-untyped-def]
+    keys_TD,
+    key_bias_D,
+    values_TD,
+    value_bias_D,
+    places_NJP,
+    shares_NJP,
+    folded_HND,
+    constant_HN,
+    scale,
+    seed,
+    thresholds,
+    guide,
+    ends,
+    first_video,
+    end_video,
+    summed_HND,
+    share_HN,
+):
+    """Write the weighted sums of the hidden rows of the values, and the sums of the weights."""
+    count, heads, width = places_NJP.shape[1], folded_HND.shape[0], folded_HND.shape[2]
+    group_rows = keys_TD.shape[0] // (places_NJP.shape[2] // 2)
+    hidden_2JD = np.empty((2, count, width), np.float32)
+    weights_HJ, kept_HJ = np.empty((heads, count), np.float32), np.full((heads, count), scale, np.float32)
+    for n in range(ends[first_video], ends[end_video]):
+        _make_all(
+            keys_TD, key_bias_D, values_TD, value_bias_D, places_NJP[n], shares_NJP[n], group_rows, scale, hidden_2JD
+        )
+        if thresholds.shape[0] > 0:
+            state = _zero_dropped(hidden_2JD.reshape(-1), _stream(seed, n), thresholds, guide)
+            kept_HJ[:] = scale
+            _zero_dropped(kept_HJ.reshape(-1), state, thresholds, guide)
+        _weigh(folded_HND, constant_HN, n, hidden_2JD[0], weights_HJ)
+        for h in range(heads):
+            summed_D = summed_HND[h, n]
+            summed_D[:] = 0
+            share = _ZERO
+            for j in range(count):
+                weight = weights_HJ[h, j] * kept_HJ[h, j]
+                share += weight
+                value_D = hidden_2JD[1, j]
+                for d in range(width):
+                    summed_D[d] += weight * value_D[d]
+            share_HN[h, n] = share
+
+
+@_inlined
+def _pass_on(table_TD, of_table_TD, places_P, shares_P, group_rows, of_sample_D, of_shares_P):  # type: ignore[no-untyped-def]
+    """Add the gradient of a sample to those of the rows that it sums and of their shares."""
+    for p in range(places_P.shape[0]):
+        row = places_P[p] + (p // 2) * group_rows
+        row_D, of_row_D = table_TD[row], of_table_TD[row]
+        share, total = shares_P[p], _ZERO
+        for d in range(of_sample_D.shape[0]):
+            total += row_D[d] * of_sample_D[d]
+        for d in range(of_sample_D.shape[0]):
+            of_row_D[d] += share * of_sample_D[d]
+        of_shares_P[p] += total
+
+
+@_compiled(*_READ, _PLACES, _FLOATS_3, _FLOATS_2, *[_FLOATS_2] * 4, _FLOATS_3, _FLOATS_3, _FLOATS_2)
+def pass_gradients(  # type: ignore[no-untyped-def]
+    keys_TD,
+    key_bias_D,
+    values_TD,
+    value_bias_D,
+    places_NJP,
+    shares_NJP,
+    folded_HND,
+    constant_HN,
+    scale,
+    seed,
+    thresholds,
+    guide,
+    ends,
+    first_video,
+    end_video,
+    read_ends,
+    of_summed_HND,
+    of_share_HN,
+    of_keys_TD,
+    of_key_bias_BD,
+    of_values_TD,
+    of_value_bias_BD,
+    of_shares_NJP,
+    of_folded_HND,
+    of_constant_HN,
+):
+    """Write the gradients of what `attend` read, given those of what it wrote; those of biases for each video.
+
+    read_ends: where the rows of each video begin in a group of a table.
+    """
+    count, heads, width = places_NJP.shape[1], folded_HND.shape[0], folded_HND.shape[2]
+    group_rows = keys_TD.shape[0] // (places_NJP.shape[2] // 2)
+    hidden_2JD, of_hidden_2JD = np.empty((2, count, width), np.float32), np.empty((2, count, width), np.float32)
+    weights_HJ, kept_HJ = np.empty((heads, count), np.float32), np.full((heads, count), scale, np.float32)
+    of_weights_J = np.empty(count, np.float32)
+    for video in range(first_video, end_video):
+        of_key_bias_D, of_value_bias_D = of_key_bias_BD[video], of_value_bias_BD[video]
+        of_key_bias_D[:] = 0
+        of_value_bias_D[:] = 0
+        for first in range(0, keys_TD.shape[0], group_rows):
+            of_keys_TD[first + read_ends[video] : first + read_ends[video + 1]] = 0
+            of_values_TD[first + read_ends[video] : first + read_ends[video + 1]] = 0
+        for n in range(ends[video], ends[video + 1]):
+            of_shares_NJP[n] = 0
+            _make_all(
+                keys_TD,
+                key_bias_D,
+                values_TD,
+                value_bias_D,
+                places_NJP[n],
+                shares_NJP[n],
+                group_rows,
+                scale,
+                hidden_2JD,
+            )
+            if thresholds.shape[0] > 0:
+                state = _zero_dropped(hidden_2JD.reshape(-1), _stream(seed, n), thresholds, guide)
+                kept_HJ[:] = scale
+                _zero_dropped(kept_HJ.reshape(-1), state, thresholds, guide)
+            _weigh(folded_HND, constant_HN, n, hidden_2JD[0], weights_HJ)
+            of_hidden_2JD[:] = 0
+            for h in range(heads):
+                of_summed_D = of_summed_HND[h, n]
+                mean = _ZERO
+                for j in range(count):
+                    value_D = hidden_2JD[1, j]
+                    of_weight = of_share_HN[h, n]
+                    for d in range(width):
+                        of_weight += of_summed_D[d] * value_D[d]
+                    of_weights_J[j] = of_weight * kept_HJ[h, j]
+                    mean += of_weights_J[j] * weights_HJ[h, j]
+                asked_D, of_asked_D = folded_HND[h, n], of_folded_HND[h, n]
+                of_asked_D[:] = 0
+                of_constant = _ZERO
+                for j in range(count):
+                    of_logit = weights_HJ[h, j] * (of_weights_J[j] - mean)
+                    of_constant += of_logit
+                    weight = weights_HJ[h, j] * kept_HJ[h, j]
+                    key_D, of_key_D, of_value_D = hidden_2JD[0, j], of_hidden_2JD[0, j], of_hidden_2JD[1, j]
+                    for d in range(width):
+                        of_asked_D[d] += of_logit * key_D[d]
+                    for d in range(width):
+                        of_key_D[d] += of_logit * asked_D[d]
+                    for d in range(width):
+                        of_value_D[d] += weight * of_summed_D[d]
+                of_constant_HN[h, n] = of_constant
+            for j in range(count):
+                key_D, of_key_D = hidden_2JD[0, j], of_hidden_2JD[0, j]
+                value_D, of_value_D = hidden_2JD[1, j], of_hidden_2JD[1, j]
+                for d in range(width):  # what is zero has no gradient, whether relu or dropout made it so
+                    of_key_D[d] = of_key_D[d] * scale if key_D[d] != _ZERO else _ZERO
+                    of_key_bias_D[d] += of_key_D[d]
+                for d in range(width):
+                    of_value_D[d] = of_value_D[d] * scale if value_D[d] != _ZERO else _ZERO
+                    of_value_bias_D[d] += of_value_D[d]
+                sample = places_NJP[n, j], shares_NJP[n, j], group_rows
+                _pass_on(keys_TD, of_keys_TD, *sample, of_key_D, of_shares_NJP[n, j])
+                _pass_on(values_TD, of_values_TD, *sample, of_value_D, of_shares_NJP[n, j])

@@ -1,0 +1,53 @@
+"""Kernels are there wherever the program may or may not write."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from method.model import kernels
+
+FOLDER = Path(kernels.__file__).parent
+DROP = """
+import numpy as np
+from method.model import dropout, kernels
+bits = np.ones(100_000, np.int16)
+seed, thresholds, guide, scale = dropout.Draws.of(0.25)
+kernels.drop_halves(bits, seed, thresholds, guide, 0, 7)
+print(kernels.__file__, bits.mean())
+"""
+
+
+def drop(folder: Path, **environment: str) -> str:
+    run = [sys.executable, "-c", DROP]
+    done = subprocess.run(run, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    path, mean = done.stdout.split()
+    assert Path(path).is_relative_to(folder)
+    assert float(mean) == pytest.approx(0.75, abs=0.01)
+    return done.stderr
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    shutil.copytree(FOLDER.parent, tmp_path / "method")
+    return tmp_path
+
+
+@pytest.mark.parametrize("content", [b"", b"not a list of kernels"])
+def test_a_damaged_kernel_is_compiled_again(content: bytes, program: Path) -> None:
+    kept = list((program / "method/model/__pycache__").glob("kernels.drop_halves*.nbi"))
+    assert kept
+    for path in kept:
+        path.write_bytes(content)
+    assert drop(program) == ""
+
+
+def test_nowhere_to_keep_kernels(program: Path) -> None:
+    (program / "file").touch()
+    assert drop(program, NUMBA_CACHE_DIR=str(program / "file" / "folder")) == ""
