@@ -30,12 +30,13 @@ OPTIMISER = "optimiser"
 DROPOUT = "dropout"
 NORMALISATION = "normalisation, softmax"
 ROWS = "gathered, scattered rows"
+SAMPLES = "attention over samples"
 COPIES = "copies and joins"
 ELEMENTWISE = "other element-wise, sums"
 REST = "rest"
 
 # The function around an operation says more than its name: an optimiser and a dropout are made of element-wise ones.
-_AROUND = ((OPTIMISER, r"^Optimizer\."), (DROPOUT, r"(?i)dropout"), (ROWS, r"_TableGradient"))
+_AROUND = ((OPTIMISER, r"^Optimizer\."), (DROPOUT, r"(?i)dropout"), (SAMPLES, r"_SampleAttention"))
 # Operations of PyTorch, without 'aten::'; those that none fits are ELEMENTWISE.
 _OPERATIONS = (
     (PRODUCTS, r"(add)?(mm|mv|bmm)|baddbmm|dot|_addmm_activation|mkldnn_linear|"

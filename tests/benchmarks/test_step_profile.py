@@ -22,6 +22,7 @@ from benchmarks.step_profile import (
     PRODUCTS,
     REST,
     ROWS,
+    SAMPLES,
     kernels,
     kind_of_kernel,
     kind_of_operation,
@@ -51,7 +52,7 @@ def test_operations(name: str, kind: str) -> None:
     (["aten::add_", "aten::_foreach_add_", "Optimizer.step#ClippedAdam.step"], OPTIMISER),
     (["aten::index_fill_", "_Dropout"], DROPOUT),
     (["aten::mul_", "_ReluDropoutBackward", "autograd::engine::evaluate_function: _ReluDropoutBackward"], DROPOUT),
-    (["aten::add", "_TableGradientBackward"], ROWS),
+    (["aten::add", "_SampleAttentionBackward"], SAMPLES),
     (["aten::mm", "MmBackward0", "autograd::engine::evaluate_function: MmBackward0"], PRODUCTS),
     (["MmBackward0", "autograd::engine::evaluate_function: MmBackward0"], REST),
 ])  # fmt: skip
