@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, pairwise
@@ -44,8 +45,13 @@ def even_parts(sizes: Sequence[int], count: int) -> list[tuple[int, int]]:
     """
     ends = list(accumulate(sizes, initial=0))
     aims = [ends[-1] * part / count for part in range(count + 1)]
-    cuts = sorted({min(range(len(ends)), key=lambda place: abs(ends[place] - aim)) for aim in aims})
-    return list(pairwise(cuts))
+    return list(pairwise(sorted({_nearest(ends, aim) for aim in aims})))
+
+
+def _nearest(ends: Sequence[int], aim: float) -> int:
+    """The place, in ascending numbers, of the one nearest to `aim`; the lower of two."""
+    above = min(bisect_left(ends, aim), len(ends) - 1)
+    return min(range(max(above - 1, 0), above + 1), key=lambda place: abs(ends[place] - aim))
 
 
 def _forget_threads() -> None:
