@@ -328,3 +328,39 @@ def pass_gradients(  # type: ignore[no-untyped-def]
                 sample = places_NJP[n, j], shares_NJP[n, j], group_rows
                 _pass_on(keys_TD, of_keys_TD, *sample, of_key_D, of_shares_NJP[n, j])
                 _pass_on(values_TD, of_values_TD, *sample, of_value_D, of_shares_NJP[n, j])
+
+
+# Scoring: the frame of each video that a query scores highest.
+
+
+@_inlined
+def _keep_best(score, frame, best_Q, frame_Q, q):  # type: ignore[no-untyped-def]
+    """Keep the higher of two scores, the first of equal ones; the first that is not a number stays, as in a maximum."""
+    best = best_Q[q]
+    is_better = (score > best) | ((score != score) & (best == best))
+    best_Q[q] = score if is_better else best
+    frame_Q[q] = frame if is_better else frame_Q[q]
+
+
+@_compiled(_FLOATS_2, _FLOATS, _PLACES, _PLACES, nb.int64, nb.int64, _PLACES_2, _PLACES_2)
+def find_best_frames(  # type: ignore[no-untyped-def]
+    dots_NQ, norms_N, starts_B, lengths_B, first_video, end_video, of_cosine_BQ, of_dot_BQ
+):
+    """Write the frame whose dot product, divided by its norm, is largest, and the one with the largest dot product."""
+    queries = dots_NQ.shape[1]
+    cosine_Q, dot_Q = np.empty(queries, np.float32), np.empty(queries, np.float32)
+    frame_of_cosine_Q, frame_of_dot_Q = np.empty(queries, np.int32), np.empty(queries, np.int32)
+    for video in range(first_video, end_video):
+        cosine_Q[:] = -np.inf
+        dot_Q[:] = -np.inf
+        frame_of_cosine_Q[:] = 0
+        frame_of_dot_Q[:] = 0
+        for frame in range(lengths_B[video]):
+            row_Q, norm = dots_NQ[starts_B[video] + frame], norms_N[starts_B[video] + frame]
+            place = np.int32(frame)
+            for q in range(queries):
+                _keep_best(row_Q[q] / norm, place, cosine_Q, frame_of_cosine_Q, q)
+            for q in range(queries):
+                _keep_best(row_Q[q], place, dot_Q, frame_of_dot_Q, q)
+        of_cosine_BQ[video] = frame_of_cosine_Q
+        of_dot_BQ[video] = frame_of_dot_Q

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from method import hardware
 from method.data.ragged import Layout, Ragged
+from method.model.threads import in_threads
 
 
 @dataclass(frozen=True)
@@ -39,20 +41,32 @@ def similarity(keys: Ragged, queries_QD: Tensor) -> Similarity:
     key_norms_N1 = keys.values.float().norm(dim=-1, keepdim=True).clamp(min=1e-12)
     query_norms_Q = queries_QD.float().norm(dim=-1).clamp(min=1e-12)
     with torch.no_grad():  # the frames are found first, so that gradients are kept of their scores alone
-        frames_B2Q = best_frames(torch.cat([dots_NQ / key_norms_N1, dots_NQ], 1), keys.layout)
-        best_frame_BQ, _ = frames_B2Q.chunk(2, 1)
-        row_BQ, raw_row_BQ = (keys.layout.starts_B[:, None] + frames_B2Q).chunk(2, 1)
+        best_frame_BQ, raw_best_BQ = best_frames(dots_NQ, key_norms_N1, keys.layout)
+        row_BQ, raw_row_BQ = (keys.layout.starts_B[:, None] + frame_BQ for frame_BQ in (best_frame_BQ, raw_best_BQ))
     of_cosine_BQ, raw_BQ = dots_NQ.gather(0, torch.cat([row_BQ, raw_row_BQ])).chunk(2)
     key_norms_BQ = key_norms_N1[:, 0].gather(0, row_BQ.flatten()).view_as(of_cosine_BQ)
     return Similarity((of_cosine_BQ / (key_norms_BQ * query_norms_Q)).t(), raw_BQ.t(), best_frame_BQ.t())
 
 
-def best_frames(scores_NQ: Tensor, layout: Layout) -> Tensor:
-    """The frame of each video that scores highest, (B, Q)."""
-    scores_BLQ = layout.pad(scores_NQ)
+def best_frames(dots_NQ: Tensor, key_norms_N1: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """The frame of each video with the largest dot product by its key's length, and with the largest one, (B, Q)."""
+    if not hardware.likes_large_kernels(dots_NQ):
+        return _best_frames_by_kernel(dots_NQ, key_norms_N1, layout)
+    scores_BLX = layout.pad(torch.cat([dots_NQ / key_norms_N1, dots_NQ], 1))
     if not layout.is_dense:
-        scores_BLQ = scores_BLQ.masked_fill(~layout.real_BL[..., None], -torch.inf)
-    return scores_BLQ.max(dim=1).indices
+        scores_BLX = scores_BLX.masked_fill(~layout.real_BL[..., None], -torch.inf)
+    of_cosine_BQ, of_dot_BQ = scores_BLX.max(dim=1).indices.chunk(2, 1)
+    return of_cosine_BQ, of_dot_BQ
+
+
+def _best_frames_by_kernel(dots_NQ: Tensor, key_norms_N1: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    from method.model import kernels  # here: to load it takes half a second, and a GPU does not need it
+
+    of_cosine_BQ, of_dot_BQ = (layout.starts_B.new_empty(len(layout.lengths), dots_NQ.shape[1]) for _ in range(2))
+    read = (dots_NQ.contiguous(), key_norms_N1[:, 0], layout.starts_B, layout.real_B)
+    arrays, out = [tensor.detach().numpy() for tensor in read], (of_cosine_BQ.numpy(), of_dot_BQ.numpy())
+    in_threads(lambda first, end: kernels.find_best_frames(*arrays, first, end, *out), layout.real, worth=64)
+    return of_cosine_BQ, of_dot_BQ
 
 
 def normalized(keys: Ragged) -> Ragged:
