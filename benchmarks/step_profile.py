@@ -50,6 +50,8 @@ _OPERATIONS = (
         r"item|_local_scalar_dense|lift_fresh|result_type|zeros.*|ones.*|resolve_.*|set_.*|unsafe_.*|numpy_T|"
         r"_?scaled_dot_product_attention(_math)?|set_data|is_nonzero|pad|new_.*"),
 )  # fmt: skip
+# Functions of ours, by what they do themselves.
+_FUNCTIONS = ((NORMALISATION, r"_NormalizedLinear(Backward)?"), (DROPOUT, r"_FeedForward(Backward)?"))
 # Kernels, by a part of their names; the first that fits. Copies of rows by index are ROWS, so that these come first.
 _KERNELS = (
     (OPTIMISER, r"multi_tensor_apply"),
@@ -171,10 +173,9 @@ def kind_of_operation(names: list[str]) -> str:
     for kind, pattern in _AROUND:
         if any(re.search(pattern, name) for name in names):
             return kind
-    if not names[0].startswith("aten::"):
-        return REST
     bare = names[0].removeprefix("aten::")
-    return next((kind for kind, pattern in _OPERATIONS if re.fullmatch(pattern, bare)), ELEMENTWISE)
+    known, other = (_FUNCTIONS, REST) if bare == names[0] else (_OPERATIONS, ELEMENTWISE)
+    return next((kind for kind, pattern in known if re.fullmatch(pattern, bare)), other)
 
 
 def kind_of_kernel(name: str) -> str:

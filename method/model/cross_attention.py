@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from method import hardware
 from method.data.ragged import Layout, Ragged
 from method.model.dropout import relu_dropout
-from method.model.recomputing import recomputed_in_parts
+from method.model.row_layers import feed_forward
 
 DROPOUT = 0.05
 FEED_FORWARD_WIDTH = 2048
@@ -31,10 +32,12 @@ class FeedForward(nn.Module):
     def forward(self, rows_ND: Tensor, attended_ND: Tensor) -> Tensor:
         """Add what was attended to and transform each row by itself; (N, D)."""
         rows_ND = self.attended_norm(rows_ND + attended_ND)
-        return self.output_norm(rows_ND + recomputed_in_parts(self._transform, rows_ND))
+        return self.output_norm(rows_ND + self._transform(rows_ND))
 
     def _transform(self, rows_ND: Tensor) -> Tensor:
-        return self.outer(relu_dropout(self.inner(rows_ND), DROPOUT, self.training))
+        if hardware.likes_large_kernels(rows_ND):
+            return self.outer(relu_dropout(self.inner(rows_ND), DROPOUT, self.training))
+        return feed_forward(rows_ND, self.inner, self.outer, DROPOUT if self.training else 0.0)
 
 
 class AttentionFusion(nn.Module):

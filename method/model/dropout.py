@@ -50,6 +50,11 @@ class Draws(NamedTuple):
     guide: np.ndarray[Any, np.dtype[np.int64]]
     scale: float
 
+    @property
+    def drawn(self) -> tuple[Any, ...]:
+        """What a kernel takes to draw: `scale` is apart, since not all multiply."""
+        return self.seed, self.thresholds, self.guide
+
     @classmethod
     def of(cls, probability: float) -> Draws:
         """Draws of a probability from 0 to below 1, from a seed that PyTorch's generator draws."""
@@ -87,7 +92,7 @@ class _ReluDropout(torch.autograd.Function):
         if hardware.likes_large_kernels(values):
             values = F.dropout(F.relu(values), probability)
         else:
-            _drop(values, values, True, Draws.of(probability))
+            rectify_and_drop(values, Draws.of(probability))
             ctx.mark_dirty(values)
         # What is zero has no gradient, whichever of the two made it so: no mask is kept.
         ctx.save_for_backward(values)
@@ -96,37 +101,60 @@ class _ReluDropout(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (values,) = ctx.saved_tensors
-        (gradient,) = gradients
-        if hardware.likes_large_kernels(values) or values.dtype != torch.float32:
-            return torch.ops.aten.threshold_backward(gradient, values, 0).mul_(ctx.scale), None
-        from method.model import kernels
-
-        passed = torch.empty_like(values)
-        arrays = [tensor.contiguous().view(-1).numpy() for tensor in (gradient, values, passed)]
-        _of_all(values, lambda first, end: kernels.pass_where_kept(*arrays, ctx.scale, first, end))
+        if hardware.likes_large_kernels(values):
+            return torch.ops.aten.threshold_backward(gradients[0], values, 0).mul_(ctx.scale), None
+        passed = gradients[0].clone(memory_format=torch.contiguous_format)
+        pass_where_kept(passed, values, ctx.scale)
         return passed, None
 
 
+def rectify_and_drop(values: Tensor, draws: Draws) -> None:
+    """On a CPU, let dropout of the relu of values take their place, in memory without gaps."""
+    if values.dtype == torch.float32:
+        from method.model import kernels
+
+        flat = values.detach().view(-1).numpy()
+        _of_all(values, lambda first, end: kernels.rectify_and_drop(flat, draws.scale, *draws.drawn, first, end))
+        return
+    _drop_halves(values.detach().clamp_(min=0), values.detach(), draws)
+
+
+def pass_where_kept(gradient: Tensor, values: Tensor, scale: float) -> None:
+    """On a CPU, let the gradient of `values`, that dropout or relu left, become that of what came in: memory in rows.
+
+    Args:
+        gradient: changed where it is, without gaps.
+        scale: of what dropout kept.
+    """
+    if values.dtype == torch.float32:
+        from method.model import kernels
+
+        read, changed = values.detach().view(-1).numpy(), gradient.view(-1).numpy()
+        _of_all(values, lambda first, end: kernels.pass_where_kept(read, scale, first, end, changed))
+        return
+    torch.ops.aten.threshold_backward.grad_input(gradient, values, 0, grad_input=gradient).mul_(scale)
+
+
 def _scaled_without(values: Tensor, draws: Draws) -> Tensor:
+    """What dropout leaves of values, times its scale; in new memory."""
     values = values.contiguous()
     scaled = torch.empty_like(values)
-    _drop(values, scaled, False, draws)
+    if values.dtype == torch.float32:
+        from method.model import kernels  # here: to load it takes half a second, and a GPU does not need it
+
+        arrays = [tensor.detach().view(-1).numpy() for tensor in (values, scaled)]
+        _of_all(values, lambda first, end: kernels.drop(*arrays, draws.scale, *draws.drawn, first, end))
+    else:
+        _drop_halves(values, scaled, draws)
     return scaled
 
 
-def _drop(values: Tensor, written: Tensor, rectifies: bool, draws: Draws) -> None:
-    """Write what dropout, of relu where that is asked for, makes of values to memory of the same shape."""
-    from method.model import kernels  # here: to load it takes half a second, and a GPU does not need it
+def _drop_halves(values: Tensor, written: Tensor, draws: Draws) -> None:
+    from method.model import kernels
 
-    seed, thresholds, guide, scale = draws
-    if values.dtype == torch.float32:
-        arrays = (values.detach().view(-1).numpy(), written.detach().view(-1).numpy())
-        drawn = (rectifies, scale, seed, thresholds, guide)
-        _of_all(values, lambda first, end: kernels.drop(*arrays, *drawn, first, end))
-        return
-    torch.mul(values.clamp_min(0) if rectifies else values, scale, out=written.detach())
-    bits = written.detach().view(torch.int16).view(-1).numpy()
-    _of_all(values, lambda first, end: kernels.drop_halves(bits, seed, thresholds, guide, first, end))
+    torch.mul(values, draws.scale, out=written)
+    bits = written.view(torch.int16).view(-1).numpy()
+    _of_all(values, lambda first, end: kernels.drop_halves(bits, *draws.drawn, first, end))
 
 
 def _of_all(values: Tensor, work: Any) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from method import hardware
 from method.data.ragged import Ragged
 from method.model.dropout import dropout
-from method.model.recomputing import recomputed, recomputed_in_parts
+from method.model.recomputing import recomputed
+from method.model.row_layers import normalized_linear
 
 
 class SelfAttention(nn.Module):
@@ -105,11 +106,14 @@ class SequenceEncoder(nn.Module):
 
     def forward(self, rows: Ragged) -> Ragged:
         """Encode rows (N, I) into (N, D)."""
-        projected_ND = recomputed_in_parts(self._project, rows.values)
+        projected_ND = self._project(rows.values)
         return self.attention(rows.with_values(self._placed(projected_ND, rows.layout.position_N)))
 
     def _project(self, rows_NI: Tensor) -> Tensor:
-        return self.input(dropout(self.input_norm(rows_NI), self.input_dropout, self.training))
+        if hardware.likes_large_kernels(rows_NI) or rows_NI.requires_grad:
+            return self.input(dropout(self.input_norm(rows_NI), self.input_dropout, self.training))
+        probability = self.input_dropout if self.training else 0.0
+        return normalized_linear(rows_NI, self.input_norm, self.input, probability)
 
     def _placed(self, projected_ND: Tensor, position_N: Tensor) -> Tensor:
         placed_ND = self.position_norm(F.relu(projected_ND) + self.positions(position_N))

@@ -1,14 +1,14 @@
 """Loops that a CPU runs as machine code, where operations on whole tensors would read and write memory again and again.
 
-What calls a kernel says what it computes: `dropout`, `sample_attention`, `scoring`. A kernel works on some of the items
-of its arrays, so that several threads share them, and lets go of Python's lock.
+What calls a kernel says what it computes: `dropout`, `row_layers`, `sample_attention`, `scoring`. A kernel works on
+some of the items of its arrays, so that several threads share them, and lets go of Python's lock.
 
 Numba compiles a kernel once a machine, in some seconds, and keeps the result beside this file or, where it may not
 write there, in the user's cache. Floats are of 32 bits, whole numbers of 64; no array is a view with gaps. What is not
 finite stays so.
 
 Letters: V values; B videos, N rows that ask, J samples of each, P rows of a table that a sample sums (two for each of G
-groups of channels), T rows of a table, H heads, D width; Q queries.
+groups of channels), T rows of a table, H heads, D width; I channels, X parts; Q queries.
 """
 
 from __future__ import annotations
@@ -61,34 +61,47 @@ def _stream(seed, item):  # type: ignore[no-untyped-def]
 
 
 @_inlined
+def _next_dropped(place, state, thresholds, guide):  # type: ignore[no-untyped-def]
+    """The place after `place` that is dropped, and the state for further draws."""
+    state += np.uint64(0x9E3779B97F4A7C15)
+    drawn = _mixed(state)
+    distance = guide[np.int64(drawn >> np.uint64(54))]  # of 64 bits, 10 choose a place of the guide
+    while drawn >= thresholds[distance]:
+        distance += 1
+    return place + distance + 1, state
+
+
+@_inlined
 def _zero_dropped(values_V, state, thresholds, guide):  # type: ignore[no-untyped-def]
     """Set what is dropped to zero; returns the state for further draws."""
-    place, shift = np.int64(-1), np.uint64(54)  # of 64 bits, 10 choose a place of the guide
-    while True:
-        state += np.uint64(0x9E3779B97F4A7C15)
-        drawn = _mixed(state)
-        distance = guide[np.int64(drawn >> shift)]
-        while drawn >= thresholds[distance]:
-            distance += 1
-        place += distance + 1
-        if place >= values_V.shape[0]:
-            return state
+    if thresholds.shape[0] == 0:
+        return state
+    place, state = _next_dropped(np.int64(-1), state, thresholds, guide)
+    while place < values_V.shape[0]:
         values_V[place] = 0
+        place, state = _next_dropped(place, state, thresholds, guide)
+    return state
 
 
-@_compiled(_FLOATS, _FLOATS, nb.boolean, nb.float32, *_DRAWN, nb.int64, nb.int64)
-def drop(values_V, written_V, rectifies, scale, seed, thresholds, guide, first_item, end_item):  # type: ignore[no-untyped-def]
-    """Write values times `scale`, zeros for what is dropped and, if it `rectifies`, for what is negative."""
+@_compiled(_FLOATS, _FLOATS, nb.float32, *_DRAWN, nb.int64, nb.int64)
+def drop(values_V, written_V, scale, seed, thresholds, guide, first_item, end_item):  # type: ignore[no-untyped-def]
+    """Write values times `scale`, and zeros for what is dropped, to other memory."""
     for item in range(first_item, end_item):
         first, end = item * VALUES_AT_ONCE, min((item + 1) * VALUES_AT_ONCE, values_V.shape[0])
         own_V, out_V = values_V[first:end], written_V[first:end]
-        if rectifies:
-            for v in range(own_V.shape[0]):
-                out_V[v] = _ZERO if own_V[v] < _ZERO else own_V[v] * scale
-        else:
-            for v in range(own_V.shape[0]):
-                out_V[v] = own_V[v] * scale
+        for v in range(own_V.shape[0]):
+            out_V[v] = own_V[v] * scale
         _zero_dropped(out_V, _stream(seed, item), thresholds, guide)
+
+
+@_compiled(_FLOATS, nb.float32, *_DRAWN, nb.int64, nb.int64)
+def rectify_and_drop(values_V, scale, seed, thresholds, guide, first_item, end_item):  # type: ignore[no-untyped-def]
+    """Multiply values by `scale`; set what is negative and what is dropped, the same that `drop` drops, to zero."""
+    for item in range(first_item, end_item):
+        own_V = values_V[item * VALUES_AT_ONCE : min((item + 1) * VALUES_AT_ONCE, values_V.shape[0])]
+        for v in range(own_V.shape[0]):
+            own_V[v] = _ZERO if own_V[v] < _ZERO else own_V[v] * scale
+        _zero_dropped(own_V, _stream(seed, item), thresholds, guide)
 
 
 @_compiled(nb.types.Array(nb.int16, 1, "C"), *_DRAWN, nb.int64, nb.int64)
@@ -99,13 +112,83 @@ def drop_halves(values_V, seed, thresholds, guide, first_item, end_item):  # typ
         _zero_dropped(values_V[first:end], _stream(seed, item), thresholds, guide)
 
 
-@_compiled(_FLOATS, _FLOATS, _FLOATS, nb.float32, nb.int64, nb.int64)
-def pass_where_kept(gradient_V, values_V, written_V, scale, first_item, end_item):  # type: ignore[no-untyped-def]
-    """Write the gradient times `scale` where the value is not zero, and zeros elsewhere."""
+@_compiled(_FLOATS, nb.float32, nb.int64, nb.int64, _FLOATS)
+def pass_where_kept(values_V, scale, first_item, end_item, gradient_V):  # type: ignore[no-untyped-def]
+    """Multiply the gradient by `scale` where the value is not zero, and set it to zero elsewhere."""
     first, end = first_item * VALUES_AT_ONCE, min(end_item * VALUES_AT_ONCE, values_V.shape[0])
-    own_gradient_V, own_V, out_V = gradient_V[first:end], values_V[first:end], written_V[first:end]
+    own_V, own_gradient_V = values_V[first:end], gradient_V[first:end]
     for v in range(own_V.shape[0]):
-        out_V[v] = own_gradient_V[v] * scale if own_V[v] != _ZERO else _ZERO
+        own_gradient_V[v] = own_gradient_V[v] * scale if own_V[v] != _ZERO else _ZERO
+
+
+# Layers that take each row by itself.
+
+
+@_compiled(_FLOATS_2, _FLOATS, _FLOATS, nb.float32, nb.float32, *_DRAWN, nb.int64, nb.int64, _FLOATS_2)
+def normalize_and_drop(  # type: ignore[no-untyped-def]
+    rows_NI, gain_I, bias_I, epsilon, scale, seed, thresholds, guide, first, end, written_NI
+):
+    """Write the layer norm of rows times `scale`, and zeros for what is dropped; a stream for each row."""
+    width = rows_NI.shape[1]
+    for n in range(first, end):
+        row_I, out_I = rows_NI[n], written_NI[n]
+        total, squares = _ZERO, _ZERO
+        for i in range(width):
+            total += row_I[i]
+        mean = total / np.float32(width)
+        for i in range(width):
+            squares += (row_I[i] - mean) * (row_I[i] - mean)
+        factor = scale / np.sqrt(squares / np.float32(width) + epsilon)
+        for i in range(width):
+            out_I[i] = (row_I[i] - mean) * factor * gain_I[i] + bias_I[i] * scale
+        _zero_dropped(out_I, _stream(seed, n), thresholds, guide)
+
+
+@_inlined
+def _add_rows(rows_ND, chosen, sum_D):  # type: ignore[no-untyped-def]
+    """Add chosen rows to a sum, four at a time, so that the sum is read and written a quarter as often."""
+    fours = chosen.shape[0] // 4 * 4
+    for c in range(0, fours, 4):
+        one_D, two_D, three_D, four_D = (
+            rows_ND[chosen[c]], rows_ND[chosen[c + 1]], rows_ND[chosen[c + 2]], rows_ND[chosen[c + 3]]
+        )  # fmt: skip
+        for d in range(sum_D.shape[0]):
+            sum_D[d] += (one_D[d] + two_D[d]) + (three_D[d] + four_D[d])
+    for c in range(fours, chosen.shape[0]):
+        row_D = rows_ND[chosen[c]]
+        for d in range(sum_D.shape[0]):
+            sum_D[d] += row_D[d]
+
+
+@_compiled(_FLOATS_2, *_DRAWN, nb.int64, nb.int64, nb.int64, _FLOATS_3)
+def add_where_dropped(rows_ND, seed, thresholds, guide, rows_of_item, first_item, end_item, sums_XID):  # type: ignore[no-untyped-def]
+    """Add, for each of I channels of which `normalize_and_drop` drops some, those of other rows for which it does.
+
+    sums_XID: of `rows_of_item` rows each.
+    """
+    channels = sums_XID.shape[1]
+    for item in range(first_item, end_item):
+        first, end = item * rows_of_item, min((item + 1) * rows_of_item, rows_ND.shape[0])
+        # The rows that drop each channel, one after the other: first how many, then which.
+        ends_I = np.zeros(channels + 1, np.int64)
+        for n in range(first, end):
+            place, state = _next_dropped(np.int64(-1), _stream(seed, n), thresholds, guide)
+            while place < channels:
+                ends_I[place + 1] += 1
+                place, state = _next_dropped(place, state, thresholds, guide)
+        for i in range(channels):
+            ends_I[i + 1] += ends_I[i]
+        dropping = np.empty(ends_I[channels], np.int64)
+        for n in range(first, end):
+            place, state = _next_dropped(np.int64(-1), _stream(seed, n), thresholds, guide)
+            while place < channels:
+                dropping[ends_I[place]] = n
+                ends_I[place] += 1  # in the end, where the next channel began
+                place, state = _next_dropped(place, state, thresholds, guide)
+        begin = np.int64(0)
+        for i in range(channels):
+            _add_rows(rows_ND, dropping[begin : ends_I[i]], sums_XID[item, i])
+            begin = ends_I[i]
 
 
 # Attention over the samples of the deformable fusion. A sample is made, used and forgotten.
@@ -191,15 +274,14 @@ def attend(  # type: ignore[no-untyped-def]
     count, heads, width = places_NJP.shape[1], folded_HND.shape[0], folded_HND.shape[2]
     group_rows = keys_TD.shape[0] // (places_NJP.shape[2] // 2)
     hidden_2JD = np.empty((2, count, width), np.float32)
-    weights_HJ, kept_HJ = np.empty((heads, count), np.float32), np.full((heads, count), scale, np.float32)
+    weights_HJ, kept_HJ = np.empty((heads, count), np.float32), np.empty((heads, count), np.float32)
     for n in range(ends[first_video], ends[end_video]):
         _make_all(
             keys_TD, key_bias_D, values_TD, value_bias_D, places_NJP[n], shares_NJP[n], group_rows, scale, hidden_2JD
         )
-        if thresholds.shape[0] > 0:
-            state = _zero_dropped(hidden_2JD.reshape(-1), _stream(seed, n), thresholds, guide)
-            kept_HJ[:] = scale
-            _zero_dropped(kept_HJ.reshape(-1), state, thresholds, guide)
+        state = _zero_dropped(hidden_2JD.reshape(-1), _stream(seed, n), thresholds, guide)
+        kept_HJ[:] = scale
+        _zero_dropped(kept_HJ.reshape(-1), state, thresholds, guide)
         _weigh(folded_HND, constant_HN, n, hidden_2JD[0], weights_HJ)
         for h in range(heads):
             summed_D = summed_HND[h, n]
@@ -263,7 +345,7 @@ def pass_gradients(  # type: ignore[no-untyped-def]
     count, heads, width = places_NJP.shape[1], folded_HND.shape[0], folded_HND.shape[2]
     group_rows = keys_TD.shape[0] // (places_NJP.shape[2] // 2)
     hidden_2JD, of_hidden_2JD = np.empty((2, count, width), np.float32), np.empty((2, count, width), np.float32)
-    weights_HJ, kept_HJ = np.empty((heads, count), np.float32), np.full((heads, count), scale, np.float32)
+    weights_HJ, kept_HJ = np.empty((heads, count), np.float32), np.empty((heads, count), np.float32)
     of_weights_J = np.empty(count, np.float32)
     for video in range(first_video, end_video):
         of_key_bias_D, of_value_bias_D = of_key_bias_BD[video], of_value_bias_BD[video]
@@ -285,10 +367,9 @@ def pass_gradients(  # type: ignore[no-untyped-def]
                 scale,
                 hidden_2JD,
             )
-            if thresholds.shape[0] > 0:
-                state = _zero_dropped(hidden_2JD.reshape(-1), _stream(seed, n), thresholds, guide)
-                kept_HJ[:] = scale
-                _zero_dropped(kept_HJ.reshape(-1), state, thresholds, guide)
+            state = _zero_dropped(hidden_2JD.reshape(-1), _stream(seed, n), thresholds, guide)
+            kept_HJ[:] = scale
+            _zero_dropped(kept_HJ.reshape(-1), state, thresholds, guide)
             _weigh(folded_HND, constant_HN, n, hidden_2JD[0], weights_HJ)
             of_hidden_2JD[:] = 0
             for h in range(heads):

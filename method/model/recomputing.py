@@ -11,8 +11,6 @@ from torch.utils.checkpoint import checkpoint
 
 from method import hardware
 
-ROWS_OF_A_PART = 2048
-
 
 def recomputed(function: Callable[..., Tensor], rows: Tensor, *others: Any) -> Tensor:
     """`function(rows, *others)`; on a CPU nothing of what it computes on the way is kept.
@@ -25,10 +23,3 @@ def recomputed(function: Callable[..., Tensor], rows: Tensor, *others: Any) -> T
         return function(rows, *others)
     result: Tensor = checkpoint(function, rows, *others, use_reentrant=False)
     return result
-
-
-def recomputed_in_parts(function: Callable[[Tensor], Tensor], rows_ND: Tensor) -> Tensor:
-    """What a function that takes each row by itself makes of rows; on a CPU as many at a time as fit its cache."""
-    if hardware.likes_large_kernels(rows_ND):
-        return function(rows_ND)
-    return torch.cat([recomputed(function, part) for part in rows_ND.split(ROWS_OF_A_PART)])

@@ -125,5 +125,5 @@ class _SampleAttention(torch.autograd.Function):
 def _run(kernel: Any, read: Sequence[Tensor], lengths: Sequence[int], draws: Draws, written: Sequence[Tensor]) -> None:
     """Let a kernel work on all videos; what it writes of one is written by one thread."""
     arrays, out = ([tensor.detach().numpy() for tensor in tensors] for tensors in (read, written))
-    rest = (draws.scale, draws.seed, draws.thresholds, draws.guide, np.cumsum([0, *lengths]))
+    rest = (draws.scale, *draws.drawn, np.cumsum([0, *lengths]))
     in_threads(lambda first, end: kernel(*arrays, *rest, first, end, *out), lengths, worth=16)

@@ -54,6 +54,9 @@ def test_operations(name: str, kind: str) -> None:
     (["aten::mul_", "_ReluDropoutBackward", "autograd::engine::evaluate_function: _ReluDropoutBackward"], DROPOUT),
     (["aten::add", "_SampleAttentionBackward"], SAMPLES),
     (["aten::mm", "MmBackward0", "autograd::engine::evaluate_function: MmBackward0"], PRODUCTS),
+    (["aten::mm", "_FeedForwardBackward", "autograd::engine::evaluate_function: _FeedForwardBackward"], PRODUCTS),
+    (["_FeedForwardBackward", "autograd::engine::evaluate_function: _FeedForwardBackward"], DROPOUT),
+    (["_NormalizedLinear"], NORMALISATION),
     (["MmBackward0", "autograd::engine::evaluate_function: MmBackward0"], REST),
 ])  # fmt: skip
 def test_the_function_around_an_operation_says_more_than_its_name(names: list[str], kind: str) -> None:

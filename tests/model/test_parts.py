@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from method.data import ragged
-from method.model import encoders, fusion, recomputing
+from method.model import encoders, fusion, row_layers
 from method.model.recomputing import recomputed
 from tests.world import VARIANTS, lively_model, random_rows, random_streams
 
@@ -33,9 +33,9 @@ def test_small_parts_give_what_one_gives(changes: dict[str, Any], monkeypatch: p
         parts += 1
         return recomputed(*arguments)
 
-    for module, name in ((fusion, "ROWS_AT_ONCE"), (recomputing, "ROWS_OF_A_PART"), (ragged, "ROWS_OF_A_BOX")):
+    for module, name in ((fusion, "ROWS_AT_ONCE"), (row_layers, "ROWS_OF_A_PIECE"), (ragged, "ROWS_OF_A_BOX")):
         monkeypatch.setattr(module, name, 13)
-    for module in (fusion, encoders, recomputing):
+    for module in (fusion, encoders):
         monkeypatch.setattr(module, "recomputed", counted)
     found = outputs_and_gradients(changes)
     assert parts > 5
