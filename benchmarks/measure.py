@@ -76,9 +76,15 @@ def operations(program: Callable[[], object]) -> int:
     def attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
         return sdpa_flop_count(query, key, value)
 
-    # The counter knows the attention of GPUs alone.
-    of_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
-    with FlopCounterMode(display=False, custom_mapping=of_cpu) as counter:
+    def product(_: torch.Size, left: torch.Size, right: torch.Size, **__: object) -> int:
+        return 2 * left.numel() * right[1]
+
+    # Of attention the counter knows that of GPUs alone, and no products that are added to a sum where it is.
+    unknown = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        torch.ops.aten.addmm_: product,
+    }
+    with FlopCounterMode(display=False, custom_mapping=unknown) as counter:
         program()
     return counter.get_total_flops()
 

@@ -29,6 +29,7 @@ from benchmarks.step_profile import (
 )
 from method.model.dropout import dropout
 from method.model.recomputing import recomputed
+from method.model.row_layers import feed_forward, normalized_linear
 from method.training.optimizer import ClippedAdam, Schedule
 
 
@@ -111,6 +112,16 @@ def test_operations_are_those_of_hand_arithmetic_with_what_is_recomputed() -> No
     assert measure.operations(lambda: layers(values)) == forward
     assert measure.operations(lambda: layers(values).sum().backward()) == 3 * forward  # rows and weights have gradients
     assert measure.operations(lambda: recomputed(layers, values).sum().backward()) == 4 * forward
+
+
+def test_operations_of_layers_in_pieces_are_those_of_hand_arithmetic() -> None:
+    rows, inputs, hidden = 3000, 4, 6
+    inner, outer, norm = nn.Linear(inputs, hidden), nn.Linear(hidden, inputs), nn.LayerNorm(inputs)
+    values = torch.randn(rows, inputs, requires_grad=True)
+    product = 2 * rows * inputs * hidden
+    assert measure.operations(lambda: feed_forward(values, inner, outer, 0.1).sum().backward()) == 7 * product
+    of_input = lambda: normalized_linear(values.detach(), norm, inner, 0.1).sum().backward()  # noqa: E731
+    assert measure.operations(of_input) == 2 * product  # the gradient of the norm is none of a product
 
 
 def test_operations_of_attention_are_counted_on_a_cpu() -> None:
