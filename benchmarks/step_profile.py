@@ -39,7 +39,7 @@ REST = "rest"
 _AROUND = ((OPTIMISER, r"^Optimizer\."), (DROPOUT, r"(?i)dropout"), (SAMPLES, r"_SampleAttention"))
 # Operations of PyTorch, without 'aten::'; those that none fits are ELEMENTWISE.
 _OPERATIONS = (
-    (PRODUCTS, r"(add)?(mm|mv|bmm)|baddbmm|dot|_addmm_activation|mkldnn_linear|"
+    (PRODUCTS, r"(add)?(mm|mv|bmm)_?|baddbmm_?|dot|_addmm_activation|mkldnn_linear|"
         r"_scaled_dot_product_(?!attention_math).*|.*convolution.*"),
     (NORMALISATION, r".*layer_norm.*|_?(log_)?softmax.*|_softmax_backward_data"),
     (ROWS, r"_?index(?!_fill).*|gather.*|scatter.*|_?embedding.*|take.*|sort|searchsorted|_unsafe_index.*|"

@@ -34,8 +34,8 @@ from method.training.optimizer import ClippedAdam, Schedule
 
 
 @pytest.mark.parametrize(("name", "kind"), [
-    ("mm", PRODUCTS), ("addmm", PRODUCTS), ("bmm", PRODUCTS), ("baddbmm", PRODUCTS), ("mv", PRODUCTS),
-    ("_scaled_dot_product_flash_attention_for_cpu", PRODUCTS), ("scaled_dot_product_attention", REST),
+    ("mm", PRODUCTS), ("addmm", PRODUCTS), ("addmm_", PRODUCTS), ("bmm", PRODUCTS), ("baddbmm", PRODUCTS),
+    ("mv", PRODUCTS), ("_scaled_dot_product_flash_attention_for_cpu", PRODUCTS), ("scaled_dot_product_attention", REST),
     ("_scaled_dot_product_attention_math", REST), ("mkldnn_convolution", PRODUCTS),
     ("native_layer_norm_backward", NORMALISATION), ("_softmax", NORMALISATION),
     ("native_dropout", DROPOUT), ("_embedding_bag", ROWS), ("index_select", ROWS), ("_index_put_impl_", ROWS),
