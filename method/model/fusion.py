@@ -18,21 +18,12 @@ from method.model.architecture import Architecture, Extent
 from method.model.cross_attention import DROPOUT, FeedForward
 from method.model.dropout import dropout, relu_dropout
 from method.model.recomputing import recomputed
-from method.model.sample_attention import SampledLayer, attend_to_samples
+from method.model.sample_attention import Samples, TwoLayers, attend_to_samples, folded, transformed
 from method.model.sampling import sampled
 
 POSITIONS = 128
 PUBLISHED_LOGIT_SCALE = 70.0
 ROWS_AT_ONCE = 1024
-
-
-class TwoLayers(nn.Module):
-    """The weights of an MLP of two square layers; `DeformableFusion` decides where each is applied."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = nn.Linear(width, width)
-        self.second = nn.Linear(width, width)
 
 
 class DeformableFusion(nn.Module):
@@ -94,17 +85,20 @@ class DeformableFusion(nn.Module):
         """`_attend` of all real query rows, (N, D); on a CPU a few videos at a time, so that they fit its cache."""
         counts = _videos_at_once(query.layout, answering.layout)
         parts = zip(query.split(counts), answering.split(counts), strict=True)
-        return torch.cat([recomputed(self._attend, asked.values, asked.layout, read) for asked, read in parts])
+        return torch.cat([self._attend(asked, read) for asked, read in parts])
 
     def _hidden(self, first: nn.Linear, rows: Tensor) -> Tensor:
         return relu_dropout(first(rows), DROPOUT, self.training)
 
-    def _positions(self, query: Ragged) -> Tensor:
-        """Where each real row looks, in asking frames: its own place and a learned offset, (N, G, J)."""
-        layout = query.layout
-        mixed_ND = self._mixed(query.values, layout.position_N, layout.lengths_B[layout.owner_N])
-        mixed = query.with_values(mixed_ND).real()
-        return mixed.layout.position_N[:, None, None] + self._offsets(mixed.values)
+    def _samples(self, query_ND: Tensor, asking: Layout, answering: Layout) -> tuple[Tensor, Tensor]:
+        """The two answering rows between which each position of a real row lies and the share of each, (N, J, G, 2).
+
+        A row looks at its own place and a learned offset, in asking frames.
+        """
+        mixed_ND = self._mixed(query_ND, asking.position_N, asking.lengths_B[asking.owner_N])
+        mixed = Ragged(mixed_ND, asking).real()
+        positions_NGJ = mixed.layout.position_N[:, None, None] + self._offsets(mixed.values)
+        return self._places(positions_NGJ, mixed.layout, answering)
 
     def _mixed(self, query_ND: Tensor, position_N: Tensor, length_N: Tensor) -> Tensor:
         """The depthwise convolution over the rows of each video, (N, D); length_N: rows of each row's video."""
@@ -156,56 +150,30 @@ class DeformableFusion(nn.Module):
         weights = weights.masked_fill((rows < 0) | (rows > last_answering[..., None]), 0.0)
         return torch.minimum(rows.clamp(min=0), _like(ends_N, rows)) + _like(starts_N, rows), weights
 
-    def _attend(self, query_values_ND: Tensor, asking: Layout, answering: Ragged) -> Tensor:
-        """Attention of each real query row over its own J samples of the answering rows, (N, D).
-
-        The second layers of the key and value MLPs are never applied to the samples: a key is only ever multiplied with
-        the query, so its layer is folded into the query; values are summed first and transformed after.
-        """
-        query = Ragged(query_values_ND, asking)
-        real = query.real()
-        places, shares = self._places(self._positions(query), real.layout, answering.layout)
-        temperature = self.logit_scale * (asking.longest**-0.5 if self.extent == "padded" else 1.0)
-        if hardware.likes_large_kernels(query_values_ND):
+    def _attend(self, query: Ragged, answering: Ragged) -> Tensor:
+        """Attention of each real query row over its own J samples of the answering rows, (N, D)."""
+        places, shares = recomputed(self._samples, query.values, query.layout, answering.layout)
+        real, head_width = query.real(), query.values.shape[1] // self.heads
+        scale = self.logit_scale * (head_width * (query.layout.longest if self.extent == "padded" else 1)) ** -0.5
+        if hardware.likes_large_kernels(query.values):
             made = sampled(answering.values, places.flatten(0, 1), shares.flatten(0, 1))
             keys_NJD, values_NJD = (
                 relu_dropout(mlp.first(made), DROPOUT, self.training).unflatten(0, (-1, self.count))
                 for mlp in (self.to_key, self.to_value)
             )
-            return self._weigh(real.values, keys_NJD, values_NJD, temperature)
-        keys, values = (
-            SampledLayer.of(mlp.first, answering.values, self.groups) for mlp in (self.to_key, self.to_value)
-        )
-        asked, lengths = self._folded(real.values, temperature), (real.layout.lengths, answering.layout.lengths)
-        probability = DROPOUT if self.training else 0.0
-        return self._transformed(*attend_to_samples(keys, values, places, shares, *asked, *lengths, probability))
+            return self._weigh(real.values, keys_NJD, values_NJD, scale)
+        samples = Samples(places, shares, real.layout.lengths, answering.layout.lengths)
+        read, probability = (answering.values, samples, self.to_key, self.to_value), DROPOUT if self.training else 0.0
+        return attend_to_samples(real.values, *read, self.heads, scale, probability)
 
-    def _weigh(self, query_ND: Tensor, keys_NJD: Tensor, values_NJD: Tensor, temperature: Tensor) -> Tensor:
+    def _weigh(self, query_ND: Tensor, keys_NJD: Tensor, values_NJD: Tensor, scale: Tensor) -> Tensor:
         """Attention over the hidden rows of the key and value MLPs, (N, D)."""
-        folded_HND, constant_HN = self._folded(query_ND, temperature)
+        key, value = ((mlp.second.weight, mlp.second.bias) for mlp in (self.to_key, self.to_value))
+        folded_HND, constant_HN = folded(query_ND, scale, key, self.heads)
         logits_NHJ = torch.bmm(folded_HND.transpose(0, 1), keys_NJD.transpose(1, 2)) + constant_HN.t()[..., None]
         weights_NHJ = dropout(logits_NHJ.float().softmax(-1), DROPOUT, self.training).to(values_NJD.dtype)
         summed_HND = torch.bmm(weights_NHJ, values_NJD).transpose(0, 1).contiguous()  # as two products read it
-        return self._transformed(summed_HND, weights_NHJ.sum(-1).t())
-
-    def _folded(self, query_ND: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-        """What each head of a query compares the hidden rows of the keys with, (H, N, D), and adds to that, (H, N)."""
-        head_width = query_ND.shape[1] // self.heads
-        scaled_ND = query_ND * (head_width**-0.5 * temperature)
-        query_HNd = scaled_ND.unflatten(1, (self.heads, -1)).transpose(0, 1)
-        layer = self.to_key.second
-        folded_HND = torch.bmm(query_HNd, layer.weight.view(self.heads, head_width, -1))
-        return folded_HND, torch.einsum("hnd,hd->hn", query_HNd, layer.bias.view(self.heads, head_width))
-
-    def _transformed(self, summed_HND: Tensor, share_HN: Tensor) -> Tensor:
-        """The second layer of the values applied to their weighted sums, (N, D); `share_HN`: what the weights sum to.
-
-        Dropout leaves it off 1.
-        """
-        layer = self.to_value.second
-        attended_HNd = torch.bmm(summed_HND, layer.weight.unflatten(0, (self.heads, -1)).transpose(1, 2))
-        attended_HNd = attended_HNd + torch.bmm(share_HN[..., None], layer.bias.view(self.heads, 1, -1))
-        return attended_HNd.transpose(0, 1).flatten(1)
+        return transformed(summed_HND, weights_NHJ.sum(-1).t(), value)
 
 
 def _like(values_N: Tensor, other: Tensor) -> Tensor:

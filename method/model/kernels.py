@@ -310,7 +310,9 @@ def _pass_on(table_TD, of_table_TD, places_P, shares_P, group_rows, of_sample_D,
         of_shares_P[p] += total
 
 
-@_compiled(*_READ, _PLACES, _FLOATS_3, _FLOATS_2, *[_FLOATS_2] * 4, _FLOATS_3, _FLOATS_3, _FLOATS_2)
+@_compiled(
+    *_READ, _PLACES, _FLOATS_3, _FLOATS_2, *[_FLOATS_2] * 4, *[_FLOATS_3, _FLOATS_3, _FLOATS_2], _FLOATS_3, _FLOATS_2
+)
 def pass_gradients(  # type: ignore[no-untyped-def]
     keys_TD,
     key_bias_D,
@@ -337,10 +339,12 @@ def pass_gradients(  # type: ignore[no-untyped-def]
     of_shares_NJP,
     of_folded_HND,
     of_constant_HN,
+    summed_HND,
+    share_HN,
 ):
-    """Write the gradients of what `attend` read, given those of what it wrote; those of biases for each video.
+    """Write the gradients of what `attend` read, given those of what it wrote, and what it wrote once more.
 
-    read_ends: where the rows of each video begin in a group of a table.
+    Gradients of biases are those of each video. read_ends: where the rows of each video begin in a group of a table.
     """
     count, heads, width = places_NJP.shape[1], folded_HND.shape[0], folded_HND.shape[2]
     group_rows = keys_TD.shape[0] // (places_NJP.shape[2] // 2)
@@ -382,21 +386,27 @@ def pass_gradients(  # type: ignore[no-untyped-def]
                         of_weight += of_summed_D[d] * value_D[d]
                     of_weights_J[j] = of_weight * kept_HJ[h, j]
                     mean += of_weights_J[j] * weights_HJ[h, j]
-                asked_D, of_asked_D = folded_HND[h, n], of_folded_HND[h, n]
+                asked_D, of_asked_D, summed_D = folded_HND[h, n], of_folded_HND[h, n], summed_HND[h, n]
                 of_asked_D[:] = 0
-                of_constant = _ZERO
+                summed_D[:] = 0
+                of_constant, share = _ZERO, _ZERO
                 for j in range(count):
                     of_logit = weights_HJ[h, j] * (of_weights_J[j] - mean)
                     of_constant += of_logit
                     weight = weights_HJ[h, j] * kept_HJ[h, j]
-                    key_D, of_key_D, of_value_D = hidden_2JD[0, j], of_hidden_2JD[0, j], of_hidden_2JD[1, j]
+                    share += weight
+                    key_D, value_D = hidden_2JD[0, j], hidden_2JD[1, j]
+                    of_key_D, of_value_D = of_hidden_2JD[0, j], of_hidden_2JD[1, j]
                     for d in range(width):
                         of_asked_D[d] += of_logit * key_D[d]
                     for d in range(width):
                         of_key_D[d] += of_logit * asked_D[d]
                     for d in range(width):
                         of_value_D[d] += weight * of_summed_D[d]
+                    for d in range(width):
+                        summed_D[d] += weight * value_D[d]
                 of_constant_HN[h, n] = of_constant
+                share_HN[h, n] = share
             for j in range(count):
                 key_D, of_key_D = hidden_2JD[0, j], of_hidden_2JD[0, j]
                 value_D, of_value_D = hidden_2JD[1, j], of_hidden_2JD[1, j]

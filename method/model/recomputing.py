@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,8 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from method import hardware
 
+Result = TypeVar("Result", Tensor, tuple[Tensor, Tensor])
 
-def recomputed(function: Callable[..., Tensor], rows: Tensor, *others: Any) -> Tensor:
+
+def recomputed(function: Callable[..., Result], rows: Tensor, *others: Any) -> Result:
     """`function(rows, *others)`; on a CPU nothing of what it computes on the way is kept.
 
     A matrix product that comes last is not computed again, since nothing reads its result.
@@ -21,5 +23,5 @@ def recomputed(function: Callable[..., Tensor], rows: Tensor, *others: Any) -> T
     """
     if hardware.likes_large_kernels(rows) or not torch.is_grad_enabled():
         return function(rows, *others)
-    result: Tensor = checkpoint(function, rows, *others, use_reentrant=False)
+    result: Result = checkpoint(function, rows, *others, use_reentrant=False)
     return result

@@ -2,10 +2,11 @@
 
 A sample joins G groups of channels, each read from two neighbouring rows of its own: a linear layer of it is a sum over
 2G rows that the layer's part for their group has already transformed. A row is transformed G times instead of once for
-each of the J samples of a frame, and what is left are sums of rows that lie in the processor's cache, of which nothing
-is kept: the backward pass makes them again.
+each of the J samples of a frame, and what is left are sums of rows that lie in the processor's cache. Nothing is kept
+for the backward pass but what comes in: it makes the rest again, each sample once.
 
-Letters: B videos, N rows that ask, J samples of each, K rows that are read, G groups, H heads, D width.
+Letters: N rows that ask, J samples of each, K rows that are read, G groups, P = 2G rows that a sample sums, T = GK rows
+of a table, H heads, D width, d width of a group or of a head.
 """
 
 from __future__ import annotations
@@ -21,109 +22,173 @@ from method.model.dropout import Draws
 from method.model.threads import in_threads
 
 
-class SampledLayer(NamedTuple):
-    """A linear layer that samples go through.
+class Samples(NamedTuple):
+    """What each row reads of the rows of its own video.
 
-    table_GKD: what the layer's part for each group makes of the rows. bias_D: added to the sum of a sample's rows.
+    places_NJG2: the two rows of each group of a sample. shares_NJG2: of each of them.
+    lengths: how many rows ask in each video. read_lengths: how many are read.
     """
 
-    table_GKD: Tensor
-    bias_D: Tensor
+    places_NJG2: Tensor
+    shares_NJG2: Tensor
+    lengths: Sequence[int]
+    read_lengths: Sequence[int]
 
-    @classmethod
-    def of(cls, layer: nn.Linear, rows_KD: Tensor, groups: int) -> SampledLayer:
-        """Let a layer transform the rows that samples of `groups` groups are read from."""
-        rows_GKd = rows_KD.unflatten(1, (groups, -1)).transpose(0, 1)
-        layer_GdD = layer.weight.t().unflatten(0, (groups, -1))
-        return cls(torch.bmm(rows_GKd, layer_GdD).float(), layer.bias)
+
+class TwoLayers(nn.Module):
+    """The weights of an MLP of two square layers, with a relu and dropout between them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, width)
+        self.second = nn.Linear(width, width)
 
 
 def attend_to_samples(
-    keys: SampledLayer,
-    values: SampledLayer,
-    places_NJG2: Tensor,
-    shares_NJG2: Tensor,
-    folded_HND: Tensor,
-    constant_HN: Tensor,
-    lengths: Sequence[int],
-    read_lengths: Sequence[int],
+    query_ND: Tensor,
+    rows_KD: Tensor,
+    samples: Samples,
+    to_key: TwoLayers,
+    to_value: TwoLayers,
+    heads: int,
+    scale: Tensor,
     probability: float,
-) -> tuple[Tensor, Tensor]:
-    """Attention of each row over the hidden rows dropout(relu(layer(sample))) of its samples.
+) -> Tensor:
+    """Attention of each row over the keys and values of its samples, (N, D).
+
+    The second layers are never applied to a sample: a key is only ever multiplied with the query, so that its layer is
+    folded into the query; values are summed first and transformed after.
 
     Args:
-        keys: the layer whose hidden rows a row is compared with. values: the one whose rows are summed.
-        places_NJG2: the two rows that each group of a sample reads, of the row's own video. shares_NJG2: of each.
-        folded_HND: what each head compares the keys with. constant_HN: added to its logits.
-        lengths: how many rows ask in each video. read_lengths: how many are read.
+        scale: what logits are multiplied with, one number.
         probability: of dropout, of hidden values and of weights after their softmax.
-
-    Returns the weighted sums of the values (H, N, D) and the sums of the weights (H, N), which dropout leaves off 1.
     """
-    places_NJP, shares_NJP = places_NJG2.flatten(2), shares_NJG2.float().flatten(2)
-    tensors = (*keys, *values, shares_NJP, folded_HND.float(), constant_HN.float())
-    summed_HND, share_HN = _SampleAttention.apply(*tensors, places_NJP, lengths, read_lengths, Draws.of(probability))
-    return summed_HND, share_HN
+    layers = (to_key.first, to_value.first, to_key.second, to_value.second)
+    learnt = [weight for layer in layers for weight in (layer.weight, layer.bias)]
+    inputs = (samples.shares_NJG2, query_ND, scale, rows_KD, *learnt)
+    attended_ND: Tensor = _SampleAttention.apply(*inputs, samples, heads, Draws.of(probability))
+    return attended_ND
+
+
+def folded(query_ND: Tensor, scale: Tensor, layer: tuple[Tensor, Tensor], heads: int) -> tuple[Tensor, Tensor]:
+    """What each head of a query compares the inputs of a layer with, (H, N, D), and adds to that, (H, N).
+
+    So that these are the logits of the layer's outputs: their products with the query, `scale` times as large.
+
+    Args:
+        layer: its weight (D, D) and its bias (D,).
+    """
+    weight_DD, bias_D = layer
+    query_HNd = _by_head(query_ND * scale, heads)
+    folded_HND = torch.bmm(query_HNd, weight_DD.unflatten(0, (heads, -1)))
+    return folded_HND, torch.einsum("hnd,hd->hn", query_HNd, bias_D.view(heads, -1))
+
+
+def transformed(summed_HND: Tensor, share_HN: Tensor, layer: tuple[Tensor, Tensor]) -> Tensor:
+    """A layer applied to weighted sums of its inputs, (N, D), to those of each head its part of the layer.
+
+    Args:
+        share_HN: what the weights sum to; dropout leaves that off 1.
+        layer: its weight (D, D) and its bias (D,).
+    """
+    weight_DD, bias_D = layer
+    heads = len(summed_HND)
+    attended_HNd = torch.bmm(summed_HND, weight_DD.unflatten(0, (heads, -1)).transpose(1, 2))
+    attended_HNd = attended_HNd + torch.bmm(share_HN[..., None], bias_D.view(heads, 1, -1))
+    return attended_HNd.transpose(0, 1).flatten(1)
 
 
 class _SampleAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        keys_GKD: Tensor,
-        key_bias_D: Tensor,
-        values_GKD: Tensor,
-        value_bias_D: Tensor,
-        shares_NJP: Tensor,
-        folded_HND: Tensor,
-        constant_HN: Tensor,
-        places_NJP: Tensor,
-        lengths: Sequence[int],
-        read_lengths: Sequence[int],
-        draws: Draws,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
         from method.model import kernels  # here: to load it takes half a second, and a GPU does not need it
 
-        tables = (keys_GKD.flatten(0, 1), key_bias_D, values_GKD.flatten(0, 1), value_bias_D)
-        read = [tensor.contiguous() for tensor in (*tables, places_NJP, shares_NJP, folded_HND, constant_HN)]
-        ctx.save_for_backward(*read)
-        ctx.groups, ctx.lengths, ctx.read_lengths, ctx.draws = len(keys_GKD), lengths, read_lengths, draws
-        summed_HND, share_HN = folded_HND.new_empty(folded_HND.shape), constant_HN.new_empty(constant_HN.shape)
-        _run(kernels.attend, read, lengths, draws, [summed_HND, share_HN])
-        return summed_HND, share_HN
+        *tensors, samples, heads, draws = inputs
+        *before, value_DD, value_D = tensors
+        ctx.save_for_backward(*tensors, samples.places_NJG2)
+        ctx.heads, ctx.draws, ctx.lengths, ctx.read_lengths = heads, draws, samples.lengths, samples.read_lengths
+        ctx.autocast = (torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu"))
+        read = _read(heads, *before)
+        summed_HND, share_HN = (torch.empty_like(tensor) for tensor in read[-2:])
+        _run(kernels.attend, read, samples.places_NJG2, ctx, [summed_HND, share_HN])
+        return transformed(summed_HND, share_HN, (value_DD, value_D))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        from method.model import kernels
-
-        read = ctx.saved_tensors
-        keys_TD, bias_D, values_TD, _, _, shares_NJP, folded_HND, constant_HN, *_ = read
-        of_bias_BD = [bias_D.new_empty(len(ctx.lengths), len(bias_D)) for _ in range(2)]
-        of_keys_TD, of_values_TD, of_shares_NJP, of_folded_HND, of_constant_HN = (
-            torch.empty_like(tensor) for tensor in (keys_TD, values_TD, shares_NJP, folded_HND, constant_HN)
-        )
-        of_read = [of_keys_TD, of_bias_BD[0], of_values_TD, of_bias_BD[1], of_shares_NJP, of_folded_HND, of_constant_HN]
-        of_written = [gradient.contiguous() for gradient in gradients]
-        starts = torch.tensor([0, *ctx.read_lengths]).cumsum(0)
-        _run(kernels.pass_gradients, read, ctx.lengths, ctx.draws, [starts, *of_written, *of_read])
-        by_group = (ctx.groups, -1)
-        return (
-            of_keys_TD.unflatten(0, by_group),
-            of_bias_BD[0].sum(0),
-            of_values_TD.unflatten(0, by_group),
-            of_bias_BD[1].sum(0),
-            of_shares_NJP,
-            of_folded_HND,
-            of_constant_HN,
-            None,
-            None,
-            None,
-            None,
-        )
+        with torch.autocast("cpu", *ctx.autocast):
+            return *_gradients(ctx, *gradients), None, None, None
 
 
-def _run(kernel: Any, read: Sequence[Tensor], lengths: Sequence[int], draws: Draws, written: Sequence[Tensor]) -> None:
+def _gradients(ctx: Any, of_attended_ND: Tensor) -> list[Tensor | None]:
+    """The gradients of all tensors that came in."""
+    from method.model import kernels
+
+    *before, value_DD, value_D, places_NJG2 = ctx.saved_tensors
+    with torch.enable_grad():
+        leaves = [
+            tensor.detach().requires_grad_(needed) for tensor, needed in zip(before, ctx.needs_input_grad, strict=False)
+        ]
+        read = _read(ctx.heads, *leaves)
+    # Linear in the weighted sums, so that their gradients are known before they are made again.
+    of_attended_HNd = _by_head(of_attended_ND, ctx.heads)
+    of_summed_HND = torch.bmm(of_attended_HNd, value_DD.unflatten(0, (ctx.heads, -1)))
+    of_share_HN = torch.einsum("hnd,hd->hn", of_attended_HNd, value_D.view(ctx.heads, -1))
+    given = [tensor.float().contiguous() for tensor in (of_summed_HND, of_share_HN)]
+    summed = [torch.empty_like(tensor) for tensor in given]
+    biases = (1, 3)  # places in `read` of what has gradients by video, each of which one thread writes
+    of_read = [torch.empty_like(tensor) for tensor in read]
+    for place in biases:
+        of_read[place] = of_read[place].new_empty(len(ctx.lengths), len(of_read[place]))
+    starts = torch.tensor([0, *ctx.read_lengths]).cumsum(0)
+    _run(kernels.pass_gradients, read, places_NJG2, ctx, [starts, *given, *of_read, *summed])
+    for place in biases:
+        of_read[place] = of_read[place].sum(0)
+
+    summed_HND, share_HN = summed
+    of_value_DD = torch.bmm(of_attended_HNd.transpose(1, 2), summed_HND).flatten(0, 1)
+    of_value_D = torch.einsum("hnd,hn->hd", of_attended_HNd, share_HN).flatten()
+    made = [place for place, tensor in enumerate(read) if tensor.requires_grad]
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    of_made = [of_read[place] for place in made]
+    found = iter(torch.autograd.grad([read[place] for place in made], wanted, of_made) if made else ())
+    return [*(next(found) if leaf.requires_grad else None for leaf in leaves), of_value_DD, of_value_D]
+
+
+def _read(
+    heads: int,
+    shares_NJG2: Tensor,
+    query_ND: Tensor,
+    scale: Tensor,
+    rows_KD: Tensor,
+    key_first_DD: Tensor,
+    key_first_D: Tensor,
+    value_first_DD: Tensor,
+    value_first_D: Tensor,
+    key_DD: Tensor,
+    key_D: Tensor,
+) -> list[Tensor]:
+    """What a kernel reads beside places: tables and biases of keys and of values, shares, folded queries, constants."""
+    groups = shares_NJG2.shape[2]
+    keys_TD, values_TD = (_table(rows_KD, weight_DD, groups) for weight_DD in (key_first_DD, value_first_DD))
+    shares_NJP = shares_NJG2.flatten(2)
+    asked = folded(query_ND, scale, (key_DD, key_D), heads)
+    read = (keys_TD, key_first_D, values_TD, value_first_D, shares_NJP, *asked)
+    return [tensor.float().contiguous() for tensor in read]
+
+
+def _table(rows_KD: Tensor, weight_DD: Tensor, groups: int) -> Tensor:
+    """What a layer's part for each group makes of the rows, (T, D)."""
+    return torch.bmm(_by_head(rows_KD, groups), weight_DD.t().unflatten(0, (groups, -1))).flatten(0, 1)
+
+
+def _by_head(rows_ND: Tensor, heads: int) -> Tensor:
+    """Rows (N, D) as those of each head or group, (H, N, d)."""
+    return rows_ND.unflatten(1, (heads, -1)).transpose(0, 1)
+
+
+def _run(kernel: Any, read: Sequence[Tensor], places_NJG2: Tensor, ctx: Any, written: Sequence[Tensor]) -> None:
     """Let a kernel work on all videos; what it writes of one is written by one thread."""
+    read = [*read[:4], places_NJG2.flatten(2).contiguous(), *read[4:]]
     arrays, out = ([tensor.detach().numpy() for tensor in tensors] for tensors in (read, written))
-    rest = (draws.scale, *draws.drawn, np.cumsum([0, *lengths]))
-    in_threads(lambda first, end: kernel(*arrays, *rest, first, end, *out), lengths, worth=16)
+    rest = (ctx.draws.scale, *ctx.draws.drawn, np.cumsum([0, *ctx.lengths]))
+    in_threads(lambda first, end: kernel(*arrays, *rest, first, end, *out), ctx.lengths, worth=16)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from method.model import dropout, recomputing
-from method.model.sample_attention import SampledLayer, attend_to_samples
+from method.model.sample_attention import Samples, TwoLayers, attend_to_samples
 from method.model.sampling import sampled
 
 LENGTHS, READ = (5, 1, 9), (7, 3, 4)  # rows that ask, and rows that are read, of three videos
@@ -17,13 +17,13 @@ N, K, J, G, H, D = 15, 14, 3, 4, 2, 12
 
 
 class Case(NamedTuple):
+    query_ND: Tensor
     rows_KD: Tensor
-    keys: torch.nn.Linear
-    values: torch.nn.Linear
+    keys: TwoLayers
+    values: TwoLayers
     places_NJG2: Tensor
     shares_NJG2: Tensor
-    folded_HND: Tensor
-    constant_HN: Tensor
+    scale: Tensor
 
     @classmethod
     def random(cls) -> Case:
@@ -31,22 +31,23 @@ class Case(NamedTuple):
         first_N = torch.tensor([0, 7, 10]).repeat_interleave(torch.tensor(LENGTHS))
         count_N = torch.tensor(READ).repeat_interleave(torch.tensor(LENGTHS))
         within = (torch.rand(N, J, G, 2) * count_N[:, None, None, None]).long()
-        tensors = [torch.randn(shape, requires_grad=True) for shape in ((K, D), (N, J, G, 2), (H, N, D), (H, N))]
-        rows_KD, shares_NJG2, folded_HND, constant_HN = tensors
-        keys, values, places_NJG2 = torch.nn.Linear(D, D), torch.nn.Linear(D, D), first_N[:, None, None, None] + within
-        return cls(rows_KD, keys, values, places_NJG2, shares_NJG2, folded_HND, constant_HN)
+        tensors = [torch.randn(shape, requires_grad=True) for shape in ((N, D), (K, D), (N, J, G, 2))]
+        query_ND, rows_KD, shares_NJG2 = tensors
+        places_NJG2, scale = first_N[:, None, None, None] + within, torch.tensor(1.5, requires_grad=True)
+        return cls(query_ND, rows_KD, TwoLayers(D), TwoLayers(D), places_NJG2, shares_NJG2, scale)
 
     @property
     def learnt(self) -> list[Tensor]:
-        of_layers = [*self.keys.parameters(), *self.values.parameters()]
-        return [self.rows_KD, self.shares_NJG2, self.folded_HND, self.constant_HN, *of_layers]
+        tensors = (self.query_ND, self.rows_KD, self.shares_NJG2, self.scale)
+        return [*tensors, *self.keys.parameters(), *self.values.parameters()]
 
-    def attend(self, probability: float = 0.0) -> tuple[Tensor, Tensor]:
-        keys, values = (SampledLayer.of(layer, self.rows_KD, G) for layer in (self.keys, self.values))
-        asked = (self.places_NJG2, self.shares_NJG2, self.folded_HND, self.constant_HN)
-        return attend_to_samples(keys, values, *asked, LENGTHS, READ, probability)
+    def attend(self, probability: float = 0.0) -> Tensor:
+        samples = Samples(self.places_NJG2, self.shares_NJG2, LENGTHS, READ)
+        return attend_to_samples(
+            self.query_ND, self.rows_KD, samples, self.keys, self.values, H, self.scale, probability
+        )
 
-    def naive(self) -> tuple[Tensor, Tensor]:
+    def naive(self) -> Tensor:
         made = [
             torch.cat([share @ self.rows_KD.unflatten(1, (G, -1))[place, group] for group, (place, share) in parts])
             for n in range(N)
@@ -54,16 +55,17 @@ class Case(NamedTuple):
             for parts in [list(enumerate(zip(self.places_NJG2[n, j], self.shares_NJG2[n, j], strict=True)))]
         ]
         samples = torch.stack(made).view(N, J, D)
-        keys, values = self.keys(samples).relu(), self.values(samples).relu()
-        weights = (torch.einsum("hnd,njd->hnj", self.folded_HND, keys) + self.constant_HN[..., None]).softmax(-1)
-        return torch.einsum("hnj,njd->hnd", weights, values), weights.sum(-1)
+        hidden = [mlp.first(samples).relu() for mlp in (self.keys, self.values)]
+        keys, values = self.keys.second(hidden[0]), self.values.second(hidden[1])
+        keys, values = (made.unflatten(-1, (H, -1)) for made in (keys, values))
+        query = self.query_ND.unflatten(1, (H, -1))
+        weights = (self.scale * torch.einsum("nhd,njhd->nhj", query, keys)).softmax(-1)
+        return torch.einsum("nhj,njhd->nhd", weights, values).flatten(1)
 
 
-def loss(results: tuple[Tensor, Tensor]) -> Tensor:
-    """What gives every number of both results another gradient."""
-    return torch.stack(
-        [(result * torch.arange(result.numel()).view_as(result).cos()).sum() for result in results]
-    ).sum()
+def loss(result: Tensor) -> Tensor:
+    """What gives every number of a result another gradient."""
+    return (result * torch.arange(result.numel()).view_as(result).cos()).sum()
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -71,9 +73,8 @@ def test_value_and_gradients_equal_those_of_a_loop(count: int, monkeypatch: pyte
     case = Case.random()
     monkeypatch.setattr(torch, "get_num_threads", lambda: count)
     expected, found = case.naive(), case.attend()
-    for result, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(result, other, atol=1e-5, rtol=1e-5)
-    gradients = [torch.autograd.grad(loss(results), case.learnt) for results in (found, expected)]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(loss(result), case.learnt) for result in (found, expected)]
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
 
@@ -82,8 +83,8 @@ def test_sums_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyP
     for count in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
         torch.manual_seed(1)
-        results = case.attend(0.3)
-        found.append([*results, *torch.autograd.grad(loss(results), case.learnt)])
+        result = case.attend(0.3)
+        found.append([result, *torch.autograd.grad(loss(result), case.learnt)])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
@@ -94,28 +95,37 @@ def test_samples_made_for_a_gpu_equal_those_of_a_loop() -> None:
     expected = (parts * case.shares_NJG2[..., None]).sum(-2).flatten(2).flatten(0, 1)
     torch.testing.assert_close(found, expected)
     wanted = (case.rows_KD, case.shares_NJG2)
-    gradients = [torch.autograd.grad(loss((made, made)), wanted) for made in (found, expected)]
+    gradients = [torch.autograd.grad(loss(made), wanted) for made in (found, expected)]
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
 
 
 def test_dropout_keeps_the_mean_and_drops_each_time_something_else() -> None:
     case = Case.random()
     with torch.no_grad():
-        _, shares = zip(*[case.attend(0.2) for _ in range(2000)], strict=True)
-        assert not torch.equal(shares[0], shares[1])
-        torch.testing.assert_close(torch.stack(shares).mean(0), torch.ones(H, N), atol=0.06, rtol=0)
-        # A single sample of weight 1: its hidden values are dropped, and then the weight itself.
-        only = case._replace(
-            places_NJG2=case.places_NJG2[:, :1],
-            shares_NJG2=case.shares_NJG2[:, :1],
-            folded_HND=torch.zeros(H, N, D),
-        )
-        whole, _ = only.attend()
-        results = torch.stack([only.attend(0.2)[0] for _ in range(4000)])
+        # A single sample, of weight 1, whose values pass the second layer as they are, or are left out for its bias.
+        only = case._replace(places_NJG2=case.places_NJG2[:, :1], shares_NJG2=case.shares_NJG2[:, :1])
+        only.values.second.weight.copy_(torch.eye(D))
+        only.values.second.bias.zero_()
+        whole = only.attend()
+        results = torch.stack([only.attend(0.2) for _ in range(4000)])
+        only.values.second.weight.zero_()
+        only.values.second.bias.fill_(1)
+        shares = torch.stack([only.attend(0.2) for _ in range(4000)])
     kept = results[:, whole > 0.01] / whole[whole > 0.01]
     assert set(kept.unique().mul(100).round().tolist()) <= {0.0, 156.0, 156.25}
     assert (kept != 0).float().mean().item() == pytest.approx(0.64, abs=0.01)
     torch.testing.assert_close(results.mean(0), whole, atol=0.1, rtol=0.1)
+    assert set(shares.unique().mul(100).round().tolist()) == {0.0, 125.0}
+    assert (shares != 0).float().mean().item() == pytest.approx(0.8, abs=0.01)
+
+
+def test_nothing_but_the_last_layer_is_learnt() -> None:
+    case = Case.random()
+    (expected,) = torch.autograd.grad(loss(case.naive()), [case.values.second.weight])
+    for tensor in case.learnt[:-2]:
+        tensor.requires_grad_(False)
+    (found,) = torch.autograd.grad(loss(case.attend()), [case.values.second.weight])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_gradients_with_dropout_are_those_of_what_was_dropped() -> None:
@@ -140,20 +150,24 @@ def test_gradients_with_dropout_are_those_of_what_was_dropped() -> None:
         torch.testing.assert_close(slope, gradient.norm().double(), atol=5e-3, rtol=5e-2)
 
 
-@pytest.mark.parametrize("name", ["rows_KD", "shares_NJG2", "folded_HND"])
+@pytest.mark.parametrize("name", ["rows_KD", "shares_NJG2", "query_ND"])
 def test_what_is_not_finite_shows(name: str) -> None:
     case = Case.random()
     with torch.no_grad():
         getattr(case, name).view(-1)[: D * 2] = torch.nan
-        assert case.attend()[0].isnan().any()
+        assert case.attend().isnan().any()
 
 
-def test_half_precision_comes_as_float() -> None:
+def test_half_precision() -> None:
     case = Case.random()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    expected = torch.autograd.grad(loss(case.naive()), case.learnt)
+    with torch.autocast("cpu", torch.bfloat16):
         found = case.attend()
-    assert found[0].dtype == torch.float32
-    torch.testing.assert_close(found[0], case.naive()[0], atol=0.1, rtol=0.1)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), case.naive(), atol=0.05, rtol=0.05)
+    for gradient, other in zip(torch.autograd.grad(loss(found), case.learnt), expected, strict=True):
+        assert gradient.dtype == torch.float32
+        assert (gradient - other).norm() <= 0.1 * other.norm() + 0.01
 
 
 def test_what_is_recomputed_draws_the_same_dropout() -> None:
