@@ -50,17 +50,14 @@ class SelfAttention(nn.Module):
         return self.output(layout.unpad(self._attend(projected_BLX, layout.mask_BL)))
 
     def _attend_in_boxes(self, rows: Ragged, weight_XD: Tensor, bias_X: Tensor) -> Tensor:
-        """The same for a CPU: in boxes of similar length, of which nothing is kept for the backward pass."""
+        """The same for a CPU: in boxes of similar length, of which the projections are kept for the backward pass."""
         buckets = rows.layout.buckets
-        boxes = zip(buckets.split(rows.values), buckets.real, strict=True)
-        return buckets.join(
-            [recomputed(self._project_and_attend, rows_blD, real_bl, weight_XD, bias_X) for rows_blD, real_bl in boxes]
-        )
+        projected = (F.linear(rows_blD, weight_XD, bias_X) for rows_blD in buckets.split(rows.values))
+        boxes = zip(projected, buckets.real, strict=True)
+        return buckets.join([recomputed(self._attend_and_transform, *box) for box in boxes])
 
-    def _project_and_attend(
-        self, rows_blD: Tensor, real_bl: Tensor | None, weight_XD: Tensor, bias_X: Tensor
-    ) -> Tensor:
-        return self.output(self._attend(F.linear(rows_blD, weight_XD, bias_X), real_bl))
+    def _attend_and_transform(self, projected_blX: Tensor, real_bl: Tensor | None) -> Tensor:
+        return self.output(self._attend(projected_blX, real_bl))
 
     def _attend(self, projected_blX: Tensor, real_bl: Tensor | None) -> Tensor:
         """What the rows of each sequence attend to, (b, l, D), of their queries, keys and values side by side."""
@@ -107,7 +104,8 @@ class SequenceEncoder(nn.Module):
     def forward(self, rows: Ragged) -> Ragged:
         """Encode rows (N, I) into (N, D)."""
         projected_ND = self._project(rows.values)
-        return self.attention(rows.with_values(self._placed(projected_ND, rows.layout.position_N)))
+        placed_ND = recomputed(self._placed, projected_ND, rows.layout.position_N)
+        return self.attention(rows.with_values(placed_ND))
 
     def _project(self, rows_NI: Tensor) -> Tensor:
         if hardware.likes_large_kernels(rows_NI) or rows_NI.requires_grad:

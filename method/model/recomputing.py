@@ -18,8 +18,7 @@ def recomputed(function: Callable[..., Result], rows: Tensor, *others: Any) -> R
     """`function(rows, *others)`; on a CPU nothing of what it computes on the way is kept.
 
     A matrix product that comes last is not computed again, since nothing reads its result.
-    For what is a small part of a step's time and a large part of its memory, a piece of a batch at a time: together it
-    makes a step a sixth slower and halves its memory. A GPU keeps everything.
+    For what is a small part of a step's time and a large part of its memory. A GPU keeps everything.
     """
     if hardware.likes_large_kernels(rows) or not torch.is_grad_enabled():
         return function(rows, *others)
