@@ -36,7 +36,7 @@ ELEMENTWISE = "other element-wise, sums"
 REST = "rest"
 
 # The function around an operation says more than its name: an optimiser and a dropout are made of element-wise ones.
-_AROUND = ((OPTIMISER, r"^Optimizer\."), (DROPOUT, r"(?i)dropout"), (SAMPLES, r"_SampleAttention"))
+_AROUND = ((OPTIMISER, r"^Optimizer\."), (DROPOUT, r"(?i)dropout"))
 # Operations of PyTorch, without 'aten::'; those that none fits are ELEMENTWISE.
 _OPERATIONS = (
     (PRODUCTS, r"(add)?(mm|mv|bmm)_?|baddbmm_?|dot|_addmm_activation|mkldnn_linear|"
@@ -51,7 +51,11 @@ _OPERATIONS = (
         r"_?scaled_dot_product_attention(_math)?|set_data|is_nonzero|pad|new_.*"),
 )  # fmt: skip
 # Functions of ours, by what they do themselves.
-_FUNCTIONS = ((NORMALISATION, r"_NormalizedLinear(Backward)?"), (DROPOUT, r"_FeedForward(Backward)?"))
+_FUNCTIONS = (
+    (SAMPLES, r"_SampleAttention(Backward)?"),
+    (NORMALISATION, r"_NormalizedLinear(Backward)?"),
+    (DROPOUT, r"_FeedForward(Backward)?"),
+)
 # Kernels, by a part of their names; the first that fits. Copies of rows by index are ROWS, so that these come first.
 _KERNELS = (
     (OPTIMISER, r"multi_tensor_apply"),

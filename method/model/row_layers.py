@@ -19,7 +19,7 @@ from method.model.dropout import Draws, pass_where_kept, rectify_and_drop
 from method.model.threads import in_threads
 
 ROWS_OF_A_PIECE = 2048
-_ROWS_OF_A_PART = 256  # of a piece, of which a thread takes some
+_ROWS_OF_A_PART = 512  # of a piece, of which a thread takes some
 
 
 def feed_forward(rows_ND: Tensor, inner: nn.Linear, outer: nn.Linear, probability: float) -> Tensor:
