@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
@@ -34,6 +35,10 @@ class Stopped(Exception):
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+class _Terminated(SystemExit):
+    """SIGTERM came, and nothing has to be saved."""
 
 
 class Ended(Exception):
@@ -81,6 +86,7 @@ def run_command(main: Callable[[], object]) -> None:
         if getattr(sys, name) is None:  # closed by whoever started the program
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     before = signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _raise_again
     try:
         main()
         sys.stdout.flush()
@@ -94,6 +100,8 @@ def run_command(main: Callable[[], object]) -> None:
         _leave(str(end), end.status)
     except KeyboardInterrupt:
         _leave("interrupted", EXIT_INTERRUPTED)
+    except _Terminated:
+        _leave("terminated", 128 + signal.SIGTERM)
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_DONE)
@@ -106,6 +114,7 @@ def run_command(main: Callable[[], object]) -> None:
             raise
         _leave(f"error: not enough memory ({str(error) or 'none is left'}); {_NEED_LESS}", EXIT_INPUT)
     finally:
+        sys.unraisablehook = sys.__unraisablehook__
         signal.signal(signal.SIGTERM, before)
         for number in (signal.SIGINT, signal.SIGTERM):  # who cannot wait for the exit need not be told where it was
             atexit.register(signal.signal, number, signal.SIG_DFL)
@@ -116,8 +125,18 @@ def _is_lack_of_memory(error: Exception) -> bool:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    os.write(2, b"terminated\n")
-    sys.exit(128 + number)
+    raise _Terminated(128 + number)
+
+
+def _raise_again(ignored: "sys.UnraisableHookArgs") -> None:
+    """A signal that came while Python ran a destructor, which ends no program, comes again a moment later."""
+    number = {KeyboardInterrupt: signal.SIGINT, _Terminated: signal.SIGTERM}.get(ignored.exc_type)
+    if number is None:
+        sys.__unraisablehook__(ignored)
+        return
+    again = threading.Timer(0.01, signal.pthread_kill, [threading.main_thread().ident, number])
+    again.daemon = True
+    again.start()
 
 
 def _leave(line: str, status: int) -> NoReturn:

@@ -94,3 +94,41 @@ def test_values_are_shown_in_a_few_words() -> None:
     assert shown("384") == "'384'"
     assert shown(384) == "384"
     assert shown(shared) == "a list"
+
+
+SIGNAL_IN_A_CALLBACK = """
+import os, signal, sys, time, weakref
+from method.errors import run_command
+
+class Thing:
+    pass
+
+def leave(_):
+    os.kill(os.getpid(), int(sys.argv[1]))
+    for _ in range(1000):
+        pass
+
+def main():
+    thing = Thing()
+    kept = weakref.ref(thing, leave)
+    del thing
+    time.sleep(30)
+    print("not reached")
+
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize(("number", "line"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_a_signal_while_python_cleans_up_is_not_lost(number: signal.Signals, line: str) -> None:
+    run = [sys.executable, "-c", SIGNAL_IN_A_CALLBACK, str(int(number))]
+    done = subprocess.run(run, cwd=REPOSITORY, capture_output=True, text=True, timeout=25)
+    assert (done.returncode, done.stderr, done.stdout) == (128 + number, line + "\n", "")
+
+
+def test_other_mistakes_while_python_cleans_up_are_shown() -> None:
+    program = SIGNAL_IN_A_CALLBACK.replace("os.kill(os.getpid(), int(sys.argv[1]))", "raise ValueError('a bug')")
+    program = program.replace("time.sleep(30)", "pass")
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "ValueError: a bug" in done.stderr
