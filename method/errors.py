@@ -85,7 +85,7 @@ def run_command(main: Callable[[], object]) -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started the program
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before, hook_before = signal.signal(signal.SIGTERM, _terminate), sys.unraisablehook
     sys.unraisablehook = _raise_again
     try:
         main()
@@ -114,7 +114,7 @@ def run_command(main: Callable[[], object]) -> None:
             raise
         _leave(f"error: not enough memory ({str(error) or 'none is left'}); {_NEED_LESS}", EXIT_INPUT)
     finally:
-        sys.unraisablehook = sys.__unraisablehook__
+        sys.unraisablehook = hook_before
         signal.signal(signal.SIGTERM, before)
         for number in (signal.SIGINT, signal.SIGTERM):  # who cannot wait for the exit need not be told where it was
             atexit.register(signal.signal, number, signal.SIG_DFL)
