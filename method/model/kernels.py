@@ -213,17 +213,6 @@ def _make(table_TD, bias_D, places_P, shares_P, group_rows, scale, row_D):  # ty
 
 
 @_inlined
-def _make_all(  # type: ignore[no-untyped-def]
-    keys_TD, key_bias_D, values_TD, value_bias_D, places_JP, shares_JP, group_rows, scale, hidden_2JD
-):
-    """Write the hidden rows of the keys and of the values of all samples of a row."""
-    for j in range(places_JP.shape[0]):
-        sample = places_JP[j], shares_JP[j], group_rows, scale
-        _make(keys_TD, key_bias_D, *sample, hidden_2JD[0, j])
-        _make(values_TD, value_bias_D, *sample, hidden_2JD[1, j])
-
-
-@_inlined
 def _weigh(folded_HND, constant_HN, n, keys_JD, weights_HJ):  # type: ignore[no-untyped-def]
     """Write the softmax of the logits of a row over its samples."""
     heads, count = weights_HJ.shape
@@ -245,180 +234,143 @@ def _weigh(folded_HND, constant_HN, n, keys_JD, weights_HJ):  # type: ignore[no-
             weights_HJ[h, j] /= total
 
 
-# Tables, biases, places, shares, folded queries, constants; scale, draws; first row of each video, videos to work on.
-_TABLES = (_FLOATS_2, _FLOATS, _FLOATS_2, _FLOATS, _PLACES_3, _FLOATS_3, _FLOATS_3, _FLOATS_2)
-_READ = (*_TABLES, nb.float32, *_DRAWN, _PLACES, nb.int64, nb.int64)
-
-
-@_compiled(*_READ, _FLOATS_3, _FLOATS_2)
-def attend(  # type: ignore[no-untyped-def]
-    keys_TD,
-    key_bias_D,
-    values_TD,
-    value_bias_D,
-    places_NJP,
-    shares_NJP,
-    folded_HND,
-    constant_HN,
-    scale,
-    seed,
-    thresholds,
-    guide,
-    ends,
-    first_video,
-    end_video,
-    summed_HND,
-    share_HN,
-):
-    """Write the weighted sums of the hidden rows of the values, and the sums of the weights."""
-    count, heads, width = places_NJP.shape[1], folded_HND.shape[0], folded_HND.shape[2]
+@_inlined
+def _make_row(tables, scale, drawn, n, hidden_2JD, kept_HJ, weights_HJ):  # type: ignore[no-untyped-def]
+    """Write the hidden rows of a row's samples, keys and values, what dropout keeps of the weights, and these."""
+    keys_TD, key_bias_D, values_TD, value_bias_D, places_NJP, shares_NJP, folded_HND, constant_HN = tables
+    seed, thresholds, guide = drawn
     group_rows = keys_TD.shape[0] // (places_NJP.shape[2] // 2)
-    hidden_2JD = np.empty((2, count, width), np.float32)
-    weights_HJ, kept_HJ = np.empty((heads, count), np.float32), np.empty((heads, count), np.float32)
-    for n in range(ends[first_video], ends[end_video]):
-        _make_all(
-            keys_TD, key_bias_D, values_TD, value_bias_D, places_NJP[n], shares_NJP[n], group_rows, scale, hidden_2JD
-        )
-        state = _zero_dropped(hidden_2JD.reshape(-1), _stream(seed, n), thresholds, guide)
-        kept_HJ[:] = scale
-        _zero_dropped(kept_HJ.reshape(-1), state, thresholds, guide)
-        _weigh(folded_HND, constant_HN, n, hidden_2JD[0], weights_HJ)
-        for h in range(heads):
-            summed_D = summed_HND[h, n]
-            summed_D[:] = 0
-            share = _ZERO
-            for j in range(count):
-                weight = weights_HJ[h, j] * kept_HJ[h, j]
-                share += weight
-                value_D = hidden_2JD[1, j]
-                for d in range(width):
-                    summed_D[d] += weight * value_D[d]
-            share_HN[h, n] = share
+    for j in range(places_NJP.shape[1]):
+        sample = places_NJP[n, j], shares_NJP[n, j], group_rows, scale
+        _make(keys_TD, key_bias_D, *sample, hidden_2JD[0, j])
+        _make(values_TD, value_bias_D, *sample, hidden_2JD[1, j])
+    state = _zero_dropped(hidden_2JD.reshape(-1), _stream(seed, n), thresholds, guide)
+    kept_HJ[:] = scale
+    _zero_dropped(kept_HJ.reshape(-1), state, thresholds, guide)
+    _weigh(folded_HND, constant_HN, n, hidden_2JD[0], weights_HJ)
 
 
 @_inlined
-def _pass_on(table_TD, of_table_TD, places_P, shares_P, group_rows, of_sample_D, of_shares_P):  # type: ignore[no-untyped-def]
-    """Add the gradient of a sample to those of the rows that it sums and of their shares."""
+def _sum_values(values_JD, weights_J, kept_J, summed_D):  # type: ignore[no-untyped-def]
+    """Write the weighted sum of the values; returns the sum of the weights, both after dropout."""
+    share = _ZERO
+    summed_D[:] = 0
+    for j in range(values_JD.shape[0]):
+        weight, value_D = weights_J[j] * kept_J[j], values_JD[j]
+        share += weight
+        for d in range(summed_D.shape[0]):
+            summed_D[d] += weight * value_D[d]
+    return share
+
+
+# Tables and biases of keys and of values, places, shares, folded queries, constants; the gradients of all but places.
+_TABLES = nb.types.Tuple((_FLOATS_2, _FLOATS, _FLOATS_2, _FLOATS, _PLACES_3, _FLOATS_3, _FLOATS_3, _FLOATS_2))
+_OF_TABLES = nb.types.Tuple((_FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_3, _FLOATS_3, _FLOATS_2))
+_SUMS = nb.types.Tuple((_FLOATS_3, _FLOATS_2))  # of values, and of their weights
+
+
+@_compiled(_TABLES, nb.float32, nb.types.Tuple(_DRAWN), _PLACES, nb.int64, nb.int64, _SUMS)
+def attend(tables, scale, drawn, firsts, first_video, end_video, sums):  # type: ignore[no-untyped-def]
+    """Write the weighted sums of the hidden rows of the values, and the sums of the weights.
+
+    firsts: where the rows of each video begin, and the end of the last.
+    """
+    places_NJP, folded_HND = tables[4], tables[6]
+    count, heads, width = places_NJP.shape[1], folded_HND.shape[0], folded_HND.shape[2]
+    summed_HND, share_HN = sums
+    hidden_2JD = np.empty((2, count, width), np.float32)
+    weights_HJ, kept_HJ = np.empty((heads, count), np.float32), np.empty((heads, count), np.float32)
+    for n in range(firsts[first_video], firsts[end_video]):
+        _make_row(tables, scale, drawn, n, hidden_2JD, kept_HJ, weights_HJ)
+        for h in range(heads):
+            share_HN[h, n] = _sum_values(hidden_2JD[1], weights_HJ[h], kept_HJ[h], summed_HND[h, n])
+
+
+@_inlined
+def _pass_through_weights(  # type: ignore[no-untyped-def]
+    hidden_2JD, weights_J, kept_J, asked_D, of_summed_D, of_share, of_hidden_2JD, of_asked_D
+):
+    """Add the gradients of the hidden rows by a head, and write that of what it asks; returns that of its constant."""
+    count, width = weights_J.shape[0], asked_D.shape[0]
+    of_weights_J = np.empty(count, np.float32)
+    mean = _ZERO
+    for j in range(count):
+        value_D, of_weight = hidden_2JD[1, j], of_share
+        for d in range(width):
+            of_weight += of_summed_D[d] * value_D[d]
+        of_weights_J[j] = of_weight * kept_J[j]
+        mean += of_weights_J[j] * weights_J[j]
+    of_asked_D[:] = 0
+    of_constant = _ZERO
+    for j in range(count):
+        of_logit = weights_J[j] * (of_weights_J[j] - mean)
+        of_constant += of_logit
+        weight = weights_J[j] * kept_J[j]
+        key_D, of_key_D, of_value_D = hidden_2JD[0, j], of_hidden_2JD[0, j], of_hidden_2JD[1, j]
+        for d in range(width):
+            of_asked_D[d] += of_logit * key_D[d]
+        for d in range(width):
+            of_key_D[d] += of_logit * asked_D[d]
+        for d in range(width):
+            of_value_D[d] += weight * of_summed_D[d]
+    return of_constant
+
+
+@_inlined
+def _pass_through_layer(  # type: ignore[no-untyped-def]
+    table_TD, places_P, shares_P, scale, hidden_D, of_hidden_D, of_table_TD, of_bias_D, of_shares_P
+):
+    """Add the gradient of a sample's hidden row to those of the rows that it sums, of their shares and of the bias."""
+    width = hidden_D.shape[0]
+    for d in range(width):  # what is zero has no gradient, whether relu or dropout made it so
+        of_hidden_D[d] = of_hidden_D[d] * scale if hidden_D[d] != _ZERO else _ZERO
+        of_bias_D[d] += of_hidden_D[d]
+    group_rows = table_TD.shape[0] // (places_P.shape[0] // 2)
     for p in range(places_P.shape[0]):
         row = places_P[p] + (p // 2) * group_rows
         row_D, of_row_D = table_TD[row], of_table_TD[row]
         share, total = shares_P[p], _ZERO
-        for d in range(of_sample_D.shape[0]):
-            total += row_D[d] * of_sample_D[d]
-        for d in range(of_sample_D.shape[0]):
-            of_row_D[d] += share * of_sample_D[d]
+        for d in range(width):
+            total += row_D[d] * of_hidden_D[d]
+        for d in range(width):
+            of_row_D[d] += share * of_hidden_D[d]
         of_shares_P[p] += total
 
 
-@_compiled(
-    *_READ, _PLACES, _FLOATS_3, _FLOATS_2, *[_FLOATS_2] * 4, *[_FLOATS_3, _FLOATS_3, _FLOATS_2], _FLOATS_3, _FLOATS_2
-)
+@_compiled(_TABLES, nb.float32, nb.types.Tuple(_DRAWN), _PLACES, nb.int64, nb.int64, _SUMS, _PLACES, _SUMS, _OF_TABLES)
 def pass_gradients(  # type: ignore[no-untyped-def]
-    keys_TD,
-    key_bias_D,
-    values_TD,
-    value_bias_D,
-    places_NJP,
-    shares_NJP,
-    folded_HND,
-    constant_HN,
-    scale,
-    seed,
-    thresholds,
-    guide,
-    ends,
-    first_video,
-    end_video,
-    read_ends,
-    of_summed_HND,
-    of_share_HN,
-    of_keys_TD,
-    of_key_bias_BD,
-    of_values_TD,
-    of_value_bias_BD,
-    of_shares_NJP,
-    of_folded_HND,
-    of_constant_HN,
-    summed_HND,
-    share_HN,
+    tables, scale, drawn, firsts, first_video, end_video, sums, read_firsts, of_sums, of_tables
 ):
     """Write the gradients of what `attend` read, given those of what it wrote, and what it wrote once more.
 
-    Gradients of biases are those of each video. read_ends: where the rows of each video begin in a group of a table.
+    Gradients of biases are those of each video. read_firsts: where the rows of each video begin in a group of a table.
     """
+    keys_TD, _, values_TD, _, places_NJP, shares_NJP, folded_HND, _ = tables
+    of_keys_TD, of_key_bias_BD, of_values_TD, of_value_bias_BD, of_shares_NJP, of_folded_HND, of_constant_HN = of_tables
+    (summed_HND, share_HN), (of_summed_HND, of_share_HN) = sums, of_sums
     count, heads, width = places_NJP.shape[1], folded_HND.shape[0], folded_HND.shape[2]
     group_rows = keys_TD.shape[0] // (places_NJP.shape[2] // 2)
     hidden_2JD, of_hidden_2JD = np.empty((2, count, width), np.float32), np.empty((2, count, width), np.float32)
     weights_HJ, kept_HJ = np.empty((heads, count), np.float32), np.empty((heads, count), np.float32)
-    of_weights_J = np.empty(count, np.float32)
     for video in range(first_video, end_video):
-        of_key_bias_D, of_value_bias_D = of_key_bias_BD[video], of_value_bias_BD[video]
-        of_key_bias_D[:] = 0
-        of_value_bias_D[:] = 0
+        of_key_bias_BD[video] = 0
+        of_value_bias_BD[video] = 0
         for first in range(0, keys_TD.shape[0], group_rows):
-            of_keys_TD[first + read_ends[video] : first + read_ends[video + 1]] = 0
-            of_values_TD[first + read_ends[video] : first + read_ends[video + 1]] = 0
-        for n in range(ends[video], ends[video + 1]):
-            of_shares_NJP[n] = 0
-            _make_all(
-                keys_TD,
-                key_bias_D,
-                values_TD,
-                value_bias_D,
-                places_NJP[n],
-                shares_NJP[n],
-                group_rows,
-                scale,
-                hidden_2JD,
-            )
-            state = _zero_dropped(hidden_2JD.reshape(-1), _stream(seed, n), thresholds, guide)
-            kept_HJ[:] = scale
-            _zero_dropped(kept_HJ.reshape(-1), state, thresholds, guide)
-            _weigh(folded_HND, constant_HN, n, hidden_2JD[0], weights_HJ)
+            of_keys_TD[first + read_firsts[video] : first + read_firsts[video + 1]] = 0
+            of_values_TD[first + read_firsts[video] : first + read_firsts[video + 1]] = 0
+        for n in range(firsts[video], firsts[video + 1]):
+            _make_row(tables, scale, drawn, n, hidden_2JD, kept_HJ, weights_HJ)
             of_hidden_2JD[:] = 0
             for h in range(heads):
-                of_summed_D = of_summed_HND[h, n]
-                mean = _ZERO
-                for j in range(count):
-                    value_D = hidden_2JD[1, j]
-                    of_weight = of_share_HN[h, n]
-                    for d in range(width):
-                        of_weight += of_summed_D[d] * value_D[d]
-                    of_weights_J[j] = of_weight * kept_HJ[h, j]
-                    mean += of_weights_J[j] * weights_HJ[h, j]
-                asked_D, of_asked_D, summed_D = folded_HND[h, n], of_folded_HND[h, n], summed_HND[h, n]
-                of_asked_D[:] = 0
-                summed_D[:] = 0
-                of_constant, share = _ZERO, _ZERO
-                for j in range(count):
-                    of_logit = weights_HJ[h, j] * (of_weights_J[j] - mean)
-                    of_constant += of_logit
-                    weight = weights_HJ[h, j] * kept_HJ[h, j]
-                    share += weight
-                    key_D, value_D = hidden_2JD[0, j], hidden_2JD[1, j]
-                    of_key_D, of_value_D = of_hidden_2JD[0, j], of_hidden_2JD[1, j]
-                    for d in range(width):
-                        of_asked_D[d] += of_logit * key_D[d]
-                    for d in range(width):
-                        of_key_D[d] += of_logit * asked_D[d]
-                    for d in range(width):
-                        of_value_D[d] += weight * of_summed_D[d]
-                    for d in range(width):
-                        summed_D[d] += weight * value_D[d]
-                of_constant_HN[h, n] = of_constant
-                share_HN[h, n] = share
+                share_HN[h, n] = _sum_values(hidden_2JD[1], weights_HJ[h], kept_HJ[h], summed_HND[h, n])
+                head = weights_HJ[h], kept_HJ[h], folded_HND[h, n], of_summed_HND[h, n], of_share_HN[h, n]
+                of_constant_HN[h, n] = _pass_through_weights(hidden_2JD, *head, of_hidden_2JD, of_folded_HND[h, n])
+            of_shares_NJP[n] = 0
             for j in range(count):
-                key_D, of_key_D = hidden_2JD[0, j], of_hidden_2JD[0, j]
-                value_D, of_value_D = hidden_2JD[1, j], of_hidden_2JD[1, j]
-                for d in range(width):  # what is zero has no gradient, whether relu or dropout made it so
-                    of_key_D[d] = of_key_D[d] * scale if key_D[d] != _ZERO else _ZERO
-                    of_key_bias_D[d] += of_key_D[d]
-                for d in range(width):
-                    of_value_D[d] = of_value_D[d] * scale if value_D[d] != _ZERO else _ZERO
-                    of_value_bias_D[d] += of_value_D[d]
-                sample = places_NJP[n, j], shares_NJP[n, j], group_rows
-                _pass_on(keys_TD, of_keys_TD, *sample, of_key_D, of_shares_NJP[n, j])
-                _pass_on(values_TD, of_values_TD, *sample, of_value_D, of_shares_NJP[n, j])
+                sample, of_shares_P = (places_NJP[n, j], shares_NJP[n, j], scale), of_shares_NJP[n, j]
+                key, value = (hidden_2JD[0, j], of_hidden_2JD[0, j]), (hidden_2JD[1, j], of_hidden_2JD[1, j])
+                _pass_through_layer(keys_TD, *sample, *key, of_keys_TD, of_key_bias_BD[video], of_shares_P)
+                _pass_through_layer(values_TD, *sample, *value, of_values_TD, of_value_bias_BD[video], of_shares_P)
 
 
 # Scoring: the frame of each video that a query scores highest.

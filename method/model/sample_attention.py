@@ -109,8 +109,8 @@ class _SampleAttention(torch.autograd.Function):
         ctx.heads, ctx.draws, ctx.lengths, ctx.read_lengths = heads, draws, samples.lengths, samples.read_lengths
         ctx.autocast = (torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu"))
         read = _read(heads, *before)
-        summed_HND, share_HN = (torch.empty_like(tensor) for tensor in read[-2:])
-        _run(kernels.attend, read, samples.places_NJG2, ctx, [summed_HND, share_HN])
+        summed_HND, share_HN = sums = [torch.empty_like(tensor) for tensor in read[-2:]]
+        _run(kernels.attend, read, samples.places_NJG2, ctx, _arrays(sums))
         return transformed(summed_HND, share_HN, (value_DD, value_D))
 
     @staticmethod
@@ -133,18 +133,17 @@ def _gradients(ctx: Any, of_attended_ND: Tensor) -> list[Tensor | None]:
     of_attended_HNd = _by_head(of_attended_ND, ctx.heads)
     of_summed_HND = torch.bmm(of_attended_HNd, value_DD.unflatten(0, (ctx.heads, -1)))
     of_share_HN = torch.einsum("hnd,hd->hn", of_attended_HNd, value_D.view(ctx.heads, -1))
-    given = [tensor.float().contiguous() for tensor in (of_summed_HND, of_share_HN)]
-    summed = [torch.empty_like(tensor) for tensor in given]
+    of_sums = [tensor.float().contiguous() for tensor in (of_summed_HND, of_share_HN)]
+    summed_HND, share_HN = sums = [torch.empty_like(tensor) for tensor in of_sums]
     biases = (1, 3)  # places in `read` of what has gradients by video, each of which one thread writes
     of_read = [torch.empty_like(tensor) for tensor in read]
     for place in biases:
         of_read[place] = of_read[place].new_empty(len(ctx.lengths), len(of_read[place]))
-    starts = torch.tensor([0, *ctx.read_lengths]).cumsum(0)
-    _run(kernels.pass_gradients, read, places_NJG2, ctx, [starts, *given, *of_read, *summed])
+    rest = (_firsts(ctx.read_lengths), _arrays(of_sums), _arrays(of_read))
+    _run(kernels.pass_gradients, read, places_NJG2, ctx, _arrays(sums), *rest)
     for place in biases:
         of_read[place] = of_read[place].sum(0)
 
-    summed_HND, share_HN = summed
     of_value_DD = torch.bmm(of_attended_HNd.transpose(1, 2), summed_HND).flatten(0, 1)
     of_value_D = torch.einsum("hnd,hn->hd", of_attended_HNd, share_HN).flatten()
     made = [place for place, tensor in enumerate(read) if tensor.requires_grad]
@@ -186,9 +185,19 @@ def _by_head(rows_ND: Tensor, heads: int) -> Tensor:
     return rows_ND.unflatten(1, (heads, -1)).transpose(0, 1)
 
 
-def _run(kernel: Any, read: Sequence[Tensor], places_NJG2: Tensor, ctx: Any, written: Sequence[Tensor]) -> None:
+def _run(kernel: Any, read: Sequence[Tensor], places_NJG2: Tensor, ctx: Any, *rest: Any) -> None:
     """Let a kernel work on all videos; what it writes of one is written by one thread."""
-    read = [*read[:4], places_NJG2.flatten(2).contiguous(), *read[4:]]
-    arrays, out = ([tensor.detach().numpy() for tensor in tensors] for tensors in (read, written))
-    rest = (ctx.draws.scale, *ctx.draws.drawn, np.cumsum([0, *ctx.lengths]))
-    in_threads(lambda first, end: kernel(*arrays, *rest, first, end, *out), ctx.lengths, worth=16)
+    tables = _arrays([*read[:4], places_NJG2.flatten(2).contiguous(), *read[4:]])
+    drawn, firsts = ctx.draws.drawn, _firsts(ctx.lengths)
+    in_threads(
+        lambda first, end: kernel(tables, ctx.draws.scale, drawn, firsts, first, end, *rest), ctx.lengths, worth=16
+    )
+
+
+def _arrays(tensors: Sequence[Tensor]) -> tuple[np.ndarray[Any, Any], ...]:
+    return tuple(tensor.detach().numpy() for tensor in tensors)
+
+
+def _firsts(lengths: Sequence[int]) -> np.ndarray[Any, Any]:
+    """Where the rows of each video begin, and the end of the last."""
+    return np.cumsum([0, *lengths])
