@@ -1,4 +1,5 @@
 import fcntl
+import itertools
 import pickle
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -292,6 +294,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(made: Made, tmp_path: Path
     script = f"""
 import os, signal
 from pathlib import Path
+from types import SimpleNamespace
 import torch
 torch.set_num_threads(1)
 from tests.training.test_make_negative_cache import Made, make_cache
@@ -358,6 +361,8 @@ def test_says_size_and_time_and_refuses_a_full_disk(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 4000))
+    ticks = itertools.count(0, 0.001)  # a busy machine takes longer
+    monkeypatch.setattr(make_negative_cache, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     with pytest.raises(InputError, match=r"needs about 0\.\d MB, 0\.0 MB are free; --pool_size"):
         make_cache(tmp_path / "cache", made.pools, made.parts, made.encoder)
     said = capsys.readouterr().out
