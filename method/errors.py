@@ -1,11 +1,14 @@
 """The user's mistakes: one exception type, and the one place that turns it into a line and an exit status."""
 
+import _thread
 import atexit
 import errno
 import os
 import signal
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
@@ -134,9 +137,15 @@ def _raise_again(ignored: "sys.UnraisableHookArgs") -> None:
     if number is None:
         sys.__unraisablehook__(ignored)
         return
-    again = threading.Timer(0.01, signal.pthread_kill, [threading.main_thread().ident, number])
-    again.daemon = True
-    again.start()
+    _thread.start_new_thread(_send_after_the_hook, (threading.get_ident(), number))  # a Thread waits for its start
+
+
+def _send_after_the_hook(main: int, number: int) -> None:
+    """Send a signal to the main thread once it has left `_raise_again`, where an exception is lost too."""
+    time.sleep(0.01)
+    while any(frame.f_code is _raise_again.__code__ for frame, _ in traceback.walk_stack(sys._current_frames()[main])):
+        time.sleep(0.001)
+    signal.pthread_kill(main, number)
 
 
 def _leave(line: str, status: int) -> NoReturn:

@@ -126,6 +126,25 @@ def test_a_signal_while_python_cleans_up_is_not_lost(number: signal.Signals, lin
     assert (done.returncode, done.stderr, done.stdout) == (128 + number, line + "\n", "")
 
 
+def test_a_signal_waits_for_the_hook_that_sends_it_again() -> None:
+    slow = """
+import time
+from method import errors
+
+start = errors._thread.start_new_thread
+
+def start_slowly(*thread):
+    start(*thread)
+    for _ in range(30):
+        time.sleep(0.01)
+
+errors._thread.start_new_thread = start_slowly
+"""
+    run = [sys.executable, "-c", slow + SIGNAL_IN_A_CALLBACK, str(int(signal.SIGTERM))]
+    done = subprocess.run(run, cwd=REPOSITORY, capture_output=True, text=True, timeout=25)
+    assert (done.returncode, done.stderr, done.stdout) == (128 + signal.SIGTERM, "terminated\n", "")
+
+
 def test_other_mistakes_while_python_cleans_up_are_shown() -> None:
     program = SIGNAL_IN_A_CALLBACK.replace("os.kill(os.getpid(), int(sys.argv[1]))", "raise ValueError('a bug')")
     program = program.replace("time.sleep(30)", "pass")
