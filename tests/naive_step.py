@@ -17,7 +17,7 @@ from tests.naive import NaiveModel, pad, split_values
 class NaiveStep:
     """The twin of a model with the published losses and optimiser.
 
-    hard: every negative is the hardest, instead of a random one.
+    pool: hard negatives, of a video the hardest caption and of a caption one of so many videos; 0: random ones.
     """
 
     def __init__(
@@ -26,13 +26,13 @@ class NaiveStep:
         architecture: Architecture,
         losses: LossSettings,
         device: torch.device,
-        hard: bool = False,
+        pool: int = 0,
     ) -> None:
         self.model = NaiveModel(weights, architecture).to(device).train()
         self.losses = losses
         self.moments: dict[str, tuple[Tensor, Tensor]] = {}
         self.device = device
-        self.hard = hard
+        self.pool = pool
 
     def loss(self, batch: VideoBatch) -> Tensor:
         batch = batch.to(self.device)
@@ -57,19 +57,19 @@ class NaiveStep:
         for video, column in enumerate(cosine.t()):
             own = labels == video
             negatives = column[~own].sort(descending=True).values
-            drawn = negatives[self.draw(0, len(negatives), 1)]
+            drawn = negatives[self.draw(0, len(negatives), 1, min(self.pool, 1))]
             to_text = to_text + (self.losses.margin + drawn - column[own].mean()).clamp(min=0).sum()
         every = torch.arange(len(labels), device=cosine.device)
         masked = cosine.detach().clone()
         masked[every, labels] = 999
         order = masked.sort(descending=True, dim=1).indices
-        drawn = order[every, self.draw(1, cosine.shape[1], len(labels))]
+        drawn = order[every, self.draw(1, cosine.shape[1], len(labels), self.pool)]
         to_video = (self.losses.margin + cosine[every, drawn] - cosine[every, labels]).clamp(min=0).sum()
         return to_text / cosine.shape[1] + to_video / len(labels)
 
-    def draw(self, first: int, end: int, count: int) -> Tensor:
-        """Ranks of negatives, of those from `first` on."""
-        return torch.randint(first, first + 1 if self.hard else end, (count,), device=self.device)
+    def draw(self, first: int, end: int, count: int, pool: int) -> Tensor:
+        """Ranks of negatives, of those from `first` on, of which a pool has so many."""
+        return torch.randint(first, min(first + pool, end) if pool else end, (count,), device=self.device)
 
     def nce(self, raw: Tensor, labels: Tensor) -> Tensor:
         to_video = raw.logsumexp(1) - raw[torch.arange(len(labels), device=raw.device), labels]

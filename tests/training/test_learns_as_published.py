@@ -39,7 +39,7 @@ def test_steps_lead_where_the_published_program_gets(variant: str) -> None:
     """Without dropout and with the hardest negatives nothing is left to chance."""
     model = lively_model(**VARIANTS[variant])
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    twin = NaiveStep(to_published(before, model.architecture), model.architecture, LOSSES, torch.device("cpu"), True)
+    twin = NaiveStep(to_published(before, model.architecture), model.architecture, LOSSES, torch.device("cpu"), pool=1)
     settings = LoopSettings(1, -1, 0, -1.0, "off", LOSSES, 0)
     training = Training(model, settings, SCHEDULE, 0.01, torch.device("cpu"), None)
     model.eval()

@@ -1,0 +1,155 @@
+"""What is learned: SumR of trainings of the naive twin of the published program, and of ours in fp32 and in bf16.
+
+    python benchmarks/learning.py                                  # the demo's data and options, 8 seeds
+    python benchmarks/learning.py --seeds 3 --jobs 1 --programs published fp32
+    python benchmarks/learning.py -- --dataset_name charades ...   # options of method/train.py
+
+With a seed all programs begin with the same weights and see the same batches; dropout and random negatives they draw in
+their own ways. A training is as good as the best of its epochs on the evaluated split, which is how the published
+program selects. Trainings differ by chance, so that means over seeds are compared, with the standard error of the mean
+difference from the first program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import shlex
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+
+from benchmarks.measure import machine
+from method.config import choose_device, make_architecture, read_options
+from method.data.batch import EpochBatches, VideoBatch
+from method.evaluate import SplitEvaluator, cached, open_features
+from method.model.precision import use_quickest_products
+from method.model.published import from_published, published_architecture, to_published
+from method.model.retrieval import RetrievalModel
+from method.progress import be_quiet
+from method.train import load_splits, make_training, training_loader
+from method.training.loop import Training, seed_everything
+from tests.naive_step import NaiveStep
+from utils import make_demo_dataset
+
+PROGRAMS = ("published", "fp32", "bf16")
+DEMO = shlex.split("""--dataset_name demo --best_frame_loss --phrase_action_branch --flow_feat --cross_branch_fusion
+    --deformable_attn --hidden_size 64 --initializer_range 0.05 --bsz 32 --lr 1e-3 --n_epoch 18
+    --hard_negative_start_epoch 8 --num_workers 0""")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the SumR of each training, and the means."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=8, help="how many trainings of each program")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at the same time, which share the threads")
+    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS)
+    parser.add_argument("train", nargs="*", help="options of method/train.py, after --; without any the demo's")
+    options = parser.parse_args(arguments)
+    threads = max(1, torch.get_num_threads() // options.jobs)
+    with tempfile.TemporaryDirectory() as folder:
+        train = options.train
+        if not train:
+            make_demo_dataset.main(["--out", folder, "--tiny_roberta"])
+            train = [*DEMO, "--root_path", folder]
+        print(f"{machine()}; {options.jobs} at a time with {threads} threads each", flush=True)
+        # Fresh processes: each has its own threads and its own memory.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(options.jobs, context, torch.set_num_threads, (threads,)) as pool:
+            runs = list(product(range(1, options.seeds + 1), options.programs))
+            results = pool.map(best_sumr, *zip(*((program, seed, train) for seed, program in runs), strict=True))
+            found: dict[str, list[float]] = {program: [] for program in options.programs}
+            for (seed, program), sumr in zip(runs, results, strict=True):
+                found[program].append(sumr)
+                print(f"seed {seed} {program:10s} {sumr:6.1f}", flush=True)
+    print(summary(found))
+
+
+def best_sumr(program: str, seed: int, train: Sequence[str]) -> float:
+    """Of a training that is evaluated after every epoch: the highest SumR of the fused score."""
+    return trained(program, seed, train).progress.best_sumr
+
+
+def trained(program: str, seed: int, train: Sequence[str]) -> Training:
+    """A training that is over, as far as the options go."""
+    be_quiet(True)
+    amp = ["--amp", "bf16"] if program == "bf16" else []
+    options = read_options([*train, *amp, "--seed", str(seed)])
+    device = choose_device(options)
+    if program == "published":
+        torch.set_float32_matmul_precision("highest")
+    else:
+        use_quickest_products(device)
+    seed_everything(seed)
+    model = RetrievalModel(make_architecture(options))
+    reader = open_features(options, model.architecture)
+    splits = load_splits(options, reader)
+    reader = cached(options, reader, [splits.training, splits.selecting])
+    order = EpochBatches(len(splits.training.video_ids), options.bsz, seed)
+    training = make_training(options, model, len(order), device)
+    if program == "published":
+        training = PublishedTraining(training, options)
+    selector = SplitEvaluator(options, reader, splits.selecting, device)
+    loader = training_loader(options, reader, splits.training, order, device, iter, None)
+    while not training.is_over:
+        losses = training.run_epoch(loader, order, lambda terms: None)
+        training.finish_epoch(losses, selector.evaluate(training.model).metrics)
+    return training
+
+
+class PublishedTraining(Training):
+    """A training whose steps the naive twin does; its weights are taken over after each."""
+
+    def __init__(self, ours: Training, options: Mapping[str, Any]) -> None:
+        schedule = ours.optimizer.schedule
+        super().__init__(ours.model, ours.settings, schedule, options["wd"], ours.device, None)
+        self.schedule = schedule
+        self.steps = 0
+        self.architecture = published_architecture(self.model.architecture)
+        weights = to_published(self.model.state_dict(), self.architecture)
+        self.twin = NaiveStep(weights, self.architecture, self.settings.losses, self.device)
+
+    def step(self, batch: VideoBatch) -> dict[str, float]:
+        """One update of the twin."""
+        hard = self.progress.epoch >= self.settings.hard_from_epoch
+        self.twin.pool = self.settings.losses.hard_pool_size if hard else 0
+        loss = self.twin.step(batch, self.schedule.learning_rate(self.steps))
+        self.steps += 1
+        weights = {name: self.twin.model.w(name).detach() for name in self.twin.model.names}
+        self.model.load_state_dict(from_published(weights, self.model.architecture, "the twin"))
+        return {"loss": loss}
+
+
+def summary(found: Mapping[str, Sequence[float]]) -> str:
+    """Lines of means and standard deviations, and of the mean differences from the first program, seed by seed.
+
+    >>> print(summary({"a": [1.0, 3.0], "b": [2.0, 6.0]}))
+    a          mean    2.0, standard deviation 1.4, 1.0 to 3.0
+    b          mean    4.0, standard deviation 2.8, 2.0 to 6.0; 2.0 +- 1.0 more than a
+    """
+    first = next(iter(found))
+    lines = []
+    for name, values in found.items():
+        line = f"{name:10s} mean {statistics.mean(values):6.1f}"
+        if len(values) > 1:
+            line += f", standard deviation {statistics.stdev(values):.1f}, {min(values):.1f} to {max(values):.1f}"
+            more = [own - base for own, base in zip(values, found[first], strict=True)]
+            if name != first:
+                error = statistics.stdev(more) / len(more) ** 0.5
+                line += f"; {statistics.mean(more):.1f} +- {error:.1f} more than {first}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
