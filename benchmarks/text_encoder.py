@@ -26,6 +26,7 @@ from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import method  # noqa: F401 (before torch, whose threads it tells how to wait)
 
 import torch
 from easydict import EasyDict

@@ -6,6 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../utils/environment.sh"
 python="$(find_python --dev)"
 cd "$repository"
+export OMP_WAIT_POLICY=passive # of the threads of PyTorch, of which each test process has some
 
 failed=()
 section() {

@@ -27,8 +27,5 @@ start_training() {
     "$repository/method/train.py" "$@"
 }
 
-# Threads that wait sleep: where several programs share few cores, ones that spin slow each other down tenfold.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
-
 # What torchrun sets too, but not without a banner.
 if [[ -n "${NPROC:-}" ]]; then export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"; fi
