@@ -4,8 +4,8 @@ What calls a kernel says what it computes: `dropout`, `row_layers`, `sample_atte
 some of the items of its arrays, so that several threads share them, and lets go of Python's lock.
 
 Numba compiles a kernel once a machine, in some seconds, and keeps the result beside this file or, where it may not
-write there, in the user's cache. Floats are of 32 bits, whole numbers of 64; no array is a view with gaps. What is not
-finite stays so.
+write there, in the user's cache. Floats are of 32 bits, whole numbers of 64; halves are the bits of bfloat16, as whole
+numbers of 16. No array is a view with gaps. What is not finite stays so.
 
 Letters: V values; B videos, N rows that ask, J samples of each, P rows of a table that a sample sums (two for each of G
 groups of channels), T rows of a table, H heads, D width; I channels, X parts; Q queries.
@@ -26,19 +26,20 @@ VALUES_AT_ONCE = 16384  # of dropout: as many as the innermost caches hold
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
 _inlined = nb.njit(**_OPTIONS)
 _FLOATS, _FLOATS_2, _FLOATS_3 = (nb.types.Array(nb.float32, axes, "C") for axes in (1, 2, 3))
+_HALVES, _HALVES_2, _HALVES_3 = (nb.types.Array(nb.int16, axes, "C") for axes in (1, 2, 3))
 _PLACES, _PLACES_2, _PLACES_3 = (nb.types.Array(nb.int64, axes, "C") for axes in (1, 2, 3))
 _DRAWN = (nb.int64, nb.types.Array(nb.uint64, 1, "C"), _PLACES)  # seed, thresholds, guide
 
 
-def _compiled(*arguments: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Compile for these arguments, or read what was compiled before."""
+def _compiled(*kinds: tuple[Any, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Compile for each of these kinds of arguments, or read what was compiled before."""
 
     def compile_(function: Callable[..., None]) -> Callable[..., None]:
-        signature = nb.void(*arguments)
+        signatures = [nb.void(*arguments) for arguments in kinds]
         try:
-            return nb.njit(signature, cache=True, **_OPTIONS)(function)
+            return nb.njit(signatures, cache=True, **_OPTIONS)(function)
         except Exception:  # nowhere to keep it, no room there, or what is kept there is damaged
-            return nb.njit(signature, **_OPTIONS)(function)
+            return nb.njit(signatures, **_OPTIONS)(function)
 
     return compile_
 
@@ -83,7 +84,7 @@ def _zero_dropped(values_V, state, thresholds, guide):  # type: ignore[no-untype
     return state
 
 
-@_compiled(_FLOATS, _FLOATS, nb.float32, *_DRAWN, nb.int64, nb.int64)
+@_compiled((_FLOATS, _FLOATS, nb.float32, *_DRAWN, nb.int64, nb.int64))
 def drop(values_V, written_V, scale, seed, thresholds, guide, first_item, end_item):  # type: ignore[no-untyped-def]
     """Write values times `scale`, and zeros for what is dropped, to other memory."""
     for item in range(first_item, end_item):
@@ -94,7 +95,7 @@ def drop(values_V, written_V, scale, seed, thresholds, guide, first_item, end_it
         _zero_dropped(out_V, _stream(seed, item), thresholds, guide)
 
 
-@_compiled(_FLOATS, nb.float32, *_DRAWN, nb.int64, nb.int64)
+@_compiled((_FLOATS, nb.float32, *_DRAWN, nb.int64, nb.int64))
 def rectify_and_drop(values_V, scale, seed, thresholds, guide, first_item, end_item):  # type: ignore[no-untyped-def]
     """Multiply values by `scale`; set what is negative and what is dropped, the same that `drop` drops, to zero."""
     for item in range(first_item, end_item):
@@ -104,15 +105,15 @@ def rectify_and_drop(values_V, scale, seed, thresholds, guide, first_item, end_i
         _zero_dropped(own_V, _stream(seed, item), thresholds, guide)
 
 
-@_compiled(nb.types.Array(nb.int16, 1, "C"), *_DRAWN, nb.int64, nb.int64)
+@_compiled((_HALVES, *_DRAWN, nb.int64, nb.int64))
 def drop_halves(values_V, seed, thresholds, guide, first_item, end_item):  # type: ignore[no-untyped-def]
-    """Set what is dropped of numbers of 16 bits to zero, the same that `drop` drops."""
+    """Set what is dropped of halves to zero, the same that `drop` drops."""
     for item in range(first_item, end_item):
         first, end = item * VALUES_AT_ONCE, min((item + 1) * VALUES_AT_ONCE, values_V.shape[0])
         _zero_dropped(values_V[first:end], _stream(seed, item), thresholds, guide)
 
 
-@_compiled(_FLOATS, nb.float32, nb.int64, nb.int64, _FLOATS)
+@_compiled((_FLOATS, nb.float32, nb.int64, nb.int64, _FLOATS))
 def pass_where_kept(values_V, scale, first_item, end_item, gradient_V):  # type: ignore[no-untyped-def]
     """Multiply the gradient by `scale` where the value is not zero, and set it to zero elsewhere."""
     first, end = first_item * VALUES_AT_ONCE, min(end_item * VALUES_AT_ONCE, values_V.shape[0])
@@ -124,7 +125,7 @@ def pass_where_kept(values_V, scale, first_item, end_item, gradient_V):  # type:
 # Layers that take each row by itself.
 
 
-@_compiled(_FLOATS_2, _FLOATS, _FLOATS, nb.float32, nb.float32, *_DRAWN, nb.int64, nb.int64, _FLOATS_2)
+@_compiled((_FLOATS_2, _FLOATS, _FLOATS, nb.float32, nb.float32, *_DRAWN, nb.int64, nb.int64, _FLOATS_2))
 def normalize_and_drop(  # type: ignore[no-untyped-def]
     rows_NI, gain_I, bias_I, epsilon, scale, seed, thresholds, guide, first, end, written_NI
 ):
@@ -160,7 +161,7 @@ def _add_rows(rows_ND, chosen, sum_D):  # type: ignore[no-untyped-def]
             sum_D[d] += row_D[d]
 
 
-@_compiled(_FLOATS_2, *_DRAWN, nb.int64, nb.int64, nb.int64, _FLOATS_3)
+@_compiled((_FLOATS_2, *_DRAWN, nb.int64, nb.int64, nb.int64, _FLOATS_3))
 def add_where_dropped(rows_ND, seed, thresholds, guide, rows_of_item, first_item, end_item, sums_XID):  # type: ignore[no-untyped-def]
     """Add, for each of I channels of which `normalize_and_drop` drops some, those of other rows for which it does.
 
@@ -194,6 +195,18 @@ def add_where_dropped(rows_ND, seed, thresholds, guide, rows_of_item, first_item
 # Attention over the samples of the deformable fusion. A sample is made, used and forgotten.
 
 
+def _widened(number):  # type: ignore[no-untyped-def]
+    """A float, of a float or of a half, whose bits are its first."""
+    raise NotImplementedError("for compiled kernels")
+
+
+@nb.extending.overload(_widened, inline="always")
+def _compiled_widened(number):  # type: ignore[no-untyped-def]
+    if number == nb.int16:
+        return lambda number: np.int32(np.int32(number) << 16).view(np.float32)
+    return lambda number: number
+
+
 @_inlined
 def _make(table_TD, bias_D, places_P, shares_P, group_rows, scale, row_D):  # type: ignore[no-untyped-def]
     """Write relu(bias + the sum of a sample's rows) times `scale`; `group_rows`: of the table, for each group."""
@@ -204,10 +217,10 @@ def _make(table_TD, bias_D, places_P, shares_P, group_rows, scale, row_D):  # ty
         share_below, share_above = shares_P[p], shares_P[p + 1]
         if p == 0:
             for d in range(width):
-                row_D[d] = bias_D[d] + share_below * below_D[d] + share_above * above_D[d]
+                row_D[d] = bias_D[d] + share_below * _widened(below_D[d]) + share_above * _widened(above_D[d])
         else:
             for d in range(width):
-                row_D[d] += share_below * below_D[d] + share_above * above_D[d]
+                row_D[d] += share_below * _widened(below_D[d]) + share_above * _widened(above_D[d])
     for d in range(width):
         row_D[d] = _ZERO if row_D[d] < _ZERO else row_D[d] * scale
 
@@ -223,7 +236,7 @@ def _weigh(folded_HND, constant_HN, n, keys_JD, weights_HJ):  # type: ignore[no-
             key_D = keys_JD[j]
             logit = constant_HN[h, n]
             for d in range(key_D.shape[0]):
-                logit += asked_D[d] * key_D[d]
+                logit += _widened(asked_D[d]) * key_D[d]
             weights_HJ[h, j] = logit
             largest = max(largest, logit)
         total = _ZERO
@@ -264,12 +277,17 @@ def _sum_values(values_JD, weights_J, kept_J, summed_D):  # type: ignore[no-unty
 
 
 # Tables and biases of keys and of values, places, shares, folded queries, constants; the gradients of all but places.
+# Tables and folded queries, which are read again and again, may be of halves.
 _TABLES = nb.types.Tuple((_FLOATS_2, _FLOATS, _FLOATS_2, _FLOATS, _PLACES_3, _FLOATS_3, _FLOATS_3, _FLOATS_2))
+_TABLES_OF_HALVES = nb.types.Tuple((_HALVES_2, _FLOATS, _HALVES_2, _FLOATS, _PLACES_3, _FLOATS_3, _HALVES_3, _FLOATS_2))
 _OF_TABLES = nb.types.Tuple((_FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_3, _FLOATS_3, _FLOATS_2))
 _SUMS = nb.types.Tuple((_FLOATS_3, _FLOATS_2))  # of values, and of their weights
 
 
-@_compiled(_TABLES, nb.float32, nb.types.Tuple(_DRAWN), _PLACES, nb.int64, nb.int64, _SUMS)
+_SAMPLED = (nb.float32, nb.types.Tuple(_DRAWN), _PLACES, nb.int64, nb.int64, _SUMS)
+
+
+@_compiled((_TABLES, *_SAMPLED), (_TABLES_OF_HALVES, *_SAMPLED))
 def attend(tables, scale, drawn, firsts, first_video, end_video, sums):  # type: ignore[no-untyped-def]
     """Write the weighted sums of the hidden rows of the values, and the sums of the weights.
 
@@ -310,7 +328,7 @@ def _pass_through_weights(  # type: ignore[no-untyped-def]
         for d in range(width):
             of_asked_D[d] += of_logit * key_D[d]
         for d in range(width):
-            of_key_D[d] += of_logit * asked_D[d]
+            of_key_D[d] += of_logit * _widened(asked_D[d])
         for d in range(width):
             of_value_D[d] += weight * of_summed_D[d]
     return of_constant
@@ -331,13 +349,16 @@ def _pass_through_layer(  # type: ignore[no-untyped-def]
         row_D, of_row_D = table_TD[row], of_table_TD[row]
         share, total = shares_P[p], _ZERO
         for d in range(width):
-            total += row_D[d] * of_hidden_D[d]
+            total += _widened(row_D[d]) * of_hidden_D[d]
         for d in range(width):
             of_row_D[d] += share * of_hidden_D[d]
         of_shares_P[p] += total
 
 
-@_compiled(_TABLES, nb.float32, nb.types.Tuple(_DRAWN), _PLACES, nb.int64, nb.int64, _SUMS, _PLACES, _SUMS, _OF_TABLES)
+_WITH_GRADIENTS = (*_SAMPLED, _PLACES, _SUMS, _OF_TABLES)
+
+
+@_compiled((_TABLES, *_WITH_GRADIENTS), (_TABLES_OF_HALVES, *_WITH_GRADIENTS))
 def pass_gradients(  # type: ignore[no-untyped-def]
     tables, scale, drawn, firsts, first_video, end_video, sums, read_firsts, of_sums, of_tables
 ):
@@ -385,7 +406,7 @@ def _keep_best(score, frame, best_Q, frame_Q, q):  # type: ignore[no-untyped-def
     frame_Q[q] = frame if is_better else frame_Q[q]
 
 
-@_compiled(_FLOATS_2, _FLOATS, _PLACES, _PLACES, nb.int64, nb.int64, _PLACES_2, _PLACES_2)
+@_compiled((_FLOATS_2, _FLOATS, _PLACES, _PLACES, nb.int64, nb.int64, _PLACES_2, _PLACES_2))
 def find_best_frames(  # type: ignore[no-untyped-def]
     dots_NQ, norms_N, starts_B, lengths_B, first_video, end_video, of_cosine_BQ, of_dot_BQ
 ):

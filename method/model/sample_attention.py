@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from method.model.dropout import Draws
 from method.model.threads import in_threads
 
+_HALVES = (0, 2, 5)  # places in what is read of the products: both tables and the folded queries
+
 
 class Samples(NamedTuple):
     """What each row reads of the rows of its own video.
@@ -109,7 +111,7 @@ class _SampleAttention(torch.autograd.Function):
         ctx.heads, ctx.draws, ctx.lengths, ctx.read_lengths = heads, draws, samples.lengths, samples.read_lengths
         ctx.autocast = (torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu"))
         read = _read(heads, *before)
-        summed_HND, share_HN = sums = [torch.empty_like(tensor) for tensor in read[-2:]]
+        summed_HND, share_HN = sums = [torch.empty_like(tensor, dtype=torch.float32) for tensor in read[-2:]]
         _run(kernels.attend, read, samples.places_NJG2, ctx, _arrays(sums))
         return transformed(summed_HND, share_HN, (value_DD, value_D))
 
@@ -136,7 +138,7 @@ def _gradients(ctx: Any, of_attended_ND: Tensor) -> list[Tensor | None]:
     of_sums = [tensor.float().contiguous() for tensor in (of_summed_HND, of_share_HN)]
     summed_HND, share_HN = sums = [torch.empty_like(tensor) for tensor in of_sums]
     biases = (1, 3)  # places in `read` of what has gradients by video, each of which one thread writes
-    of_read = [torch.empty_like(tensor) for tensor in read]
+    of_read = [torch.empty_like(tensor, dtype=torch.float32) for tensor in read]
     for place in biases:
         of_read[place] = of_read[place].new_empty(len(ctx.lengths), len(of_read[place]))
     rest = (_firsts(ctx.read_lengths), _arrays(of_sums), _arrays(of_read))
@@ -148,7 +150,7 @@ def _gradients(ctx: Any, of_attended_ND: Tensor) -> list[Tensor | None]:
     of_value_D = torch.einsum("hnd,hn->hd", of_attended_HNd, share_HN).flatten()
     made = [place for place, tensor in enumerate(read) if tensor.requires_grad]
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    of_made = [of_read[place] for place in made]
+    of_made = [of_read[place].to(read[place].dtype) for place in made]
     found = iter(torch.autograd.grad([read[place] for place in made], wanted, of_made) if made else ())
     return [*(next(found) if leaf.requires_grad else None for leaf in leaves), of_value_DD, of_value_D]
 
@@ -166,13 +168,18 @@ def _read(
     key_DD: Tensor,
     key_D: Tensor,
 ) -> list[Tensor]:
-    """What a kernel reads beside places: tables and biases of keys and of values, shares, folded queries, constants."""
+    """What a kernel reads beside places: tables and biases of keys and of values, shares, folded queries, constants.
+
+    All are floats but for products under autocast to bfloat16.
+    """
     groups = shares_NJG2.shape[2]
     keys_TD, values_TD = (_table(rows_KD, weight_DD, groups) for weight_DD in (key_first_DD, value_first_DD))
     shares_NJP = shares_NJG2.flatten(2)
     asked = folded(query_ND, scale, (key_DD, key_D), heads)
     read = (keys_TD, key_first_D, values_TD, value_first_D, shares_NJP, *asked)
-    return [tensor.float().contiguous() for tensor in read]
+    # Products of halves are read as they are, if they all are: they take half the way from the processor's caches.
+    of_halves = _HALVES if {tensor.dtype for tensor in (keys_TD, values_TD, asked[0])} == {torch.bfloat16} else ()
+    return [(tensor if place in of_halves else tensor.float()).contiguous() for place, tensor in enumerate(read)]
 
 
 def _table(rows_KD: Tensor, weight_DD: Tensor, groups: int) -> Tensor:
@@ -195,7 +202,9 @@ def _run(kernel: Any, read: Sequence[Tensor], places_NJG2: Tensor, ctx: Any, *re
 
 
 def _arrays(tensors: Sequence[Tensor]) -> tuple[np.ndarray[Any, Any], ...]:
-    return tuple(tensor.detach().numpy() for tensor in tensors)
+    """What a kernel takes: halves, which NumPy does not know, as their bits."""
+    tensors = [tensor.detach() for tensor in tensors]
+    return tuple((each.view(torch.int16) if each.dtype == torch.bfloat16 else each).numpy() for each in tensors)
 
 
 def _firsts(lengths: Sequence[int]) -> np.ndarray[Any, Any]:

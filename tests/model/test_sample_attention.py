@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from method.model import dropout, recomputing
+from method.model import dropout, recomputing, sample_attention
 from method.model.sample_attention import Samples, TwoLayers, attend_to_samples
 from method.model.sampling import sampled
 
@@ -168,6 +169,29 @@ def test_half_precision() -> None:
     for gradient, other in zip(torch.autograd.grad(loss(found), case.learnt), expected, strict=True):
         assert gradient.dtype == torch.float32
         assert (gradient - other).norm() <= 0.1 * other.norm() + 0.01
+
+
+def test_halves_are_read_as_the_floats_that_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays_of = sample_attention._arrays
+    kinds: set[str] = set()
+
+    def noted(tensors: Sequence[Tensor]) -> Any:
+        made = arrays_of(tensors)
+        kinds.update(array.dtype.name for array in made)
+        return made
+
+    monkeypatch.setattr(sample_attention, "_arrays", noted)
+    found = []
+    for halves in ((), sample_attention._HALVES):
+        assert "int16" not in kinds
+        monkeypatch.setattr(sample_attention, "_HALVES", halves)
+        case = Case.random()
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            attended = case.attend(0.2)
+        found.append([attended, *torch.autograd.grad(loss(attended), case.learnt)])
+    assert "int16" in kinds
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_what_is_recomputed_draws_the_same_dropout() -> None:
