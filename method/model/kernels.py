@@ -4,8 +4,10 @@ What calls a kernel says what it computes: `dropout`, `row_layers`, `sample_atte
 some of the items of its arrays, so that several threads share them, and lets go of Python's lock.
 
 Numba compiles a kernel once a machine, in some seconds, and keeps the result beside this file or, where it may not
-write there, in the user's cache. Floats are of 32 bits, whole numbers of 64; halves are the bits of bfloat16, as whole
-numbers of 16. No array is a view with gaps. What is not finite stays so.
+write there, in the user's cache. It compiles again when this file changes and knows no other, so that all are in here.
+
+Floats are of 32 bits, whole numbers of 64; halves are the bits of bfloat16, as whole numbers of 16. No array is a view
+with gaps. What is not finite stays so.
 
 Letters: V values; B videos, N rows that ask, J samples of each, P rows of a table that a sample sums (two for each of G
 groups of channels), T rows of a table, H heads, D width; I channels, X parts; Q queries.
