@@ -109,7 +109,7 @@ def rectify_and_drop(values_V, scale, seed, thresholds, guide, first_item, end_i
 
 @_compiled((_HALVES, *_DRAWN, nb.int64, nb.int64))
 def drop_halves(values_V, seed, thresholds, guide, first_item, end_item):  # type: ignore[no-untyped-def]
-    """Set what is dropped of halves to zero, the same that `drop` drops."""
+    """Set what is dropped of halves, or of other numbers of 16 bits, to zero, the same that `drop` drops."""
     for item in range(first_item, end_item):
         first, end = item * VALUES_AT_ONCE, min((item + 1) * VALUES_AT_ONCE, values_V.shape[0])
         _zero_dropped(values_V[first:end], _stream(seed, item), thresholds, guide)
@@ -284,9 +284,8 @@ _TABLES = nb.types.Tuple((_FLOATS_2, _FLOATS, _FLOATS_2, _FLOATS, _PLACES_3, _FL
 _TABLES_OF_HALVES = nb.types.Tuple((_HALVES_2, _FLOATS, _HALVES_2, _FLOATS, _PLACES_3, _FLOATS_3, _HALVES_3, _FLOATS_2))
 _OF_TABLES = nb.types.Tuple((_FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_3, _FLOATS_3, _FLOATS_2))
 _SUMS = nb.types.Tuple((_FLOATS_3, _FLOATS_2))  # of values, and of their weights
-
-
 _SAMPLED = (nb.float32, nb.types.Tuple(_DRAWN), _PLACES, nb.int64, nb.int64, _SUMS)
+_WITH_GRADIENTS = (*_SAMPLED, _PLACES, _SUMS, _OF_TABLES)
 
 
 @_compiled((_TABLES, *_SAMPLED), (_TABLES_OF_HALVES, *_SAMPLED))
@@ -355,9 +354,6 @@ def _pass_through_layer(  # type: ignore[no-untyped-def]
         for d in range(width):
             of_row_D[d] += share * of_hidden_D[d]
         of_shares_P[p] += total
-
-
-_WITH_GRADIENTS = (*_SAMPLED, _PLACES, _SUMS, _OF_TABLES)
 
 
 @_compiled((_TABLES, *_WITH_GRADIENTS), (_TABLES_OF_HALVES, *_WITH_GRADIENTS))

@@ -294,7 +294,6 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(made: Made, tmp_path: Path
     script = f"""
 import os, signal
 from pathlib import Path
-from types import SimpleNamespace
 import torch
 torch.set_num_threads(1)
 from tests.training.test_make_negative_cache import Made, make_cache
