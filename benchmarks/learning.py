@@ -18,7 +18,7 @@ import shlex
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -109,25 +109,30 @@ def trained(program: str, seed: int, train: Sequence[str]) -> Training:
 
 
 class PublishedTraining(Training):
-    """A training whose steps the naive twin does; its weights are taken over after each."""
+    """A training whose steps the naive twin does; its weights are taken over after each epoch."""
 
     def __init__(self, ours: Training, options: Mapping[str, Any]) -> None:
-        schedule = ours.optimizer.schedule
-        super().__init__(ours.model, ours.settings, schedule, options["wd"], ours.device, None)
-        self.schedule = schedule
+        super().__init__(ours.model, ours.settings, ours.optimizer.schedule, options["wd"], ours.device, None)
+        architecture = published_architecture(self.model.architecture)
+        weights = to_published(self.model.state_dict(), architecture)
+        self.twin = NaiveStep(weights, architecture, self.settings.losses, self.device)
         self.steps = 0
-        self.architecture = published_architecture(self.model.architecture)
-        weights = to_published(self.model.state_dict(), self.architecture)
-        self.twin = NaiveStep(weights, self.architecture, self.settings.losses, self.device)
+
+    def run_epoch(
+        self, loader: Iterable[VideoBatch], order: EpochBatches, after_step: Callable[[dict[str, float]], None]
+    ) -> dict[str, float]:
+        """The steps of an epoch; afterwards the model has the weights of the twin."""
+        losses = super().run_epoch(loader, order, after_step)
+        weights = {name: self.twin.model.w(name).detach() for name in self.twin.model.names}
+        self.model.load_state_dict(from_published(weights, self.model.architecture, "the twin"))
+        return losses
 
     def step(self, batch: VideoBatch) -> dict[str, float]:
         """One update of the twin."""
         hard = self.progress.epoch >= self.settings.hard_from_epoch
         self.twin.pool = self.settings.losses.hard_pool_size if hard else 0
-        loss = self.twin.step(batch, self.schedule.learning_rate(self.steps))
+        loss = self.twin.step(batch, self.optimizer.schedule.learning_rate(self.steps))
         self.steps += 1
-        weights = {name: self.twin.model.w(name).detach() for name in self.twin.model.names}
-        self.model.load_state_dict(from_published(weights, self.model.architecture, "the twin"))
         return {"loss": loss}
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from easydict import EasyDict
 
+from benchmarks import learning
 from method.config import make_architecture, read_options
 from method.files import read_json
 
@@ -171,6 +172,13 @@ def test_demo_trains_where_it_made_its_data_and_text_encoder(stub: Path, flags: 
     options = read_options([*train[1:], "--root_path", str(tmp_path)])
     assert options.text_encoder == tmp_path / "checkpoints" / "roberta-large"
     assert bool(options.neg_query_loss) == bool(flags)
+
+
+def test_the_benchmark_of_learning_has_the_options_of_the_demo(stub: Path, tmp_path: Path) -> None:
+    _, (_, *train) = launch(stub, "do_demo.sh")
+    launched, measured = (read_options([*flags, "--root_path", str(tmp_path)]) for flags in (train, learning.DEMO))
+    differ = {flag for flag in launched if launched[flag] != measured[flag]}
+    assert differ == {"description", "num_workers", "report"}
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "demo"])
