@@ -115,8 +115,10 @@ class DeformableFusion(nn.Module):
 
     def _offsets(self, mixed_ND: Tensor) -> Tensor:
         """What each row adds to its own place, (N, G, J)."""
-        grouped_NGd = F.gelu(mixed_ND.unflatten(-1, (self.groups, -1)))
-        return F.linear(grouped_NGd, self.offset_output.weight[:, :, 0]).float().tanh() * self.offset_scale
+        # One product for all groups, of mostly zeros: of many rows for few channels each it would take a CPU longer.
+        weight_XD = torch.block_diag(*[self.offset_output.weight[:, :, 0]] * self.groups)
+        offsets_NX = F.linear(F.gelu(mixed_ND), weight_XD).float().tanh() * self.offset_scale
+        return offsets_NX.unflatten(-1, (self.groups, -1))
 
     def _places(self, positions_NGJ: Tensor, real: Layout, answering: Layout) -> tuple[Tensor, Tensor]:
         """The two answering rows between which each position lies and the share of each, (N, J, G, 2)."""
@@ -154,7 +156,9 @@ class DeformableFusion(nn.Module):
         """Attention of each real query row over its own J samples of the answering rows, (N, D)."""
         places, shares = recomputed(self._samples, query.values, query.layout, answering.layout)
         real, head_width = query.real(), query.values.shape[1] // self.heads
-        scale = self.logit_scale * (head_width * (query.layout.longest if self.extent == "padded" else 1)) ** -0.5
+        # The bias of keys adds the same to all logits of a row, which a softmax does not see: its gradient is zero.
+        logit_scale = self.logit_scale + 0 * self.to_key.second.bias.sum()
+        scale = logit_scale * (head_width * (query.layout.longest if self.extent == "padded" else 1)) ** -0.5
         if hardware.likes_large_kernels(query.values):
             made = sampled(answering.values, places.flatten(0, 1), shares.flatten(0, 1))
             keys_NJD, values_NJD = (
@@ -168,12 +172,11 @@ class DeformableFusion(nn.Module):
 
     def _weigh(self, query_ND: Tensor, keys_NJD: Tensor, values_NJD: Tensor, scale: Tensor) -> Tensor:
         """Attention over the hidden rows of the key and value MLPs, (N, D)."""
-        key, value = ((mlp.second.weight, mlp.second.bias) for mlp in (self.to_key, self.to_value))
-        folded_HND, constant_HN = folded(query_ND, scale, key, self.heads)
-        logits_NHJ = torch.bmm(folded_HND.transpose(0, 1), keys_NJD.transpose(1, 2)) + constant_HN.t()[..., None]
+        folded_HND = folded(query_ND, scale, self.to_key.second.weight, self.heads)
+        logits_NHJ = torch.bmm(folded_HND.transpose(0, 1), keys_NJD.transpose(1, 2))
         weights_NHJ = dropout(logits_NHJ.float().softmax(-1), DROPOUT, self.training).to(values_NJD.dtype)
         summed_HND = torch.bmm(weights_NHJ, values_NJD).transpose(0, 1).contiguous()  # as two products read it
-        return transformed(summed_HND, weights_NHJ.sum(-1).t(), value)
+        return transformed(summed_HND, weights_NHJ.sum(-1).t(), *self.to_value.second.parameters())
 
 
 def _like(values_N: Tensor, other: Tensor) -> Tensor:

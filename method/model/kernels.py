@@ -228,7 +228,7 @@ def _make(table_TD, bias_D, places_P, shares_P, group_rows, scale, row_D):  # ty
 
 
 @_inlined
-def _weigh(folded_HND, constant_HN, n, keys_JD, weights_HJ):  # type: ignore[no-untyped-def]
+def _weigh(folded_HND, n, keys_JD, weights_HJ):  # type: ignore[no-untyped-def]
     """Write the softmax of the logits of a row over its samples."""
     heads, count = weights_HJ.shape
     for h in range(heads):
@@ -236,7 +236,7 @@ def _weigh(folded_HND, constant_HN, n, keys_JD, weights_HJ):  # type: ignore[no-
         largest = np.float32(-np.inf)
         for j in range(count):
             key_D = keys_JD[j]
-            logit = constant_HN[h, n]
+            logit = _ZERO
             for d in range(key_D.shape[0]):
                 logit += _widened(asked_D[d]) * key_D[d]
             weights_HJ[h, j] = logit
@@ -252,7 +252,7 @@ def _weigh(folded_HND, constant_HN, n, keys_JD, weights_HJ):  # type: ignore[no-
 @_inlined
 def _make_row(tables, scale, drawn, n, hidden_2JD, kept_HJ, weights_HJ):  # type: ignore[no-untyped-def]
     """Write the hidden rows of a row's samples, keys and values, what dropout keeps of the weights, and these."""
-    keys_TD, key_bias_D, values_TD, value_bias_D, places_NJP, shares_NJP, folded_HND, constant_HN = tables
+    keys_TD, key_bias_D, values_TD, value_bias_D, places_NJP, shares_NJP, folded_HND = tables
     seed, thresholds, guide = drawn
     group_rows = keys_TD.shape[0] // (places_NJP.shape[2] // 2)
     for j in range(places_NJP.shape[1]):
@@ -262,7 +262,7 @@ def _make_row(tables, scale, drawn, n, hidden_2JD, kept_HJ, weights_HJ):  # type
     state = _zero_dropped(hidden_2JD.reshape(-1), _stream(seed, n), thresholds, guide)
     kept_HJ[:] = scale
     _zero_dropped(kept_HJ.reshape(-1), state, thresholds, guide)
-    _weigh(folded_HND, constant_HN, n, hidden_2JD[0], weights_HJ)
+    _weigh(folded_HND, n, hidden_2JD[0], weights_HJ)
 
 
 @_inlined
@@ -278,11 +278,11 @@ def _sum_values(values_JD, weights_J, kept_J, summed_D):  # type: ignore[no-unty
     return share
 
 
-# Tables and biases of keys and of values, places, shares, folded queries, constants; the gradients of all but places.
+# Tables and biases of keys and of values, places, shares, folded queries; the gradients of all but places.
 # Tables and folded queries, which are read again and again, may be of halves.
-_TABLES = nb.types.Tuple((_FLOATS_2, _FLOATS, _FLOATS_2, _FLOATS, _PLACES_3, _FLOATS_3, _FLOATS_3, _FLOATS_2))
-_TABLES_OF_HALVES = nb.types.Tuple((_HALVES_2, _FLOATS, _HALVES_2, _FLOATS, _PLACES_3, _FLOATS_3, _HALVES_3, _FLOATS_2))
-_OF_TABLES = nb.types.Tuple((_FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_3, _FLOATS_3, _FLOATS_2))
+_TABLES = nb.types.Tuple((_FLOATS_2, _FLOATS, _FLOATS_2, _FLOATS, _PLACES_3, _FLOATS_3, _FLOATS_3))
+_TABLES_OF_HALVES = nb.types.Tuple((_HALVES_2, _FLOATS, _HALVES_2, _FLOATS, _PLACES_3, _FLOATS_3, _HALVES_3))
+_OF_TABLES = nb.types.Tuple((_FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_3, _FLOATS_3))
 _SUMS = nb.types.Tuple((_FLOATS_3, _FLOATS_2))  # of values, and of their weights
 _SAMPLED = (nb.float32, nb.types.Tuple(_DRAWN), _PLACES, nb.int64, nb.int64, _SUMS)
 _WITH_GRADIENTS = (*_SAMPLED, _PLACES, _SUMS, _OF_TABLES)
@@ -309,7 +309,7 @@ def attend(tables, scale, drawn, firsts, first_video, end_video, sums):  # type:
 def _pass_through_weights(  # type: ignore[no-untyped-def]
     hidden_2JD, weights_J, kept_J, asked_D, of_summed_D, of_share, of_hidden_2JD, of_asked_D
 ):
-    """Add the gradients of the hidden rows by a head, and write that of what it asks; returns that of its constant."""
+    """Add the gradients of the hidden rows by a head, and write that of what it asks."""
     count, width = weights_J.shape[0], asked_D.shape[0]
     of_weights_J = np.empty(count, np.float32)
     mean = _ZERO
@@ -320,10 +320,8 @@ def _pass_through_weights(  # type: ignore[no-untyped-def]
         of_weights_J[j] = of_weight * kept_J[j]
         mean += of_weights_J[j] * weights_J[j]
     of_asked_D[:] = 0
-    of_constant = _ZERO
     for j in range(count):
         of_logit = weights_J[j] * (of_weights_J[j] - mean)
-        of_constant += of_logit
         weight = weights_J[j] * kept_J[j]
         key_D, of_key_D, of_value_D = hidden_2JD[0, j], of_hidden_2JD[0, j], of_hidden_2JD[1, j]
         for d in range(width):
@@ -332,7 +330,6 @@ def _pass_through_weights(  # type: ignore[no-untyped-def]
             of_key_D[d] += of_logit * _widened(asked_D[d])
         for d in range(width):
             of_value_D[d] += weight * of_summed_D[d]
-    return of_constant
 
 
 @_inlined
@@ -364,8 +361,8 @@ def pass_gradients(  # type: ignore[no-untyped-def]
 
     Gradients of biases are those of each video. read_firsts: where the rows of each video begin in a group of a table.
     """
-    keys_TD, _, values_TD, _, places_NJP, shares_NJP, folded_HND, _ = tables
-    of_keys_TD, of_key_bias_BD, of_values_TD, of_value_bias_BD, of_shares_NJP, of_folded_HND, of_constant_HN = of_tables
+    keys_TD, _, values_TD, _, places_NJP, shares_NJP, folded_HND = tables
+    of_keys_TD, of_key_bias_BD, of_values_TD, of_value_bias_BD, of_shares_NJP, of_folded_HND = of_tables
     (summed_HND, share_HN), (of_summed_HND, of_share_HN) = sums, of_sums
     count, heads, width = places_NJP.shape[1], folded_HND.shape[0], folded_HND.shape[2]
     group_rows = keys_TD.shape[0] // (places_NJP.shape[2] // 2)
@@ -383,7 +380,7 @@ def pass_gradients(  # type: ignore[no-untyped-def]
             for h in range(heads):
                 share_HN[h, n] = _sum_values(hidden_2JD[1], weights_HJ[h], kept_HJ[h], summed_HND[h, n])
                 head = weights_HJ[h], kept_HJ[h], folded_HND[h, n], of_summed_HND[h, n], of_share_HN[h, n]
-                of_constant_HN[h, n] = _pass_through_weights(hidden_2JD, *head, of_hidden_2JD, of_folded_HND[h, n])
+                _pass_through_weights(hidden_2JD, *head, of_hidden_2JD, of_folded_HND[h, n])
             of_shares_NJP[n] = 0
             for j in range(count):
                 sample, of_shares_P = (places_NJP[n, j], shares_NJP[n, j], scale), of_shares_NJP[n, j]

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from method.model.dropout import Draws
@@ -62,42 +63,39 @@ def attend_to_samples(
     folded into the query; values are summed first and transformed after.
 
     Args:
+        to_key: the bias of its second layer is not read, since it adds the same to all logits of a row.
         scale: what logits are multiplied with, one number.
         probability: of dropout, of hidden values and of weights after their softmax.
     """
-    layers = (to_key.first, to_value.first, to_key.second, to_value.second)
-    learnt = [weight for layer in layers for weight in (layer.weight, layer.bias)]
-    inputs = (samples.shares_NJG2, query_ND, scale, rows_KD, *learnt)
+    first = [weight for layer in (to_key.first, to_value.first) for weight in (layer.weight, layer.bias)]
+    second = (to_key.second.weight, to_value.second.weight, to_value.second.bias)
+    inputs = (samples.shares_NJG2, query_ND, scale, rows_KD, *first, *second)
     attended_ND: Tensor = _SampleAttention.apply(*inputs, samples, heads, Draws.of(probability))
     return attended_ND
 
 
-def folded(query_ND: Tensor, scale: Tensor, layer: tuple[Tensor, Tensor], heads: int) -> tuple[Tensor, Tensor]:
-    """What each head of a query compares the inputs of a layer with, (H, N, D), and adds to that, (H, N).
+def folded(query_ND: Tensor, scale: Tensor, weight_DD: Tensor, heads: int) -> Tensor:
+    """What each head of a query compares the inputs of a layer with, (H, N, D).
 
-    So that these are the logits of the layer's outputs: their products with the query, `scale` times as large.
-
-    Args:
-        layer: its weight (D, D) and its bias (D,).
+    Products with it are the logits of the layer's outputs, `scale` times as large, but for what a bias would add.
     """
-    weight_DD, bias_D = layer
-    query_HNd = _by_head(query_ND * scale, heads)
-    folded_HND = torch.bmm(query_HNd, weight_DD.unflatten(0, (heads, -1)))
-    return folded_HND, torch.einsum("hnd,hd->hn", query_HNd, bias_D.view(heads, -1))
+    return torch.bmm(_by_head(query_ND * scale, heads), weight_DD.unflatten(0, (heads, -1)))
 
 
-def transformed(summed_HND: Tensor, share_HN: Tensor, layer: tuple[Tensor, Tensor]) -> Tensor:
+def transformed(summed_HND: Tensor, share_HN: Tensor, weight_DD: Tensor, bias_D: Tensor) -> Tensor:
     """A layer applied to weighted sums of its inputs, (N, D), to those of each head its part of the layer.
 
     Args:
         share_HN: what the weights sum to; dropout leaves that off 1.
-        layer: its weight (D, D) and its bias (D,).
     """
-    weight_DD, bias_D = layer
     heads = len(summed_HND)
     attended_HNd = torch.bmm(summed_HND, weight_DD.unflatten(0, (heads, -1)).transpose(1, 2))
-    attended_HNd = attended_HNd + torch.bmm(share_HN[..., None], bias_D.view(heads, 1, -1))
-    return attended_HNd.transpose(0, 1).flatten(1)
+    return torch.addmm(attended_HNd.transpose(0, 1).flatten(1), share_HN.t(), _bias_of_heads(bias_D, heads))
+
+
+def _bias_of_heads(bias_D: Tensor, heads: int) -> Tensor:
+    """A bias as a layer of the sums of weights, (H, D): zeros but for each head's part."""
+    return torch.block_diag(*bias_D.view(heads, -1))
 
 
 class _SampleAttention(torch.autograd.Function):
@@ -111,9 +109,12 @@ class _SampleAttention(torch.autograd.Function):
         ctx.heads, ctx.draws, ctx.lengths, ctx.read_lengths = heads, draws, samples.lengths, samples.read_lengths
         ctx.autocast = (torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu"))
         read = _read(heads, *before)
-        summed_HND, share_HN = sums = [torch.empty_like(tensor, dtype=torch.float32) for tensor in read[-2:]]
+        folded_HND = read[-1]
+        summed_HND = torch.empty_like(folded_HND, dtype=torch.float32)
+        share_HN = summed_HND.new_empty(folded_HND.shape[:2])
+        sums = (summed_HND, share_HN)
         _run(kernels.attend, read, samples.places_NJG2, ctx, _arrays(sums))
-        return transformed(summed_HND, share_HN, (value_DD, value_D))
+        return transformed(summed_HND, share_HN, value_DD, value_D)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -134,7 +135,7 @@ def _gradients(ctx: Any, of_attended_ND: Tensor) -> list[Tensor | None]:
     # Linear in the weighted sums, so that their gradients are known before they are made again.
     of_attended_HNd = _by_head(of_attended_ND, ctx.heads)
     of_summed_HND = torch.bmm(of_attended_HNd, value_DD.unflatten(0, (ctx.heads, -1)))
-    of_share_HN = torch.einsum("hnd,hd->hn", of_attended_HNd, value_D.view(ctx.heads, -1))
+    of_share_HN = F.linear(of_attended_ND, _bias_of_heads(value_D, ctx.heads)).t()
     of_sums = [tensor.float().contiguous() for tensor in (of_summed_HND, of_share_HN)]
     summed_HND, share_HN = sums = [torch.empty_like(tensor) for tensor in of_sums]
     biases = (1, 3)  # places in `read` of what has gradients by video, each of which one thread writes
@@ -166,19 +167,18 @@ def _read(
     value_first_DD: Tensor,
     value_first_D: Tensor,
     key_DD: Tensor,
-    key_D: Tensor,
 ) -> list[Tensor]:
-    """What a kernel reads beside places: tables and biases of keys and of values, shares, folded queries, constants.
+    """What a kernel reads beside places: tables and biases of keys and of values, shares, folded queries.
 
     All are floats but for products under autocast to bfloat16.
     """
     groups = shares_NJG2.shape[2]
     keys_TD, values_TD = (_table(rows_KD, weight_DD, groups) for weight_DD in (key_first_DD, value_first_DD))
     shares_NJP = shares_NJG2.flatten(2)
-    asked = folded(query_ND, scale, (key_DD, key_D), heads)
-    read = (keys_TD, key_first_D, values_TD, value_first_D, shares_NJP, *asked)
+    folded_HND = folded(query_ND, scale, key_DD, heads)
+    read = (keys_TD, key_first_D, values_TD, value_first_D, shares_NJP, folded_HND)
     # Products of halves are read as they are, if they all are: they take half the way from the processor's caches.
-    of_halves = _HALVES if {tensor.dtype for tensor in (keys_TD, values_TD, asked[0])} == {torch.bfloat16} else ()
+    of_halves = _HALVES if {tensor.dtype for tensor in (keys_TD, values_TD, folded_HND)} == {torch.bfloat16} else ()
     return [(tensor if place in of_halves else tensor.float()).contiguous() for place, tensor in enumerate(read)]
 
 

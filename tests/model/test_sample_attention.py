@@ -40,7 +40,8 @@ class Case(NamedTuple):
     @property
     def learnt(self) -> list[Tensor]:
         tensors = (self.query_ND, self.rows_KD, self.shares_NJG2, self.scale)
-        return [*tensors, *self.keys.parameters(), *self.values.parameters()]
+        # The last bias of the keys is not read: the loop, which adds it to each key, finds the same without.
+        return [*tensors, *list(self.keys.parameters())[:-1], *self.values.parameters()]
 
     def attend(self, probability: float = 0.0) -> Tensor:
         samples = Samples(self.places_NJG2, self.shares_NJG2, LENGTHS, READ)
