@@ -17,8 +17,6 @@ from torch import Tensor
 
 from method import hardware
 
-ROWS_OF_A_BOX = 2048
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -112,17 +110,6 @@ class Layout:
         return None if self.is_dense and self.real == self.lengths else self.real_BL
 
     @cached_property
-    def buckets(self) -> Buckets:
-        """The sequences put into boxes with others of similar length, for a CPU."""
-        boxes: list[list[int]] = []
-        for sequence in sorted(range(len(self.lengths)), key=lambda place: -self.lengths[place]):
-            is_full = boxes and (len(boxes[-1]) + 1) * self.lengths[boxes[-1][0]] > ROWS_OF_A_BOX
-            if not boxes or is_full:
-                boxes.append([])
-            boxes[-1].append(sequence)
-        return Buckets.of(self, boxes)
-
-    @cached_property
     def _place_N(self) -> Tensor:
         return self.owner_N * self.max_length + self.position_N
 
@@ -148,59 +135,6 @@ class Layout:
         """The inverse of `pad`: (B, L, ...) as rows (N, ...)."""
         rows = padded_BLD.reshape(-1, *padded_BLD.shape[2:])
         return rows if self.is_dense else rows.index_select(0, self._place_N)
-
-
-@dataclass(frozen=True)
-class Buckets:
-    """Boxes (b, l) of sequences, each padded to the longest of its box only; M places in all boxes.
-
-    shapes: of each box. real: for each box (b, l) boolean, True for real rows, or None when all are.
-    row_M: the row at each place; behind a sequence's end its last row is repeated. None: the rows in their order.
-    place_N: where each row is. None: the places in their order.
-    """
-
-    shapes: list[tuple[int, int]]
-    real: list[Tensor | None]
-    row_M: Tensor | None
-    place_N: Tensor | None
-
-    @classmethod
-    def of(cls, layout: Layout, boxes: Sequence[Sequence[int]]) -> Buckets:
-        """Put the sequences of a layout, given by their places, into these boxes; the first of a box is the longest."""
-        shapes = [(len(box), layout.lengths[box[0]]) for box in boxes]
-        lengths_B, real_B = torch.tensor(layout.lengths), torch.tensor(layout.real)
-        starts_B = lengths_B.cumsum(0) - lengths_B
-        sequence_M = torch.cat(
-            [torch.tensor(box).repeat_interleave(width) for box, (_, width) in zip(boxes, shapes, strict=True)]
-        )
-        within_M = torch.cat([torch.arange(width).repeat(height) for height, width in shapes])
-        row_M = starts_B[sequence_M] + torch.minimum(within_M, lengths_B[sequence_M] - 1)
-        place_N = torch.empty(layout.rows, dtype=torch.long)
-        held_M = within_M < lengths_B[sequence_M]
-        place_N[row_M[held_M]] = held_M.nonzero()[:, 0]
-        in_order = torch.equal(row_M, torch.arange(len(place_N)))
-        masks = (within_M < real_B[sequence_M]).split([height * width for height, width in shapes])
-
-        def moved(tensor: Tensor, unless: bool) -> Tensor | None:
-            return None if unless else hardware.sent(tensor, layout.device)
-
-        return cls(
-            shapes,
-            [moved(mask.view(shape), bool(mask.all())) for mask, shape in zip(masks, shapes, strict=True)],
-            moved(row_M, in_order),
-            moved(place_N, in_order),
-        )
-
-    def split(self, rows_ND: Tensor) -> list[Tensor]:
-        """The rows of each box, (b, l, D)."""
-        rows_MD = rows_ND if self.row_M is None else rows_ND.index_select(0, self.row_M)
-        parts = rows_MD.split([height * width for height, width in self.shapes])
-        return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
-
-    def join(self, boxes: Sequence[Tensor]) -> Tensor:
-        """The inverse of `split`: (N, D)."""
-        rows_MD = torch.cat([box.flatten(0, 1) for box in boxes])
-        return rows_MD if self.place_N is None else rows_MD.index_select(0, self.place_N)
 
 
 @dataclass(frozen=True)

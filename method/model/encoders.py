@@ -1,6 +1,6 @@
 """Frames and words of one branch become vectors of width D.
 
-Letters: B sequences, N rows of all of them, L the longest, I input width, D width, H heads.
+Letters: B sequences, N rows of all of them, L the longest, I input width, D width, E = 3D, H heads.
 """
 
 import torch
@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from method import hardware
-from method.data.ragged import Ragged
+from method.data.ragged import Layout, Ragged
 from method.model.dropout import dropout
 from method.model.recomputing import recomputed
 from method.model.row_layers import normalized_linear
+from method.model.sequence_attention import attend_within
 
 
 class SelfAttention(nn.Module):
@@ -34,54 +35,24 @@ class SelfAttention(nn.Module):
         # One product for the three projections; separate weights, since the optimiser clips each tensor by itself.
         layers = (self.query, self.key, self.value)
         weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
-        attend = self._attend_at_once if hardware.likes_large_kernels(rows.values) else self._attend_in_boxes
-        return rows.with_values(self._added(rows.values, attend(rows, weight, bias)))
+        projected_NE = F.linear(rows.values, weight, bias)
+        probability = self.dropout if self.training else 0.0
+        attend = _attend_padded if hardware.likes_large_kernels(rows.values) else attend_within
+        attended_ND = self.output(attend(projected_NE, rows.layout, self.heads, probability))
+        return rows.with_values(self._added(rows.values, attended_ND))
 
     def _added(self, rows_ND: Tensor, attended_ND: Tensor) -> Tensor:
         return self.norm(rows_ND + dropout(attended_ND, self.dropout, self.training))
 
-    def _attend_at_once(self, rows: Ragged, weight_XD: Tensor, bias_X: Tensor) -> Tensor:
-        """Linear(attended) of all rows, (N, D), for a GPU: padding is there only for the attention itself.
 
-        weight_XD, bias_X: the projections to queries, keys and values, one above the other.
-        """
-        layout = rows.layout
-        projected_BLX = layout.pad(F.linear(rows.values, weight_XD, bias_X))
-        return self.output(layout.unpad(self._attend(projected_BLX, layout.mask_BL)))
-
-    def _attend_in_boxes(self, rows: Ragged, weight_XD: Tensor, bias_X: Tensor) -> Tensor:
-        """The same for a CPU: in boxes of similar length, of which the projections are kept for the backward pass."""
-        buckets = rows.layout.buckets
-        projected = (F.linear(rows_blD, weight_XD, bias_X) for rows_blD in buckets.split(rows.values))
-        boxes = zip(projected, buckets.real, strict=True)
-        return buckets.join([recomputed(self._attend_and_transform, *box) for box in boxes])
-
-    def _attend_and_transform(self, projected_blX: Tensor, real_bl: Tensor | None) -> Tensor:
-        return self.output(self._attend(projected_blX, real_bl))
-
-    def _attend(self, projected_blX: Tensor, real_bl: Tensor | None) -> Tensor:
-        """What the rows of each sequence attend to, (b, l, D), of their queries, keys and values side by side."""
-        query, key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projected_blX.chunk(3, -1)
-        )
-        mask_bl = None if real_bl is None else real_bl[:, None, None, :]
-        probability = self.dropout if self.training else 0.0
-        if probability and not hardware.likes_large_kernels(projected_blX):
-            attended_bhld = _attention_with_dropout(query, key, value, mask_bl, probability)
-        else:
-            attended_bhld = F.scaled_dot_product_attention(query, key, value, mask_bl, probability)
-        return attended_bhld.transpose(1, 2).flatten(2)
-
-
-def _attention_with_dropout(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, probability: float
-) -> Tensor:
-    """`scaled_dot_product_attention` for a CPU, where that draws a number for each weight to know which to drop."""
-    logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if mask is not None:
-        logits = logits.masked_fill(~mask, -torch.inf)
-    weights = logits.float().softmax(-1).to(value.dtype)
-    return dropout(weights, probability, training=True) @ value
+def _attend_padded(projected_NE: Tensor, layout: Layout, heads: int, probability: float) -> Tensor:
+    """`attend_within` for a GPU: padding is there only for the attention itself."""
+    query, key, value = (
+        part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in layout.pad(projected_NE).chunk(3, -1)
+    )
+    mask = None if layout.mask_BL is None else layout.mask_BL[:, None, None, :]
+    attended_BHLd = F.scaled_dot_product_attention(query, key, value, mask, probability)
+    return layout.unpad(attended_BHLd.transpose(1, 2).flatten(2))
 
 
 class SequenceEncoder(nn.Module):

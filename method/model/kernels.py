@@ -194,7 +194,7 @@ def add_where_dropped(rows_ND, seed, thresholds, guide, rows_of_item, first_item
             begin = ends_I[i]
 
 
-# Attention over the samples of the deformable fusion. A sample is made, used and forgotten.
+# Numbers as arrays keep them, and a softmax's exponential.
 
 
 def _widened(number):  # type: ignore[no-untyped-def]
@@ -207,6 +207,153 @@ def _compiled_widened(number):  # type: ignore[no-untyped-def]
     if number == nb.int16:
         return lambda number: np.int32(np.int32(number) << 16).view(np.float32)
     return lambda number: number
+
+
+def _narrowed(number, like):  # type: ignore[no-untyped-def]
+    """A float as an array keeps it, of which `like` is a number: itself, or the bits of the nearest half."""
+    raise NotImplementedError("for compiled kernels")
+
+
+@nb.extending.overload(_narrowed, inline="always")
+def _compiled_narrowed(number, like):  # type: ignore[no-untyped-def]
+    if like == nb.int16:
+        return lambda number, like: _nearest_half(number)
+    return lambda number, like: number
+
+
+@_inlined
+def _nearest_half(number):  # type: ignore[no-untyped-def]
+    """The bits of the half next to a float, of two that are as near the even one."""
+    bits = np.float32(number).view(np.int32)
+    rounded = np.int32(np.int32(bits + np.int32(0x7FFF + ((bits >> 16) & 1))) >> 16)
+    return np.int16(rounded if number == number else 0x7FC0)  # rounding could make a number of one that is none
+
+
+@_inlined
+def _exponential(number):  # type: ignore[no-untyped-def]
+    """Of a number that is not above 0, to the last bit or two: 2 to a whole number, times a series of the rest."""
+    number = np.float32(-87) if number < np.float32(-87) else number
+    whole = np.int32(number * np.float32(1.4426950408889634) - np.float32(0.5))
+    rest = number - np.float32(whole) * np.float32(0.6931471805599453)
+    series = np.float32(1 / 5040) * rest + np.float32(1 / 720)
+    series = series * rest + np.float32(1 / 120)
+    series = series * rest + np.float32(1 / 24)
+    series = series * rest + np.float32(1 / 6)
+    series = series * rest + np.float32(1 / 2)
+    series = series * rest + np.float32(1)
+    series = series * rest + np.float32(1)
+    return series * np.int32(np.int32(whole + np.int32(127)) << 23).view(np.float32)
+
+
+# Self-attention over b sequences side by side, padded to M, the longest: H heads of width d, E numbers of a row.
+
+
+_FLOATS_4, _FLOATS_5 = (nb.types.Array(nb.float32, axes, "C") for axes in (4, 5))
+_HALVES_4, _HALVES_5 = (nb.types.Array(nb.int16, axes, "C") for axes in (4, 5))
+_BOX = (nb.types.UniTuple(_PLACES, 3), nb.int64, nb.int64)  # the first row of each sequence, its rows and its real rows
+
+
+@_compiled((_FLOATS_2, _FLOATS_5, *_BOX), (_HALVES_2, _HALVES_5, *_BOX))
+def spread(rows_NE, made_XbHMd, box, first, end):  # type: ignore[no-untyped-def]
+    """Write each head's part of each row by itself, and zeros behind the end of a sequence."""
+    firsts_b, lengths_b, _ = box
+    parts, _, heads, _, width = made_XbHMd.shape
+    for sequence in range(first, end):
+        length = lengths_b[sequence]
+        for part in range(parts * heads):
+            own_Md = made_XbHMd[part // heads, sequence, part % heads]
+            for place in range(length):
+                row_d = rows_NE[firsts_b[sequence] + place, part * width : (part + 1) * width]
+                for d in range(width):
+                    own_Md[place, d] = row_d[d]
+            own_Md[length:] = 0
+
+
+@_compiled((_FLOATS_5, _FLOATS_2, *_BOX), (_HALVES_5, _HALVES_2, *_BOX))
+def collect(made_XbHMd, rows_NE, box, first, end):  # type: ignore[no-untyped-def]
+    """The inverse of `spread`."""
+    firsts_b, lengths_b, _ = box
+    parts, _, heads, _, width = made_XbHMd.shape
+    for sequence in range(first, end):
+        for part in range(parts * heads):
+            own_Md = made_XbHMd[part // heads, sequence, part % heads]
+            for place in range(lengths_b[sequence]):
+                row_d = rows_NE[firsts_b[sequence] + place, part * width : (part + 1) * width]
+                for d in range(width):
+                    row_d[d] = own_Md[place, d]
+
+
+@_inlined
+def _soften(logits_M, factor, weights_M):  # type: ignore[no-untyped-def]
+    """Write the softmax of logits times `factor`, which is not negative, for as many as there are weights."""
+    count = weights_M.shape[0]
+    largest = np.float32(-np.inf)
+    for m in range(count):
+        weights_M[m] = _widened(logits_M[m]) * factor
+        largest = max(largest, weights_M[m])
+    total = _ZERO
+    for m in range(count):
+        weights_M[m] = _exponential(weights_M[m] - largest)
+        total += weights_M[m]
+    share = np.float32(1) / total
+    for m in range(count):
+        weights_M[m] *= share
+
+
+# A factor of the logits; a scale of what dropout keeps of their softmax, and its draws.
+_SOFTENED = (nb.float32, nb.float32, nb.types.Tuple(_DRAWN), *_BOX)
+
+
+@_compiled((_FLOATS_4, *_SOFTENED), (_HALVES_4, *_SOFTENED))
+def soften(logits_bHMM, factor, scale, drawn, box, first, end):  # type: ignore[no-untyped-def]
+    """Let what dropout leaves of the softmax over real rows take the place of logits; zeros where no rows are."""
+    firsts_b, lengths_b, real_b = box
+    heads, longest = logits_bHMM.shape[1:3]
+    memory_M = np.empty(longest, np.float32)
+    for sequence in range(first, end):
+        real = real_b[sequence]
+        for head in range(heads):
+            logits_bHMM[sequence, head, lengths_b[sequence] :] = 0
+            for place in range(lengths_b[sequence]):
+                logits_M, weights_M = logits_bHMM[sequence, head, place], memory_M[:real]
+                _soften(logits_M, factor, weights_M)
+                _zero_dropped(weights_M, _stream(drawn[0], (firsts_b[sequence] + place) * heads + head), *drawn[1:])
+                for m in range(real):
+                    logits_M[m] = _narrowed(weights_M[m] * scale, logits_M[m])
+                logits_M[real:] = 0
+
+
+@_compiled((_FLOATS_4, _FLOATS_4, *_SOFTENED), (_HALVES_4, _HALVES_4, *_SOFTENED))
+def pass_through_softmax(  # type: ignore[no-untyped-def]
+    logits_bHMM, of_weights_bHMM, factor, scale, drawn, box, first, end
+):
+    """Let gradients of logits take the place of those of what `soften` leaves, and that once more of the logits."""
+    firsts_b, lengths_b, real_b = box
+    heads, longest = logits_bHMM.shape[1:3]
+    memory_2M = np.empty((2, longest), np.float32)
+    for sequence in range(first, end):
+        real = real_b[sequence]
+        for head in range(heads):
+            logits_bHMM[sequence, head, lengths_b[sequence] :] = 0
+            of_weights_bHMM[sequence, head, lengths_b[sequence] :] = 0
+            for place in range(lengths_b[sequence]):
+                logits_M, of_weights_M = logits_bHMM[sequence, head, place], of_weights_bHMM[sequence, head, place]
+                weights_M, kept_M = memory_2M[0, :real], memory_2M[1, :real]
+                _soften(logits_M, factor, weights_M)
+                kept_M[:] = scale
+                _zero_dropped(kept_M, _stream(drawn[0], (firsts_b[sequence] + place) * heads + head), *drawn[1:])
+                mean = _ZERO
+                for m in range(real):
+                    logits_M[m] = _narrowed(weights_M[m] * kept_M[m], logits_M[m])
+                    kept_M[m] *= _widened(of_weights_M[m])
+                    mean += kept_M[m] * weights_M[m]
+                for m in range(real):
+                    of_weights_M[m] = _narrowed(weights_M[m] * (kept_M[m] - mean) * factor, of_weights_M[m])
+                logits_M[real:] = 0
+                of_weights_M[real:] = 0
+
+
+# Attention over the samples of the deformable fusion. A sample is made, used and forgotten.
 
 
 @_inlined
@@ -243,7 +390,7 @@ def _weigh(folded_HND, n, keys_JD, weights_HJ):  # type: ignore[no-untyped-def]
             largest = max(largest, logit)
         total = _ZERO
         for j in range(count):
-            weights_HJ[h, j] = np.exp(weights_HJ[h, j] - largest)
+            weights_HJ[h, j] = _exponential(weights_HJ[h, j] - largest)
             total += weights_HJ[h, j]
         for j in range(count):
             weights_HJ[h, j] /= total

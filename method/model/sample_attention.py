@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from method.model.arrays import as_array
 from method.model.dropout import Draws
 from method.model.threads import in_threads
 
@@ -202,9 +203,7 @@ def _run(kernel: Any, read: Sequence[Tensor], places_NJG2: Tensor, ctx: Any, *re
 
 
 def _arrays(tensors: Sequence[Tensor]) -> tuple[np.ndarray[Any, Any], ...]:
-    """What a kernel takes: halves, which NumPy does not know, as their bits."""
-    tensors = [tensor.detach() for tensor in tensors]
-    return tuple((each.view(torch.int16) if each.dtype == torch.bfloat16 else each).numpy() for each in tensors)
+    return tuple(as_array(tensor) for tensor in tensors)
 
 
 def _firsts(lengths: Sequence[int]) -> np.ndarray[Any, Any]:

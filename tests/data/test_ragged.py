@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from method.data import ragged
 from method.data.ragged import Layout, Ragged
 
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
@@ -101,27 +100,6 @@ def test_whatever_is_made_of_a_layout_lies_where_it_does() -> None:
 ])  # fmt: skip
 def test_a_mask_only_where_it_hides_something(lengths: list[int], real: list[int], masked: bool) -> None:
     assert (Layout.of(lengths, real).mask_BL is not None) == masked
-
-
-@given(LENGTHS, st.data(), st.integers(1, 20))
-@settings(deadline=None, max_examples=60)
-def test_buckets_hold_every_row_once(lengths: list[int], data: st.DataObject, rows_of_a_box: int) -> None:
-    real = [data.draw(st.integers(1, length)) for length in lengths]
-    values = torch.cat(sequences(lengths))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ragged, "ROWS_OF_A_BOX", rows_of_a_box)
-        buckets = Layout.of(lengths, real).buckets
-    boxes = buckets.split(values)
-    assert torch.equal(buckets.join(boxes), values)
-    found = []
-    for box, mask in zip(boxes, buckets.real, strict=True):
-        assert box.shape[0] == 1 or box.shape[0] * box.shape[1] <= rows_of_a_box
-        for sequence, is_real in zip(box, mask if mask is not None else torch.ones(box.shape[:2]), strict=True):
-            found.append((sequence.tolist(), int(is_real.sum())))
-    for rows, count in zip(values.split(lengths), real, strict=True):
-        padded = [(sequence, of) for sequence, of in found if sequence[: len(rows)] == rows.tolist()]
-        assert [of for _, of in padded] == [count]
-        assert all(row == rows[-1].tolist() for row in padded[0][0][len(rows) :])
 
 
 @given(LENGTHS, st.data())

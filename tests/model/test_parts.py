@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from method.data import ragged
-from method.model import encoders, fusion, row_layers
-from method.model.recomputing import recomputed
+from method.model import fusion, row_layers, sequence_attention
+from method.model.sequence_attention import _boxes
 from tests.world import VARIANTS, lively_model, random_rows, random_streams
 
 ACTION, OBJECT, WORDS = [7, 1, 24, 12, 3], [5, 9, 20, 1, 8], [4, 10, 1, 6, 3]
@@ -26,18 +25,17 @@ def outputs_and_gradients(changes: dict[str, Any]) -> list[torch.Tensor]:
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_small_parts_give_what_one_gives(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = outputs_and_gradients(changes)
-    parts = 0
+    boxes: list[Any] = []
 
-    def counted(*arguments: Any) -> torch.Tensor:
-        nonlocal parts
-        parts += 1
-        return recomputed(*arguments)
+    def noted(*arguments: Any) -> list[Any]:
+        boxes.extend(made := _boxes(*arguments))
+        return made
 
-    for module, name in ((fusion, "ROWS_AT_ONCE"), (row_layers, "ROWS_OF_A_PIECE"), (ragged, "ROWS_OF_A_BOX")):
+    sizes = ((fusion, "ROWS_AT_ONCE"), (row_layers, "ROWS_OF_A_PIECE"), (sequence_attention, "ROWS_OF_A_BOX"))
+    for module, name in sizes:
         monkeypatch.setattr(module, name, 13)
-    for module in (fusion, encoders):
-        monkeypatch.setattr(module, "recomputed", counted)
+    monkeypatch.setattr(sequence_attention, "_boxes", noted)
     found = outputs_and_gradients(changes)
-    assert parts > 5
+    assert len(boxes) > 5
     for one, other in zip(found, whole, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)

@@ -1,0 +1,17 @@
+"""Tensors as compiled kernels take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def as_array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """The same memory as an array; of halves the bits, as whole numbers, since NumPy does not know all of them."""
+    tensor = tensor.detach()
+    halves = tensor.dtype in (torch.bfloat16, torch.float16)
+    array: np.ndarray[Any, Any] = (tensor.view(torch.int16) if halves else tensor).numpy()
+    return array
