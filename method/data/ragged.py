@@ -114,10 +114,16 @@ class Layout:
         return self.owner_N * self.max_length + self.position_N
 
     @cached_property
-    def _real_part(self) -> tuple[Layout, Tensor]:
-        """The layout of the real rows alone, and where they lie in this one."""
-        layout = Layout.of(self.real, longest=self.longest, device=self.device)
-        return layout, self.starts_B[layout.owner_N] + layout.position_N
+    def of_real(self) -> Layout:
+        """The layout of the real rows alone."""
+        if self.real == self.lengths:
+            return self
+        return Layout.of(self.real, longest=self.longest, device=self.device)
+
+    @cached_property
+    def _place_of_real(self) -> Tensor:
+        """Where each of the real rows lies."""
+        return self.starts_B[self.of_real.owner_N] + self.of_real.position_N
 
     def to(self, device: torch.device | str) -> Layout:
         """The same layout on another device."""
@@ -167,10 +173,10 @@ class Ragged:
 
     def real(self) -> Ragged:
         """Only the real rows."""
-        if self.layout.real == self.layout.lengths:
+        layout = self.layout.of_real
+        if layout is self.layout:
             return self
-        layout, rows_N = self.layout._real_part
-        return Ragged(self.values.index_select(0, rows_N), layout)
+        return Ragged(self.values.index_select(0, self.layout._place_of_real), layout)
 
     def split(self, counts: Sequence[int]) -> list[Ragged]:
         """Parts with so many sequences each."""

@@ -1,7 +1,7 @@
 """Deformable fusion: each frame of one branch attends to a few positions of the other, which it chooses itself.
 
 Letters: B videos, N rows that ask and their longest video L, K rows that answer and their longest video M, D width,
-H heads, G offset groups, J sampled positions a frame and group.
+H heads, G offset groups, J sampled positions a frame and group, X = GJ; n real rows of those that ask, k taps.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from method import hardware
 from method.data.ragged import Layout, Ragged
 from method.model.architecture import Architecture, Extent
+from method.model.convolution import gelu_of_convolution
 from method.model.cross_attention import DROPOUT, FeedForward
 from method.model.dropout import dropout, relu_dropout
 from method.model.recomputing import recomputed
@@ -29,7 +30,7 @@ ROWS_AT_ONCE = 1024
 class DeformableFusion(nn.Module):
     """Each asking frame attends to J positions of the other stream that it chooses itself, a few frames around it."""
 
-    COMPILED = ("_mixed", "_offsets", "_neighbours", "_weigh")
+    COMPILED = ("_convolve", "_offsets", "_neighbours", "_weigh")
 
     def __init__(self, architecture: Architecture, offset_scale: float) -> None:
         super().__init__()
@@ -95,30 +96,40 @@ class DeformableFusion(nn.Module):
 
         A row looks at its own place and a learned offset, in asking frames.
         """
-        mixed_ND = self._mixed(query_ND, asking.position_N, asking.lengths_B[asking.owner_N])
-        mixed = Ragged(mixed_ND, asking).real()
-        positions_NGJ = mixed.layout.position_N[:, None, None] + self._offsets(mixed.values)
-        return self._places(positions_NGJ, mixed.layout, answering)
+        convolved = self._convolved(Ragged(query_ND, asking))
+        positions_NGJ = convolved.layout.position_N[:, None, None] + self._offsets(convolved.values)
+        return self._places(positions_NGJ, convolved.layout, answering)
 
-    def _mixed(self, query_ND: Tensor, position_N: Tensor, length_N: Tensor) -> Tensor:
-        """The depthwise convolution over the rows of each video, (N, D); length_N: rows of each row's video."""
-        weight_Dk = self.offset_convolution.weight[:, 0].repeat(self.groups, 1)
+    def _convolved(self, query: Ragged) -> Ragged:
+        """GELU of the depthwise convolution over the rows of each video, at its real rows."""
+        weight_kD = self.offset_convolution.weight[:, 0].repeat(self.groups, 1).t()
         assert self.offset_convolution.bias is not None
-        mixed_ND = self.offset_convolution.bias.repeat(self.groups).expand_as(query_ND)
+        bias_D = self.offset_convolution.bias.repeat(self.groups)
+        layout = query.layout
+        if not hardware.likes_large_kernels(query.values):
+            return Ragged(gelu_of_convolution(query, weight_kD, bias_D), layout.of_real)
+        position_N, length_N = layout.position_N, layout.lengths_B[layout.owner_N]
+        return query.with_values(self._convolve(query.values, weight_kD, bias_D, position_N, length_N)).real()
+
+    def _convolve(
+        self, query_ND: Tensor, weight_kD: Tensor, bias_D: Tensor, position_N: Tensor, length_N: Tensor
+    ) -> Tensor:
+        """GELU of the convolution at all rows, (N, D); length_N: rows of each row's video."""
+        mixed_ND = bias_D.expand_as(query_ND)
         around = F.pad(query_ND, (0, 0, self.reach, self.reach))
         for tap in range(2 * self.reach + 1):
             neighbour_N = position_N + (tap - self.reach)
             inside_N = (neighbour_N >= 0) & (neighbour_N < length_N)
             shifted_ND = around[tap : tap + len(query_ND)]
-            mixed_ND = mixed_ND + shifted_ND * (weight_Dk[:, tap] * inside_N[:, None])
-        return mixed_ND
+            mixed_ND = mixed_ND + shifted_ND * (weight_kD[tap] * inside_N[:, None])
+        return F.gelu(mixed_ND)
 
-    def _offsets(self, mixed_ND: Tensor) -> Tensor:
-        """What each row adds to its own place, (N, G, J)."""
+    def _offsets(self, convolved_nD: Tensor) -> Tensor:
+        """What each row adds to its own place, (n, G, J)."""
         # One product for all groups, of mostly zeros: of many rows for few channels each it would take a CPU longer.
         weight_XD = torch.block_diag(*[self.offset_output.weight[:, :, 0]] * self.groups)
-        offsets_NX = F.linear(F.gelu(mixed_ND), weight_XD).float().tanh() * self.offset_scale
-        return offsets_NX.unflatten(-1, (self.groups, -1))
+        offsets_nX = F.linear(convolved_nD, weight_XD).float().tanh() * self.offset_scale
+        return offsets_nX.unflatten(-1, (self.groups, -1))
 
     def _places(self, positions_NGJ: Tensor, real: Layout, answering: Layout) -> tuple[Tensor, Tensor]:
         """The two answering rows between which each position lies and the share of each, (N, J, G, 2)."""

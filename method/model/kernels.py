@@ -245,6 +245,89 @@ def _exponential(number):  # type: ignore[no-untyped-def]
     return series * np.int32(np.int32(whole + np.int32(127)) << 23).view(np.float32)
 
 
+# Depthwise convolution within sequences, with k taps, and GELU of it.
+
+
+@_inlined
+def _normal(number):  # type: ignore[no-untyped-def]
+    """Distribution function and density of the normal distribution, by 7.1.26 of Abramowitz and Stegun (1964)."""
+    density = _exponential(np.float32(-0.5) * number * number)
+    part = np.float32(1) / (np.float32(1) + np.float32(0.3275911 / 2**0.5) * abs(number))
+    series = np.float32(1.061405429) * part + np.float32(-1.453152027)
+    series = series * part + np.float32(1.421413741)
+    series = series * part + np.float32(-0.284496736)
+    series = series * part + np.float32(0.254829592)
+    beyond = np.float32(0.5) * series * part * density
+    below = beyond if number < _ZERO else np.float32(1) - beyond
+    return below, density * np.float32(0.3989422804014327)
+
+
+@_inlined
+def _convolve(rows_LD, place, weight_kD, bias_D, sum_D):  # type: ignore[no-untyped-def]
+    """Write the convolution at a row of a sequence, which is zero outside."""
+    taps = weight_kD.shape[0]
+    for d in range(sum_D.shape[0]):
+        sum_D[d] = bias_D[d]
+    for tap in range(taps):
+        other = place + tap - taps // 2
+        if other >= 0 and other < rows_LD.shape[0]:
+            row_D, share_D = rows_LD[other], weight_kD[tap]
+            for d in range(sum_D.shape[0]):
+                sum_D[d] += share_D[d] * _widened(row_D[d])
+
+
+# Weight and bias; the first row of each sequence and the end of the last, the same of the rows that are written.
+_CONVOLVED = (_FLOATS_2, _FLOATS, _PLACES, _PLACES, nb.int64, nb.int64)
+
+
+@_compiled((_FLOATS_2, _FLOATS_2, *_CONVOLVED), (_HALVES_2, _HALVES_2, *_CONVOLVED))
+def convolve(rows_ND, written_nD, weight_kD, bias_D, firsts, written_firsts, first, end):  # type: ignore[no-untyped-def]
+    """Write GELU of the convolution, for the first rows of each sequence."""
+    sum_D = np.empty(bias_D.shape[0], np.float32)
+    for sequence in range(first, end):
+        rows_LD = rows_ND[firsts[sequence] : firsts[sequence + 1]]
+        for n in range(written_firsts[sequence], written_firsts[sequence + 1]):
+            _convolve(rows_LD, n - written_firsts[sequence], weight_kD, bias_D, sum_D)
+            out_D = written_nD[n]
+            for d in range(sum_D.shape[0]):
+                out_D[d] = _narrowed(sum_D[d] * _normal(sum_D[d])[0], out_D[d])
+
+
+_OF_CONVOLVED = nb.types.Tuple((_FLOATS_2, _FLOATS_3))
+
+
+@_compiled((_FLOATS_2, _FLOATS_2, *_CONVOLVED, _OF_CONVOLVED), (_HALVES_2, _HALVES_2, *_CONVOLVED, _OF_CONVOLVED))
+def pass_through_convolution(  # type: ignore[no-untyped-def]
+    rows_ND, of_written_nD, weight_kD, bias_D, firsts, written_firsts, first, end, found
+):
+    """Write gradients given those of what `convolve` writes: of the rows, and by sequence of each tap and the bias."""
+    of_rows_ND, of_learnt_BXD = found
+    taps, width = weight_kD.shape
+    sum_D = np.empty(width, np.float32)
+    for sequence in range(first, end):
+        rows_LD = rows_ND[firsts[sequence] : firsts[sequence + 1]]
+        of_rows_LD = of_rows_ND[firsts[sequence] : firsts[sequence + 1]]
+        of_learnt_XD = of_learnt_BXD[sequence]
+        of_rows_LD[:] = 0
+        of_learnt_XD[:] = 0
+        for n in range(written_firsts[sequence], written_firsts[sequence + 1]):
+            place = n - written_firsts[sequence]
+            _convolve(rows_LD, place, weight_kD, bias_D, sum_D)
+            of_written_D, of_bias_D = of_written_nD[n], of_learnt_XD[taps]
+            for d in range(width):
+                below, density = _normal(sum_D[d])
+                sum_D[d] = _widened(of_written_D[d]) * (below + sum_D[d] * density)
+                of_bias_D[d] += sum_D[d]
+            for tap in range(taps):
+                other = place + tap - taps // 2
+                if other >= 0 and other < rows_LD.shape[0]:
+                    row_D, of_row_D = rows_LD[other], of_rows_LD[other]
+                    share_D, of_share_D = weight_kD[tap], of_learnt_XD[tap]
+                    for d in range(width):
+                        of_share_D[d] += sum_D[d] * _widened(row_D[d])
+                        of_row_D[d] += sum_D[d] * share_D[d]
+
+
 # Self-attention over b sequences side by side, padded to M, the longest: H heads of width d, E numbers of a row.
 
 
