@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 
+def readable(tensor: Tensor) -> Tensor:
+    """The same numbers as a kernel reads them, in memory without gaps: floats, or halves that are the first of one."""
+    return (tensor.float() if tensor.dtype == torch.float16 else tensor).contiguous()
+
+
 def as_array(tensor: Tensor) -> np.ndarray[Any, Any]:
     """The same memory as an array; of halves the bits, as whole numbers, since NumPy does not know all of them."""
     tensor = tensor.detach()

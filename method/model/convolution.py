@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from method.data.ragged import Layout, Ragged
-from method.model.arrays import as_array
+from method.model.arrays import as_array, readable
 from method.model.threads import in_threads
 
 
@@ -29,7 +29,7 @@ class _Convolution(torch.autograd.Function):
 
         ctx.save_for_backward(rows_ND, weight_kD, bias_D)
         ctx.layout = layout
-        rows_ND = _readable(rows_ND)
+        rows_ND = readable(rows_ND)
         written_nD = rows_ND.new_empty(sum(layout.real), rows_ND.shape[1])
         _run(kernels.convolve, layout, rows_ND, written_nD, weight_kD, bias_D)
         return written_nD
@@ -39,7 +39,7 @@ class _Convolution(torch.autograd.Function):
         from method.model import kernels
 
         rows_ND, weight_kD, bias_D = ctx.saved_tensors
-        read_ND = _readable(rows_ND)
+        read_ND = readable(rows_ND)
         of_rows_ND = torch.empty_like(read_ND, dtype=torch.float32)
         of_learnt_BXD = of_rows_ND.new_empty(len(ctx.layout.lengths), len(weight_kD) + 1, weight_kD.shape[1])
         of_written_nD = gradients[0].to(read_ND.dtype).contiguous()
@@ -47,11 +47,6 @@ class _Convolution(torch.autograd.Function):
         _run(kernels.pass_through_convolution, ctx.layout, read_ND, of_written_nD, weight_kD, bias_D, found)
         of_learnt_XD = of_learnt_BXD.sum(0)
         return of_rows_ND.to(rows_ND.dtype), of_learnt_XD[:-1], of_learnt_XD[-1], None
-
-
-def _readable(rows_ND: Tensor) -> Tensor:
-    """Rows as kernels read them: floats, or halves that are the first half of one."""
-    return (rows_ND.float() if rows_ND.dtype == torch.float16 else rows_ND).contiguous()
 
 
 def _run(

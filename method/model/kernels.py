@@ -46,6 +46,57 @@ def _compiled(*kinds: tuple[Any, ...]) -> Callable[[Callable[..., None]], Callab
     return compile_
 
 
+# Numbers as arrays keep them, and an exponential that is computed for many at once.
+
+
+def _widened(number):  # type: ignore[no-untyped-def]
+    """A float, of a float or of a half, whose bits are its first."""
+    raise NotImplementedError("for compiled kernels")
+
+
+@nb.extending.overload(_widened, inline="always")
+def _compiled_widened(number):  # type: ignore[no-untyped-def]
+    if number == nb.int16:
+        return lambda number: np.int32(np.int32(number) << 16).view(np.float32)
+    return lambda number: number
+
+
+def _narrowed(number, like):  # type: ignore[no-untyped-def]
+    """A float as an array keeps it, of which `like` is a number: itself, or the bits of the nearest half."""
+    raise NotImplementedError("for compiled kernels")
+
+
+@nb.extending.overload(_narrowed, inline="always")
+def _compiled_narrowed(number, like):  # type: ignore[no-untyped-def]
+    if like == nb.int16:
+        return lambda number, like: _nearest_half(number)
+    return lambda number, like: number
+
+
+@_inlined
+def _nearest_half(number):  # type: ignore[no-untyped-def]
+    """The bits of the half next to a float, of two that are as near the even one."""
+    bits = np.float32(number).view(np.int32)
+    rounded = np.int32(np.int32(bits + np.int32(0x7FFF + ((bits >> 16) & 1))) >> 16)
+    return np.int16(rounded if number == number else 0x7FC0)  # rounding could make a number of one that is none
+
+
+@_inlined
+def _exponential(number):  # type: ignore[no-untyped-def]
+    """Of a number that is not above 0, to the last bit or two: 2 to a whole number, times a series of the rest."""
+    number = np.float32(-87) if number < np.float32(-87) else number
+    whole = np.int32(number * np.float32(1.4426950408889634) - np.float32(0.5))
+    rest = number - np.float32(whole) * np.float32(0.6931471805599453)
+    series = np.float32(1 / 5040) * rest + np.float32(1 / 720)
+    series = series * rest + np.float32(1 / 120)
+    series = series * rest + np.float32(1 / 24)
+    series = series * rest + np.float32(1 / 6)
+    series = series * rest + np.float32(1 / 2)
+    series = series * rest + np.float32(1)
+    series = series * rest + np.float32(1)
+    return series * np.int32(np.int32(whole + np.int32(127)) << 23).view(np.float32)
+
+
 # Dropout: the distances from one dropped value to the next, drawn by SplitMix64 (Steele, Lea and Flood 2014), a stream
 # for each item, and turned into whole numbers by a guide table (Chen and Asau 1974).
 
@@ -124,7 +175,48 @@ def pass_where_kept(values_V, scale, first_item, end_item, gradient_V):  # type:
         own_gradient_V[v] = own_gradient_V[v] * scale if own_V[v] != _ZERO else _ZERO
 
 
-# Layers that take each row by itself.
+# Layers that take each row by itself, I channels wide.
+
+
+@_inlined
+def _mean_and_factor(row_I, epsilon):  # type: ignore[no-untyped-def]
+    """What a layer norm takes from each number of a row, and what it multiplies the rest with."""
+    width = row_I.shape[0]
+    total, squares = _ZERO, _ZERO
+    for i in range(width):
+        total += row_I[i]
+    mean = total / np.float32(width)
+    for i in range(width):
+        squares += (row_I[i] - mean) * (row_I[i] - mean)
+    return mean, np.float32(1) / np.sqrt(squares / np.float32(width) + epsilon)
+
+
+@_inlined
+def _normalize(row_I, gain_I, bias_I, epsilon, scale, out_I):  # type: ignore[no-untyped-def]
+    """Write the layer norm of a row times `scale`."""
+    mean, factor = _mean_and_factor(row_I, epsilon)
+    for i in range(row_I.shape[0]):
+        out_I[i] = (row_I[i] - mean) * (factor * scale) * gain_I[i] + bias_I[i] * scale
+
+
+@_inlined
+def _pass_through_norm(row_I, of_out_I, gain_I, epsilon, of_row_I, of_learnt_2I):  # type: ignore[no-untyped-def]
+    """Write the gradient of a row, given that of its layer norm, and add to those of gain and bias."""
+    width = row_I.shape[0]
+    mean, factor = _mean_and_factor(row_I, epsilon)
+    of_gain_I, of_bias_I = of_learnt_2I[0], of_learnt_2I[1]
+    total, along = _ZERO, _ZERO
+    for i in range(width):
+        normal, gradient = (row_I[i] - mean) * factor, of_out_I[i] * gain_I[i]
+        total += gradient
+        along += gradient * normal
+    total, along = total / np.float32(width), along / np.float32(width)
+    for i in range(width):
+        of_gain_I[i] += of_out_I[i] * ((row_I[i] - mean) * factor)
+    for i in range(width):
+        of_bias_I[i] += of_out_I[i]
+    for i in range(width):
+        of_row_I[i] = factor * (of_out_I[i] * gain_I[i] - total - (row_I[i] - mean) * factor * along)
 
 
 @_compiled((_FLOATS_2, _FLOATS, _FLOATS, nb.float32, nb.float32, *_DRAWN, nb.int64, nb.int64, _FLOATS_2))
@@ -132,19 +224,65 @@ def normalize_and_drop(  # type: ignore[no-untyped-def]
     rows_NI, gain_I, bias_I, epsilon, scale, seed, thresholds, guide, first, end, written_NI
 ):
     """Write the layer norm of rows times `scale`, and zeros for what is dropped; a stream for each row."""
-    width = rows_NI.shape[1]
     for n in range(first, end):
-        row_I, out_I = rows_NI[n], written_NI[n]
-        total, squares = _ZERO, _ZERO
-        for i in range(width):
-            total += row_I[i]
-        mean = total / np.float32(width)
-        for i in range(width):
-            squares += (row_I[i] - mean) * (row_I[i] - mean)
-        factor = scale / np.sqrt(squares / np.float32(width) + epsilon)
-        for i in range(width):
-            out_I[i] = (row_I[i] - mean) * factor * gain_I[i] + bias_I[i] * scale
-        _zero_dropped(out_I, _stream(seed, n), thresholds, guide)
+        _normalize(rows_NI[n], gain_I, bias_I, epsilon, scale, written_NI[n])
+        _zero_dropped(written_NI[n], _stream(seed, n), thresholds, guide)
+
+
+# Epsilon of a norm; a scale of what dropout keeps, and its draws.
+_NORMALIZED = (nb.float32, nb.float32, nb.types.Tuple(_DRAWN))
+
+
+@_inlined
+def _place(row_I, place_I, sum_I):  # type: ignore[no-untyped-def]
+    """Write relu of a row, and its place added."""
+    for i in range(sum_I.shape[0]):
+        number = _widened(row_I[i])
+        sum_I[i] = (_ZERO if number < _ZERO else number) + place_I[i]
+
+
+_PLACED = (_FLOATS_2, _PLACES, _FLOATS, _FLOATS, *_NORMALIZED, nb.int64, nb.int64, _FLOATS_2)
+
+
+@_compiled((_FLOATS_2, *_PLACED), (_HALVES_2, *_PLACED))
+def place_and_normalize(  # type: ignore[no-untyped-def]
+    rows_NI, table_LI, place_N, gain_I, bias_I, epsilon, scale, drawn, first, end, out_NI
+):
+    """Write what dropout leaves of the layer norm of relu of rows and, added to it, of a table's row of each."""
+    sum_I = np.empty(gain_I.shape[0], np.float32)
+    for n in range(first, end):
+        _place(rows_NI[n], table_LI[place_N[n]], sum_I)
+        _normalize(sum_I, gain_I, bias_I, epsilon, scale, out_NI[n])
+        _zero_dropped(out_NI[n], _stream(drawn[0], n), *drawn[1:])
+
+
+_OF_PLACED = (_FLOATS_2, _PLACES, _FLOATS_2, _FLOATS, *_NORMALIZED, nb.int64, nb.int64, nb.int64)
+_FOUND = nb.types.UniTuple(_FLOATS_3, 2)
+
+
+@_compiled((_FLOATS_2, *_OF_PLACED, _FLOATS_2, _FOUND), (_HALVES_2, *_OF_PLACED, _HALVES_2, _FOUND))
+def pass_through_place(  # type: ignore[no-untyped-def]
+    rows_NI, table_LI, place_N, of_out_NI, gain_I, epsilon, scale, drawn, rows_of_item, first, end, of_rows_NI, found
+):
+    """Write the gradients of what `place_and_normalize` read; by item those of the table, and of gain and bias."""
+    of_table_XLI, of_learnt_X2I = found
+    memory_3I = np.empty((3, gain_I.shape[0]), np.float32)
+    sum_I, of_norm_I, of_sum_I = memory_3I[0], memory_3I[1], memory_3I[2]
+    for item in range(first, end):
+        of_table_XLI[item] = 0
+        of_learnt_X2I[item] = 0
+        for n in range(item * rows_of_item, min((item + 1) * rows_of_item, rows_NI.shape[0])):
+            row_I, of_out_I, of_row_I = rows_NI[n], of_out_NI[n], of_rows_NI[n]
+            of_place_I = of_table_XLI[item, place_N[n]]
+            _place(row_I, table_LI[place_N[n]], sum_I)
+            for i in range(sum_I.shape[0]):
+                of_norm_I[i] = of_out_I[i] * scale
+            _zero_dropped(of_norm_I, _stream(drawn[0], n), *drawn[1:])
+            _pass_through_norm(sum_I, of_norm_I, gain_I, epsilon, of_sum_I, of_learnt_X2I[item])
+            for i in range(sum_I.shape[0]):
+                of_place_I[i] += of_sum_I[i]
+            for i in range(sum_I.shape[0]):
+                of_row_I[i] = _narrowed(_ZERO if _widened(row_I[i]) <= _ZERO else of_sum_I[i], of_row_I[i])
 
 
 @_inlined
@@ -192,57 +330,6 @@ def add_where_dropped(rows_ND, seed, thresholds, guide, rows_of_item, first_item
         for i in range(channels):
             _add_rows(rows_ND, dropping[begin : ends_I[i]], sums_XID[item, i])
             begin = ends_I[i]
-
-
-# Numbers as arrays keep them, and a softmax's exponential.
-
-
-def _widened(number):  # type: ignore[no-untyped-def]
-    """A float, of a float or of a half, whose bits are its first."""
-    raise NotImplementedError("for compiled kernels")
-
-
-@nb.extending.overload(_widened, inline="always")
-def _compiled_widened(number):  # type: ignore[no-untyped-def]
-    if number == nb.int16:
-        return lambda number: np.int32(np.int32(number) << 16).view(np.float32)
-    return lambda number: number
-
-
-def _narrowed(number, like):  # type: ignore[no-untyped-def]
-    """A float as an array keeps it, of which `like` is a number: itself, or the bits of the nearest half."""
-    raise NotImplementedError("for compiled kernels")
-
-
-@nb.extending.overload(_narrowed, inline="always")
-def _compiled_narrowed(number, like):  # type: ignore[no-untyped-def]
-    if like == nb.int16:
-        return lambda number, like: _nearest_half(number)
-    return lambda number, like: number
-
-
-@_inlined
-def _nearest_half(number):  # type: ignore[no-untyped-def]
-    """The bits of the half next to a float, of two that are as near the even one."""
-    bits = np.float32(number).view(np.int32)
-    rounded = np.int32(np.int32(bits + np.int32(0x7FFF + ((bits >> 16) & 1))) >> 16)
-    return np.int16(rounded if number == number else 0x7FC0)  # rounding could make a number of one that is none
-
-
-@_inlined
-def _exponential(number):  # type: ignore[no-untyped-def]
-    """Of a number that is not above 0, to the last bit or two: 2 to a whole number, times a series of the rest."""
-    number = np.float32(-87) if number < np.float32(-87) else number
-    whole = np.int32(number * np.float32(1.4426950408889634) - np.float32(0.5))
-    rest = number - np.float32(whole) * np.float32(0.6931471805599453)
-    series = np.float32(1 / 5040) * rest + np.float32(1 / 720)
-    series = series * rest + np.float32(1 / 120)
-    series = series * rest + np.float32(1 / 24)
-    series = series * rest + np.float32(1 / 6)
-    series = series * rest + np.float32(1 / 2)
-    series = series * rest + np.float32(1)
-    series = series * rest + np.float32(1)
-    return series * np.int32(np.int32(whole + np.int32(127)) << 23).view(np.float32)
 
 
 # Depthwise convolution within sequences, with k taps, and GELU of it.
