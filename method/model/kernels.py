@@ -583,29 +583,35 @@ def _make_row(tables, scale, drawn, n, hidden_2JD, kept_HJ, weights_HJ):  # type
 
 
 @_inlined
-def _sum_values(values_JD, weights_J, kept_J, summed_D):  # type: ignore[no-untyped-def]
+def _sum_values(values_JD, weights_J, kept_J, memory_D, summed_D):  # type: ignore[no-untyped-def]
     """Write the weighted sum of the values; returns the sum of the weights, both after dropout."""
     share = _ZERO
-    summed_D[:] = 0
+    memory_D[:] = 0
     for j in range(values_JD.shape[0]):
         weight, value_D = weights_J[j] * kept_J[j], values_JD[j]
         share += weight
-        for d in range(summed_D.shape[0]):
-            summed_D[d] += weight * value_D[d]
+        for d in range(memory_D.shape[0]):
+            memory_D[d] += weight * value_D[d]
+    for d in range(memory_D.shape[0]):
+        summed_D[d] = _narrowed(memory_D[d], summed_D[d])
     return share
 
 
 # Tables and biases of keys and of values, places, shares, folded queries; the gradients of all but places.
-# Tables and folded queries, which are read again and again, may be of halves.
+# Tables, folded queries and sums, which are read and written again and again, may be of halves; sums over rows are not.
 _TABLES = nb.types.Tuple((_FLOATS_2, _FLOATS, _FLOATS_2, _FLOATS, _PLACES_3, _FLOATS_3, _FLOATS_3))
 _TABLES_OF_HALVES = nb.types.Tuple((_HALVES_2, _FLOATS, _HALVES_2, _FLOATS, _PLACES_3, _FLOATS_3, _HALVES_3))
 _OF_TABLES = nb.types.Tuple((_FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_3, _FLOATS_3))
-_SUMS = nb.types.Tuple((_FLOATS_3, _FLOATS_2))  # of values, and of their weights
-_SAMPLED = (nb.float32, nb.types.Tuple(_DRAWN), _PLACES, nb.int64, nb.int64, _SUMS)
-_WITH_GRADIENTS = (*_SAMPLED, _PLACES, _SUMS, _OF_TABLES)
+_OF_TABLES_OF_HALVES = nb.types.Tuple((_FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_3, _HALVES_3))
+_SUMS, _SUMS_OF_HALVES = (nb.types.Tuple((kind, _FLOATS_2)) for kind in (_FLOATS_3, _HALVES_3))  # and of the weights
+_SAMPLED = (nb.float32, nb.types.Tuple(_DRAWN), _PLACES, nb.int64, nb.int64)
+_WITH_GRADIENTS = (_TABLES, *_SAMPLED, _SUMS, _PLACES, _SUMS, _OF_TABLES)
+_WITH_GRADIENTS_OF_HALVES = (
+    *(_TABLES_OF_HALVES, *_SAMPLED, _SUMS_OF_HALVES, _PLACES, _SUMS_OF_HALVES, _OF_TABLES_OF_HALVES),
+)
 
 
-@_compiled((_TABLES, *_SAMPLED), (_TABLES_OF_HALVES, *_SAMPLED))
+@_compiled((_TABLES, *_SAMPLED, _SUMS), (_TABLES_OF_HALVES, *_SAMPLED, _SUMS_OF_HALVES))
 def attend(tables, scale, drawn, firsts, first_video, end_video, sums):  # type: ignore[no-untyped-def]
     """Write the weighted sums of the hidden rows of the values, and the sums of the weights.
 
@@ -616,15 +622,16 @@ def attend(tables, scale, drawn, firsts, first_video, end_video, sums):  # type:
     summed_HND, share_HN = sums
     hidden_2JD = np.empty((2, count, width), np.float32)
     weights_HJ, kept_HJ = np.empty((heads, count), np.float32), np.empty((heads, count), np.float32)
+    memory_D = np.empty(width, np.float32)
     for n in range(firsts[first_video], firsts[end_video]):
         _make_row(tables, scale, drawn, n, hidden_2JD, kept_HJ, weights_HJ)
         for h in range(heads):
-            share_HN[h, n] = _sum_values(hidden_2JD[1], weights_HJ[h], kept_HJ[h], summed_HND[h, n])
+            share_HN[h, n] = _sum_values(hidden_2JD[1], weights_HJ[h], kept_HJ[h], memory_D, summed_HND[h, n])
 
 
 @_inlined
 def _pass_through_weights(  # type: ignore[no-untyped-def]
-    hidden_2JD, weights_J, kept_J, asked_D, of_summed_D, of_share, of_hidden_2JD, of_asked_D
+    hidden_2JD, weights_J, kept_J, asked_D, of_summed_D, of_share, of_hidden_2JD, memory_D, of_asked_D
 ):
     """Add the gradients of the hidden rows by a head, and write that of what it asks."""
     count, width = weights_J.shape[0], asked_D.shape[0]
@@ -633,20 +640,22 @@ def _pass_through_weights(  # type: ignore[no-untyped-def]
     for j in range(count):
         value_D, of_weight = hidden_2JD[1, j], of_share
         for d in range(width):
-            of_weight += of_summed_D[d] * value_D[d]
+            of_weight += _widened(of_summed_D[d]) * value_D[d]
         of_weights_J[j] = of_weight * kept_J[j]
         mean += of_weights_J[j] * weights_J[j]
-    of_asked_D[:] = 0
+    memory_D[:] = 0
     for j in range(count):
         of_logit = weights_J[j] * (of_weights_J[j] - mean)
         weight = weights_J[j] * kept_J[j]
         key_D, of_key_D, of_value_D = hidden_2JD[0, j], of_hidden_2JD[0, j], of_hidden_2JD[1, j]
         for d in range(width):
-            of_asked_D[d] += of_logit * key_D[d]
+            memory_D[d] += of_logit * key_D[d]
         for d in range(width):
             of_key_D[d] += of_logit * _widened(asked_D[d])
         for d in range(width):
-            of_value_D[d] += weight * of_summed_D[d]
+            of_value_D[d] += weight * _widened(of_summed_D[d])
+    for d in range(width):
+        of_asked_D[d] = _narrowed(memory_D[d], of_asked_D[d])
 
 
 @_inlined
@@ -670,7 +679,7 @@ def _pass_through_layer(  # type: ignore[no-untyped-def]
         of_shares_P[p] += total
 
 
-@_compiled((_TABLES, *_WITH_GRADIENTS), (_TABLES_OF_HALVES, *_WITH_GRADIENTS))
+@_compiled(_WITH_GRADIENTS, _WITH_GRADIENTS_OF_HALVES)
 def pass_gradients(  # type: ignore[no-untyped-def]
     tables, scale, drawn, firsts, first_video, end_video, sums, read_firsts, of_sums, of_tables
 ):
@@ -685,6 +694,7 @@ def pass_gradients(  # type: ignore[no-untyped-def]
     group_rows = keys_TD.shape[0] // (places_NJP.shape[2] // 2)
     hidden_2JD, of_hidden_2JD = np.empty((2, count, width), np.float32), np.empty((2, count, width), np.float32)
     weights_HJ, kept_HJ = np.empty((heads, count), np.float32), np.empty((heads, count), np.float32)
+    memory_D = np.empty(width, np.float32)
     for video in range(first_video, end_video):
         of_key_bias_BD[video] = 0
         of_value_bias_BD[video] = 0
@@ -695,9 +705,9 @@ def pass_gradients(  # type: ignore[no-untyped-def]
             _make_row(tables, scale, drawn, n, hidden_2JD, kept_HJ, weights_HJ)
             of_hidden_2JD[:] = 0
             for h in range(heads):
-                share_HN[h, n] = _sum_values(hidden_2JD[1], weights_HJ[h], kept_HJ[h], summed_HND[h, n])
+                share_HN[h, n] = _sum_values(hidden_2JD[1], weights_HJ[h], kept_HJ[h], memory_D, summed_HND[h, n])
                 head = weights_HJ[h], kept_HJ[h], folded_HND[h, n], of_summed_HND[h, n], of_share_HN[h, n]
-                _pass_through_weights(hidden_2JD, *head, of_hidden_2JD, of_folded_HND[h, n])
+                _pass_through_weights(hidden_2JD, *head, of_hidden_2JD, memory_D, of_folded_HND[h, n])
             of_shares_NJP[n] = 0
             for j in range(count):
                 sample, of_shares_P = (places_NJP[n, j], shares_NJP[n, j], scale), of_shares_NJP[n, j]

@@ -110,10 +110,7 @@ class _SampleAttention(torch.autograd.Function):
         ctx.heads, ctx.draws, ctx.lengths, ctx.read_lengths = heads, draws, samples.lengths, samples.read_lengths
         ctx.autocast = (torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu"))
         read = _read(heads, *before)
-        folded_HND = read[-1]
-        summed_HND = torch.empty_like(folded_HND, dtype=torch.float32)
-        share_HN = summed_HND.new_empty(folded_HND.shape[:2])
-        sums = (summed_HND, share_HN)
+        summed_HND, share_HN = sums = _room_for_sums(read[-1])
         _run(kernels.attend, read, samples.places_NJG2, ctx, _arrays(sums))
         return transformed(summed_HND, share_HN, value_DD, value_D)
 
@@ -137,10 +134,10 @@ def _gradients(ctx: Any, of_attended_ND: Tensor) -> list[Tensor | None]:
     of_attended_HNd = _by_head(of_attended_ND, ctx.heads)
     of_summed_HND = torch.bmm(of_attended_HNd, value_DD.unflatten(0, (ctx.heads, -1)))
     of_share_HN = F.linear(of_attended_ND, _bias_of_heads(value_D, ctx.heads)).t()
-    of_sums = [tensor.float().contiguous() for tensor in (of_summed_HND, of_share_HN)]
-    summed_HND, share_HN = sums = [torch.empty_like(tensor) for tensor in of_sums]
+    of_sums = [of_summed_HND.to(read[-1].dtype), of_share_HN.float().contiguous()]
+    summed_HND, share_HN = sums = _room_for_sums(read[-1])
     biases = (1, 3)  # places in `read` of what has gradients by video, each of which one thread writes
-    of_read = [torch.empty_like(tensor, dtype=torch.float32) for tensor in read]
+    of_read = [torch.empty_like(tensor, dtype=torch.float32) for tensor in read[:-1]] + [torch.empty_like(read[-1])]
     for place in biases:
         of_read[place] = of_read[place].new_empty(len(ctx.lengths), len(of_read[place]))
     rest = (_firsts(ctx.read_lengths), _arrays(of_sums), _arrays(of_read))
@@ -181,6 +178,11 @@ def _read(
     # Products of halves are read as they are, if they all are: they take half the way from the processor's caches.
     of_halves = _HALVES if {tensor.dtype for tensor in (keys_TD, values_TD, folded_HND)} == {torch.bfloat16} else ()
     return [(tensor if place in of_halves else tensor.float()).contiguous() for place, tensor in enumerate(read)]
+
+
+def _room_for_sums(folded_HND: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory for weighted sums of values, in the precision of folded queries, and for those of the weights."""
+    return torch.empty_like(folded_HND), torch.empty(folded_HND.shape[:2])
 
 
 def _table(rows_KD: Tensor, weight_DD: Tensor, groups: int) -> Tensor:
