@@ -146,7 +146,8 @@ def _gradients(ctx: Any, of_attended_ND: Tensor) -> list[Tensor | None]:
         of_read[place] = of_read[place].sum(0)
 
     of_value_DD = torch.bmm(of_attended_HNd.transpose(1, 2), summed_HND).flatten(0, 1)
-    of_value_D = torch.einsum("hnd,hn->hd", of_attended_HNd, share_HN).flatten()
+    of_bias_HHd = (share_HN @ of_attended_ND).unflatten(1, (ctx.heads, -1))
+    of_value_D = of_bias_HHd.diagonal().t().flatten()  # what each head's sums add to its own part
     made = [place for place, tensor in enumerate(read) if tensor.requires_grad]
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     of_made = [of_read[place].to(read[place].dtype) for place in made]
