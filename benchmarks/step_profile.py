@@ -31,6 +31,7 @@ DROPOUT = "dropout"
 NORMALISATION = "normalisation, softmax"
 ROWS = "gathered, scattered rows"
 SAMPLES = "attention over samples"
+SEQUENCES = "attention within sequences"
 COPIES = "copies and joins"
 ELEMENTWISE = "other element-wise, sums"
 REST = "rest"
@@ -53,7 +54,9 @@ _OPERATIONS = (
 # Functions of ours, by what they do themselves.
 _FUNCTIONS = (
     (SAMPLES, r"_SampleAttention(Backward)?"),
-    (NORMALISATION, r"_NormalizedLinear(Backward)?"),
+    (SEQUENCES, r"_SequenceAttention(Backward)?"),
+    (NORMALISATION, r"_(NormalizedLinear|Placed)(Backward)?"),
+    (ELEMENTWISE, r"_Convolution(Backward)?"),
     (DROPOUT, r"_FeedForward(Backward)?"),
 )
 # Kernels, by a part of their names; the first that fits. Copies of rows by index are ROWS, so that these come first.

@@ -23,6 +23,7 @@ from benchmarks.step_profile import (
     REST,
     ROWS,
     SAMPLES,
+    SEQUENCES,
     kernels,
     kind_of_kernel,
     kind_of_operation,
@@ -59,6 +60,10 @@ def test_operations(name: str, kind: str) -> None:
     (["aten::mm", "_FeedForwardBackward", "autograd::engine::evaluate_function: _FeedForwardBackward"], PRODUCTS),
     (["_FeedForwardBackward", "autograd::engine::evaluate_function: _FeedForwardBackward"], DROPOUT),
     (["_NormalizedLinear"], NORMALISATION),
+    (["_Placed"], NORMALISATION),
+    (["_SequenceAttention"], SEQUENCES),
+    (["aten::bmm", "_SequenceAttentionBackward"], PRODUCTS),
+    (["_ConvolutionBackward", "autograd::engine::evaluate_function: _ConvolutionBackward"], ELEMENTWISE),
     (["MmBackward0", "autograd::engine::evaluate_function: MmBackward0"], REST),
 ])  # fmt: skip
 def test_the_function_around_an_operation_says_more_than_its_name(names: list[str], kind: str) -> None:
