@@ -125,6 +125,11 @@ class Layout:
         """Where each of the real rows lies."""
         return self.starts_B[self.of_real.owner_N] + self.of_real.position_N
 
+    def expect_rows(self, rows: Tensor) -> None:
+        """ValueError unless this lays out as many rows: a loop of ours would read behind their end."""
+        if len(rows) != self.rows:
+            raise ValueError(f"{len(rows)} rows for sequences of {self.rows} rows")
+
     def to(self, device: torch.device | str) -> Layout:
         """The same layout on another device."""
         return replace(self, device=torch.device(device))

@@ -18,6 +18,7 @@ from method.model.threads import in_threads
 
 def gelu_of_convolution(rows: Ragged, weight_kD: Tensor, bias_D: Tensor) -> Tensor:
     """GELU of the convolution over all rows of each sequence, at its real rows, (n, D); k is odd."""
+    rows.layout.expect_rows(rows.values)
     convolved_nD: Tensor = _Convolution.apply(rows.values, weight_kD, bias_D, rows.layout)
     return convolved_nD
 

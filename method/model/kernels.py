@@ -1,7 +1,8 @@
 """Loops that a CPU runs as machine code, where operations on whole tensors would read and write memory again and again.
 
-What calls a kernel says what it computes: `dropout`, `row_layers`, `sample_attention`, `scoring`. A kernel works on
-some of the items of its arrays, so that several threads share them, and lets go of Python's lock.
+What calls a kernel says what it computes: `dropout`, `row_layers`, `places`, `convolution`, `sequence_attention`,
+`sample_attention`, `scoring`. A kernel works on some of the items of its arrays, so that several threads share them,
+and lets go of Python's lock. It trusts the places that it is given.
 
 Numba compiles a kernel once a machine, in some seconds, and keeps the result beside this file or, where it may not
 write there, in the user's cache. It compiles again when this file changes and knows no other, so that all are in here.

@@ -33,7 +33,8 @@ def attend_within(projected_NE: Tensor, layout: Layout, heads: int, probability:
         projected_NE: queries, keys and values side by side, (N, 3D).
         probability: of dropout, of weights after their softmax.
     """
-    attended_ND: Tensor = _SequenceAttention.apply(projected_NE, layout, heads, Draws.of(probability))
+    layout.expect_rows(projected_NE)
+    attended_ND: Tensor = _SequenceAttention.apply(projected_NE.contiguous(), layout, heads, Draws.of(probability))
     return attended_ND
 
 

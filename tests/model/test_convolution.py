@@ -57,6 +57,12 @@ def test_halves(kind: torch.dtype) -> None:
         assert (one.float() - other.float()).norm() < 0.01 * other.float().norm()
 
 
+def test_rows_that_are_not_those_of_the_sequences_are_refused() -> None:
+    rows, weight, bias = learnt(3)
+    with pytest.raises(ValueError, match="46 rows for sequences of 47 rows"):
+        gelu_of_convolution(Ragged(rows[1:], LAYOUT), weight, bias)
+
+
 def test_what_is_not_finite_stays_so_and_in_its_channel() -> None:
     rows, weight, bias = learnt(3)
     with torch.no_grad():

@@ -126,6 +126,11 @@ def test_what_is_not_finite_stays_so_and_in_its_sequence() -> None:
     assert gradient[5:].isfinite().all()
 
 
+def test_rows_that_are_not_those_of_the_sequences_are_refused() -> None:
+    with pytest.raises(ValueError, match="16 rows for sequences of 15 rows"):
+        attend_within(torch.zeros(16, 3 * WIDTH), Layout.of([5, 10]), HEADS, 0.0)
+
+
 def test_extreme_logits_choose_one_row() -> None:
     layout = Layout.of([4])
     rows = projected(layout).detach()
