@@ -16,11 +16,15 @@ groups of channels), T rows of a table, H heads, D width; I channels, X parts; Q
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numba as nb
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 _ZERO = np.float32(0)  # compared with a whole number, a float would become one of 64 bits
 VALUES_AT_ONCE = 16384  # of dropout: as many as the innermost caches hold
@@ -34,15 +38,23 @@ _PLACES, _PLACES_2, _PLACES_3 = (nb.types.Array(nb.int64, axes, "C") for axes in
 _DRAWN = (nb.int64, nb.types.Array(nb.uint64, 1, "C"), _PLACES)  # seed, thresholds, guide
 
 
+@cache
+def _say_what_takes_long() -> None:
+    log.info("compiling loops of the model for this machine, up to half a minute; once, if they can be kept")
+
+
 def _compiled(*kinds: tuple[Any, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Compile for each of these kinds of arguments, or read what was compiled before."""
 
     def compile_(function: Callable[..., None]) -> Callable[..., None]:
         signatures = [nb.void(*arguments) for arguments in kinds]
         try:
-            return nb.njit(signatures, cache=True, **_OPTIONS)(function)
+            made = nb.njit(signatures, cache=True, **_OPTIONS)(function)
         except Exception:  # nowhere to keep it, no room there, or what is kept there is damaged
-            return nb.njit(signatures, **_OPTIONS)(function)
+            made = nb.njit(signatures, **_OPTIONS)(function)
+        if not made.stats.cache_hits:
+            _say_what_takes_long()
+        return made
 
     return compile_
 

@@ -13,8 +13,12 @@ import pytest
 from method.model import kernels
 
 FOLDER = Path(kernels.__file__).parent
+SAID = "compiling loops of the model for this machine, up to half a minute; once, if they can be kept\n"
 DROP = """
+import logging
 import numpy as np
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+logging.getLogger("numba").setLevel(logging.WARNING)
 from method.model import dropout, kernels
 bits = np.ones(100_000, np.int16)
 seed, thresholds, guide, scale = dropout.Draws.of(0.25)
@@ -45,9 +49,15 @@ def test_a_damaged_kernel_is_compiled_again(content: bytes, program: Path) -> No
     assert kept
     for path in kept:
         path.write_bytes(content)
+    assert drop(program) == SAID
+
+
+def test_kernels_that_were_kept_are_read(program: Path) -> None:
     assert drop(program) == ""
 
 
 def test_nowhere_to_keep_kernels(program: Path) -> None:
-    (program / "file").touch()
-    assert drop(program, NUMBA_CACHE_DIR=str(program / "file" / "folder")) == ""
+    shutil.rmtree(program / "method/model/__pycache__")
+    (program / "method/model/__pycache__").touch()  # a file, below which nothing can be kept
+    nowhere = str(program / "method/model/__pycache__/kept")
+    assert drop(program, NUMBA_CACHE_DIR=nowhere, XDG_CACHE_HOME=nowhere, HOME=nowhere) == SAID
