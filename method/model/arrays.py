@@ -1,7 +1,8 @@
-"""Tensors as compiled kernels take them."""
+"""Tensors, and where sequences lie in them, as compiled kernels take them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,3 +21,8 @@ def as_array(tensor: Tensor) -> np.ndarray[Any, Any]:
     halves = tensor.dtype in (torch.bfloat16, torch.float16)
     array: np.ndarray[Any, Any] = (tensor.view(torch.int16) if halves else tensor).numpy()
     return array
+
+
+def firsts(lengths: Sequence[int]) -> np.ndarray[Any, Any]:
+    """Where the rows of each sequence begin, and the end of the last."""
+    return np.cumsum([0, *lengths])

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from method.data.ragged import Layout, Ragged
-from method.model.arrays import as_array, readable
+from method.model.arrays import as_array, firsts, readable
 from method.model.threads import in_threads
 
 
@@ -54,5 +53,5 @@ def _run(
     kernel: Any, layout: Layout, rows_ND: Tensor, written_nD: Tensor, weight_kD: Tensor, bias_D: Tensor, *rest: Any
 ) -> None:
     arrays = [as_array(tensor) for tensor in (rows_ND, written_nD, weight_kD.contiguous(), bias_D)]
-    firsts, written_firsts = (np.cumsum([0, *lengths]) for lengths in (layout.lengths, layout.real))
-    in_threads(lambda first, end: kernel(*arrays, firsts, written_firsts, first, end, *rest), layout.lengths, worth=64)
+    places = (firsts(layout.lengths), firsts(layout.real))
+    in_threads(lambda first, end: kernel(*arrays, *places, first, end, *rest), layout.lengths, worth=64)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from method import hardware
+from method.model.arrays import as_array
 from method.model.threads import in_threads
 
 _GUIDE_PLACES = 1024
@@ -113,7 +114,7 @@ def rectify_and_drop(values: Tensor, draws: Draws) -> None:
     if values.dtype == torch.float32:
         from method.model import kernels
 
-        flat = values.detach().view(-1).numpy()
+        flat = as_array(values.view(-1))
         _of_all(values, lambda first, end: kernels.rectify_and_drop(flat, draws.scale, *draws.drawn, first, end))
         return
     _drop_halves(values.detach().clamp_(min=0), values.detach(), draws)
@@ -129,7 +130,7 @@ def pass_where_kept(gradient: Tensor, values: Tensor, scale: float) -> None:
     if values.dtype == torch.float32:
         from method.model import kernels
 
-        read, changed = values.detach().view(-1).numpy(), gradient.view(-1).numpy()
+        read, changed = as_array(values.view(-1)), as_array(gradient.view(-1))
         _of_all(values, lambda first, end: kernels.pass_where_kept(read, scale, first, end, changed))
         return
     torch.ops.aten.threshold_backward.grad_input(gradient, values, 0, grad_input=gradient).mul_(scale)
@@ -142,7 +143,7 @@ def _scaled_without(values: Tensor, draws: Draws) -> Tensor:
     if values.dtype == torch.float32:
         from method.model import kernels  # here: to load it takes half a second, and a GPU does not need it
 
-        arrays = [tensor.detach().view(-1).numpy() for tensor in (values, scaled)]
+        arrays = [as_array(tensor.view(-1)) for tensor in (values, scaled)]
         _of_all(values, lambda first, end: kernels.drop(*arrays, draws.scale, *draws.drawn, first, end))
     else:
         _drop_halves(values, scaled, draws)
@@ -153,7 +154,7 @@ def _drop_halves(values: Tensor, written: Tensor, draws: Draws) -> None:
     from method.model import kernels
 
     torch.mul(values, draws.scale, out=written)
-    bits = written.view(torch.int16).view(-1).numpy()
+    bits = as_array(written.view(-1))
     _of_all(values, lambda first, end: kernels.drop_halves(bits, *draws.drawn, first, end))
 
 

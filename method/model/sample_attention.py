@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from method.model.arrays import as_array
+from method.model.arrays import as_array, firsts
 from method.model.dropout import Draws
 from method.model.threads import in_threads
 
@@ -140,7 +140,7 @@ def _gradients(ctx: Any, of_attended_ND: Tensor) -> list[Tensor | None]:
     of_read = [torch.empty_like(tensor, dtype=torch.float32) for tensor in read[:-1]] + [torch.empty_like(read[-1])]
     for place in biases:
         of_read[place] = of_read[place].new_empty(len(ctx.lengths), len(of_read[place]))
-    rest = (_firsts(ctx.read_lengths), _arrays(of_sums), _arrays(of_read))
+    rest = (firsts(ctx.read_lengths), _arrays(of_sums), _arrays(of_read))
     _run(kernels.pass_gradients, read, places_NJG2, ctx, _arrays(sums), *rest)
     for place in biases:
         of_read[place] = of_read[place].sum(0)
@@ -199,16 +199,11 @@ def _by_head(rows_ND: Tensor, heads: int) -> Tensor:
 def _run(kernel: Any, read: Sequence[Tensor], places_NJG2: Tensor, ctx: Any, *rest: Any) -> None:
     """Let a kernel work on all videos; what it writes of one is written by one thread."""
     tables = _arrays([*read[:4], places_NJG2.flatten(2).contiguous(), *read[4:]])
-    drawn, firsts = ctx.draws.drawn, _firsts(ctx.lengths)
+    drawn, own_firsts = ctx.draws.drawn, firsts(ctx.lengths)
     in_threads(
-        lambda first, end: kernel(tables, ctx.draws.scale, drawn, firsts, first, end, *rest), ctx.lengths, worth=16
+        lambda first, end: kernel(tables, ctx.draws.scale, drawn, own_firsts, first, end, *rest), ctx.lengths, worth=16
     )
 
 
 def _arrays(tensors: Sequence[Tensor]) -> tuple[np.ndarray[Any, Any], ...]:
     return tuple(as_array(tensor) for tensor in tensors)
-
-
-def _firsts(lengths: Sequence[int]) -> np.ndarray[Any, Any]:
-    """Where the rows of each video begin, and the end of the last."""
-    return np.cumsum([0, *lengths])
