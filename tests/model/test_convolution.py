@@ -9,6 +9,7 @@ from torch import Tensor
 
 from method.data.ragged import Layout, Ragged
 from method.model.convolution import gelu_of_convolution
+from tests.gradients import loss
 
 WIDTH = 20
 LAYOUT = Layout.of([7, 1, 24, 3, 12], [5, 1, 20, 3, 9])
@@ -27,11 +28,6 @@ def naive(rows_ND: Tensor, weight_kD: Tensor, bias_D: Tensor) -> Tensor:
         mixed = F.conv1d(rows_LD.t()[None], weight_kD.t()[:, None], bias_D, padding=around, groups=WIDTH)
         convolved.append(F.gelu(mixed[0].t())[:real])
     return torch.cat(convolved)
-
-
-def loss(result: Tensor) -> Tensor:
-    """What gives every number of a result another gradient."""
-    return (result * torch.arange(result.numel()).view_as(result).cos()).sum()
 
 
 @pytest.mark.parametrize("threads", [1, 3])

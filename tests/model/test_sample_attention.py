@@ -12,6 +12,7 @@ from torch import Tensor
 from method.model import dropout, recomputing, sample_attention
 from method.model.sample_attention import Samples, TwoLayers, attend_to_samples
 from method.model.sampling import sampled
+from tests.gradients import loss, slope
 
 LENGTHS, READ = (5, 1, 9), (7, 3, 4)  # rows that ask, and rows that are read, of three videos
 N, K, J, G, H, D = 15, 14, 3, 4, 2, 12
@@ -63,11 +64,6 @@ class Case(NamedTuple):
         query = self.query_ND.unflatten(1, (H, -1))
         weights = (self.scale * torch.einsum("nhd,njhd->nhj", query, keys)).softmax(-1)
         return torch.einsum("nhj,njhd->nhd", weights, values).flatten(1)
-
-
-def loss(result: Tensor) -> Tensor:
-    """What gives every number of a result another gradient."""
-    return (result * torch.arange(result.numel()).view_as(result).cos()).sum()
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -139,17 +135,11 @@ def test_gradients_with_dropout_are_those_of_what_was_dropped() -> None:
         return loss(case.attend(0.3)).double()
 
     gradients = torch.autograd.grad(value(), case.learnt)
-    step = 1e-3
     for weight, gradient in zip(case.learnt, gradients, strict=True):
         direction = gradient / gradient.norm().clamp(min=1e-9)
-        with torch.no_grad():
-            around = []
-            for sign in (1, -1):
-                weight += sign * step * direction
-                around.append(value())
-                weight -= sign * step * direction
-        slope = (around[0] - around[1]) / (2 * step)
-        torch.testing.assert_close(slope, gradient.norm().double(), atol=5e-3, rtol=5e-2)
+        torch.testing.assert_close(
+            slope(value, weight, direction, 1e-3), gradient.norm().double(), atol=5e-3, rtol=5e-2
+        )
 
 
 @pytest.mark.parametrize("name", ["rows_KD", "shares_NJG2", "query_ND"])

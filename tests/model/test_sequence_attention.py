@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +10,7 @@ from torch import Tensor
 from method.data.ragged import Layout
 from method.model import sequence_attention
 from method.model.sequence_attention import attend_within
+from tests.gradients import loss, slope
 
 HEADS, WIDTH = 2, 6
 CASES = [([5], [5]), ([4, 4], [4, 4]), ([7, 1, 24, 3, 12], [5, 1, 20, 3, 9])]
@@ -30,11 +29,6 @@ def naive(projected_NE: Tensor, layout: Layout) -> Tensor:
             F.scaled_dot_product_attention(query, key[:, :real], value[:, :real]).transpose(0, 1).flatten(1)
         )
     return torch.cat(attended)
-
-
-def loss(result: Tensor) -> Tensor:
-    """What gives every number of a result another gradient."""
-    return (result * torch.arange(result.numel()).view_as(result).cos()).sum()
 
 
 @pytest.mark.parametrize("rows_of_a_box", [1, 30, 2048])
@@ -97,19 +91,13 @@ def test_gradients_with_dropout_are_those_of_what_was_dropped() -> None:
     layout = Layout.of([7, 3, 12], [5, 3, 9])
     rows = projected(layout)
 
-    def value() -> Any:
+    def value() -> Tensor:
         torch.manual_seed(5)
         return loss(attend_within(rows, layout, HEADS, 0.3)).double()
 
     (gradient,) = torch.autograd.grad(value(), rows)
-    direction, step = gradient / gradient.norm(), 1e-2
-    with torch.no_grad():
-        around = []
-        for sign in (1, -1):
-            rows += sign * step * direction
-            around.append(value())
-            rows -= sign * step * direction
-    assert ((around[0] - around[1]) / (2 * step)).item() == pytest.approx(gradient.norm().item(), rel=1e-3)
+    found = slope(value, rows, gradient / gradient.norm(), 1e-2)
+    assert found.item() == pytest.approx(gradient.norm().item(), rel=1e-3)
 
 
 def test_what_is_not_finite_stays_so_and_in_its_sequence() -> None:
