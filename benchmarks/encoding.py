@@ -33,7 +33,7 @@ from method.evaluation.corpus import encode_corpus
 from method.model.precision import PRECISIONS, use_quickest_products
 from method.model.published import to_published
 from method.model.retrieval import RetrievalModel
-from tests.naive import NaiveModel, split_values
+from tests.helpers.reference_model import NaiveModel, split_values
 
 WIDTHS = {"action": 1024, "object": 512}
 

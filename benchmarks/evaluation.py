@@ -45,10 +45,10 @@ from benchmarks.measure import (
 )
 from method.data.captions import Caption
 from method.evaluation.corpus import Corpus, QuerySet, Scorer
-from method.evaluation.evaluate import rank
 from method.evaluation.frame_keys import FrameKeys
-from method.evaluation.kept_rows import KeptRows
 from method.evaluation.metrics import ranks_of
+from method.evaluation.ranking import rank
+from method.evaluation.row_buffer import KeptRows
 from method.model.precision import PRECISIONS, use_quickest_products
 
 WIDTH, PUBLISHED_BLOCK = 384, 50

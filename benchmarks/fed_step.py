@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from benchmarks.measure import DEVICE, as_trained
 from benchmarks.step import LAUNCH, make_training
 from method.data.batch import EpochBatches, EpochPlaces, Loader, VideoBatch
-from method.data.edited_queries import NegativeSource
+from method.data.edits import NegativeSource
 from method.model.retrieval import RetrievalModel
 
 MOST_STEPS = 10_000  # of a loader, which is begun once

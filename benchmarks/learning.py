@@ -31,16 +31,16 @@ if __package__ in (None, ""):
 import torch
 
 from benchmarks.measure import machine
-from method.config import choose_device, make_architecture, read_options
+from method.config.options import choose_device, make_architecture, read_options
 from method.data.batch import EpochBatches, VideoBatch
 from method.evaluate import SplitEvaluator, cached, open_features
 from method.model.precision import use_quickest_products
 from method.model.published import from_published, published_architecture, to_published
 from method.model.retrieval import RetrievalModel
-from method.progress import be_quiet
+from method.runtime.progress import be_quiet
 from method.train import load_splits, make_training, training_loader
 from method.training.loop import Training, seed_everything
-from tests.naive_step import NaiveStep
+from tests.helpers.reference_step import NaiveStep
 from utils import make_demo_dataset
 
 PROGRAMS = ("published", "fp32", "bf16")

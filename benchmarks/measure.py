@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from method import hardware
 from method.model.precision import PRECISIONS, use_quickest_products
+from method.runtime import hardware
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PLAIN_PRODUCT = "plain product"

@@ -29,7 +29,7 @@ from benchmarks.measure import DEVICE, alternate, as_published, as_trained, comp
 from benchmarks.step_profile import profiled
 from method.data.batch import VideoBatch
 from method.data.captions import Caption
-from method.data.edited_queries import NegativeSource
+from method.data.edits import NegativeSource
 from method.data.features import normalize_rows
 from method.data.ragged import Ragged
 from method.model.architecture import Architecture
@@ -39,8 +39,8 @@ from method.model.scoring import similarity
 from method.training.loop import LoopSettings, Training
 from method.training.losses import LossSettings
 from method.training.optimizer import Schedule
-from tests.naive import split_values
-from tests.naive_step import NaiveStep
+from tests.helpers.reference_model import split_values
+from tests.helpers.reference_step import NaiveStep
 
 LAUNCH = Architecture(
     action_width=1024,

@@ -33,7 +33,6 @@ from easydict import EasyDict
 from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
 from benchmarks.fed_step import fed_step
-from benchmarks.made_up_captions import write_captions
 from benchmarks.measure import (
     DEVICE,
     PLAIN_PRODUCT,
@@ -47,16 +46,17 @@ from benchmarks.measure import (
     plain_product,
 )
 from benchmarks.step import random_batch
-from method.config import read_options
-from method.data.cached_negatives import CachedNegatives
+from benchmarks.synthetic_captions import write_captions
+from method.config.options import read_options
 from method.data.captions import Caption, read_captions
-from method.data.edited_queries import NegativeSource
-from method.data.negatives import CaptionEditor
-from method.data.vocabulary import KINDS
-from method.model.text_encoder import TextEncoder
-from method.training.make_negative_cache import Pools, make_cache
-from method.training.negative_queries import OnlineNegatives, cache_fingerprint, read_vocabularies
-from tests.tiny_text_encoder import make_text_encoder
+from method.data.edits import NegativeSource
+from method.negatives.build_cache import Pools, make_cache
+from method.negatives.cached import CachedNegatives
+from method.negatives.editor import CaptionEditor
+from method.negatives.online import OnlineNegatives, cache_fingerprint, read_vocabularies
+from method.negatives.vocabulary import KINDS
+from method.text.encoder import TextEncoder
+from tests.helpers.tiny_text_encoder import make_text_encoder
 
 # Captions and copies of a launch's step: 128 videos with all their captions.
 STEPS = {"charades": (297, 8), "activitynet": (477, 12)}

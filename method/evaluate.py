@@ -25,25 +25,25 @@ if __package__ in (None, ""):
 import torch
 from easydict import EasyDict
 
-from method.config import DATA_FILES, choose_device, make_architecture, plain, read_options
+from method.config.options import DATA_FILES, choose_device, make_architecture, plain, read_options
 from method.data.batch import Loader
+from method.data.cache.feature_cache import with_cache
 from method.data.check import Split, check_files, check_split, describe
 from method.data.dataset import CorpusVideos, FeatureReader, Queries, stream_keys
-from method.data.feature_cache import with_cache
 from method.data.features import FeatureFile
-from method.distributed import ALONE, Processes, joined_processes
-from method.errors import InputError, run_command
-from method.evaluation.evaluate import Evaluation, evaluate
 from method.evaluation.moment_metrics import moment_metrics
 from method.evaluation.moments import TrueMoment, read_moments
+from method.evaluation.ranking import Evaluation, evaluate
 from method.evaluation.report.subject import Subject
-from method.evaluation.sharing import own_batches
-from method.files import write_json
+from method.evaluation.sharding import own_batches
 from method.model.architecture import Architecture
 from method.model.precision import use_quickest_products
 from method.model.retrieval import RetrievalModel
-from method.progress import be_quiet
-from method.run_folder import OPTIONS, RunFolder, circumstances, log_to_terminal, new_run
+from method.runtime.errors import InputError, run_command
+from method.runtime.files import write_json
+from method.runtime.processes import ALONE, Processes, joined_processes
+from method.runtime.progress import be_quiet
+from method.runtime.run_folder import OPTIONS, RunFolder, circumstances, log_to_terminal, new_run
 from method.training.checkpoint import load_model
 from method.training.resume import kept_options
 

@@ -3,7 +3,7 @@ r"""Type a sentence and see the videos that show it, and where in them.
     python method/search.py --eval_ckpt results/demo/a3prvr/first/model.ckpt "a person opens the fridge"
     python method/search.py --eval_ckpt ... --query_id 'demo_00500#enc#0'   # a caption of the dataset: no text encoder
     python method/search.py --eval_ckpt ...                                 # a prompt; an empty line ends it
-    python method/search.py --eval_ckpt ... --json < sentences.txt          # a line of JSON each, see method/answers.py
+    python method/search.py --eval_ckpt ... --json < sentences.txt          # JSON lines, see method/serving/output.py
     python method/search.py --eval_ckpt ... --serve --video_dir videos      # a web page on http://127.0.0.1:8000
     python method/search.py "a man runs" --dataset_name charades --eval_ckpt checkpoints/charades.ckpt \
         --phrase_action_branch --flow_feat --cross_branch_fusion --deformable_attn
@@ -29,24 +29,24 @@ if __package__ in (None, ""):
 
 from easydict import EasyDict
 
-from method.answers import ASCII_BLOCKS, BLOCKS, as_json, as_text
-from method.config import choose_device, make_architecture, read_options
+from method.config.flags import Parser
+from method.config.options import choose_device, make_architecture, read_options
 from method.data.batch import Loader
 from method.data.captions import group_by_video, read_captions
 from method.data.dataset import CorpusVideos
-from method.distributed import expect_one_process
-from method.errors import InputError, run_command
 from method.evaluate import open_features
 from method.evaluation.corpus import encode_corpus
-from method.evaluation.index import fingerprint, index_path, open_index
 from method.evaluation.moments import read_moments
 from method.evaluation.report.breakdown import durations
-from method.evaluation.searcher import Answer, Searcher
-from method.flags import Parser
 from method.model.precision import use_quickest_products
-from method.model.text_encoder import TextEncoder
-from method.progress import be_quiet
-from method.run_folder import log_to_terminal
+from method.runtime.errors import InputError, run_command
+from method.runtime.processes import expect_one_process
+from method.runtime.progress import be_quiet
+from method.runtime.run_folder import log_to_terminal
+from method.serving.index import fingerprint, index_path, open_index
+from method.serving.output import ASCII_BLOCKS, BLOCKS, as_json, as_text
+from method.serving.searcher import Answer, Searcher
+from method.text.encoder import TextEncoder
 from method.training.checkpoint import load_model
 from method.training.resume import kept_options
 
@@ -198,7 +198,7 @@ def _print(answer: Answer, searcher: Searcher, options: EasyDict) -> None:
 
 
 def _serve(searcher: Searcher, options: EasyDict) -> None:
-    from method.web.server import make_app, serve  # the other ways to search need no server
+    from method.serving.web.server import make_app, serve  # the other ways to search need no server
 
     _load_encoder(searcher)
     video_dir = _folder(options, "video_dir")

@@ -26,30 +26,30 @@ if __package__ in (None, ""):
 import torch
 from easydict import EasyDict
 
-from method.config import choose_device, make_architecture, plain, read_options
+from method.config.options import choose_device, make_architecture, plain, read_options
 from method.data.batch import EpochBatches, Loader, VideoBatch
+from method.data.cache.gpu_tables import WithFeatures, on_device
 from method.data.captions import Caption
 from method.data.check import Split, check_split, describe, warn_of_shared_videos
 from method.data.dataset import FeatureReader, TrainingVideos, split_holdout
-from method.data.device_tables import WithFeatures, on_device
-from method.data.edited_queries import NegativeSource
-from method.distributed import ALONE, Processes, joined_processes
-from method.errors import InputError, run_command
+from method.data.edits import NegativeSource
 from method.evaluate import SplitEvaluator, cached, evaluate_checkpoint, known_moments, open_features, report
 from method.evaluation.report.subject import Subject
-from method.files import write_json
 from method.model.compiling import compile_parts, expect_compiler
 from method.model.precision import use_quickest_products
 from method.model.retrieval import RetrievalModel
-from method.progress import be_quiet
-from method.recorded_run import RecordedRun
-from method.run_folder import BEST, OPTIONS, log_to_terminal
+from method.negatives.online import open_negatives
+from method.runtime.errors import InputError, run_command
+from method.runtime.files import write_json
+from method.runtime.processes import ALONE, Processes, joined_processes
+from method.runtime.progress import be_quiet
+from method.runtime.run_folder import BEST, OPTIONS, log_to_terminal
+from method.runtime.signals import StopRequests
 from method.training.loop import LoopSettings, Training, seed_everything
 from method.training.losses import LossSettings
-from method.training.negative_queries import open_negatives
 from method.training.optimizer import Schedule
 from method.training.resume import fingerprints, kept_options, open_run, take_up
-from method.training.signals import StopRequests
+from method.training.run import RecordedRun
 
 log = logging.getLogger(__name__)
 

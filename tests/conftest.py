@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.runs import EPOCHS, Interruption
-from tests.small_dataset import SmallDataset, own_log_handlers, run_train
+from tests.helpers.runs import EPOCHS, Interruption
+from tests.helpers.small_dataset import SmallDataset, own_log_handlers, run_train
 
 # A shell starts what is to run in the background with SIGINT ignored, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from method.config import make_architecture, read_options
+from method.config.options import make_architecture, read_options
 from method.data.features import FeatureFile, preprocess_query, preprocess_stream
 from method.data.ragged import Ragged
-from method.errors import InputError
-from method.files import read_json
 from method.model.published import to_published
+from method.runtime.errors import InputError
+from method.runtime.files import read_json
 from method.training.checkpoint import write_checkpoint
-from tests import naive
-from tests.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset, metrics, run_evaluate, run_train
-from tests.world import lively_model, naive_twin
+from tests.helpers import reference_model
+from tests.helpers.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset, metrics, run_evaluate, run_train
+from tests.helpers.small_models import lively_model, naive_twin
 
 
 def test_every_way_to_evaluate_gives_the_metrics_of_the_training(
@@ -75,14 +75,14 @@ def test_published_checkpoints_give_the_scores_of_the_naive_twin(
 
     twin, videos, captions = naive_twin(model), shared.videos_of(shared.test_txt), shared.captions()
     streams = {video: read_streams(shared, video) for video in videos}
-    words, mask = naive.pad([read_words(shared, caption.id) for caption in captions])
+    words, mask = reference_model.pad([read_words(shared, caption.id) for caption in captions])
     for name, suffix in (("action", ""), ("object", "_phrase")):
         expected = []
         for start in range(0, len(videos), size):
             batch = [streams[video] for video in videos[start : start + size]]
             with torch.no_grad():
                 keys = twin.encode_videos(*(Ragged.of([pair[i] for pair in batch]) for i in (0, 1)))
-                expected.append(naive.scores(*keys[name], twin.encode_queries(suffix, words, mask))[0])
+                expected.append(reference_model.scores(*keys[name], twin.encode_queries(suffix, words, mask))[0])
         np.testing.assert_allclose(scores[name], torch.cat(expected, 1), atol=1e-5)
 
 

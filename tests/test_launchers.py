@@ -12,8 +12,8 @@ import yaml
 from easydict import EasyDict
 
 from benchmarks import learning
-from method.config import make_architecture, read_options
-from method.files import read_json
+from method.config.options import make_architecture, read_options
+from method.runtime.files import read_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PUBLISHED = {

@@ -22,18 +22,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from method import search
-from method.answers import ASCII_BLOCKS, BLOCKS, as_text, draw_timeline, span_text
-from method.errors import InputError
 from method.evaluation.moments import Moment, best_moment
-from method.evaluation.searcher import MAX_CHARACTERS, Hit
 from method.model.published import to_published
 from method.model.retrieval import RetrievalModel
-from method.model.text_encoder import TextEncoder
+from method.runtime.errors import InputError
+from method.serving.output import ASCII_BLOCKS, BLOCKS, as_text, draw_timeline, span_text
+from method.serving.searcher import MAX_CHARACTERS, Hit
+from method.text.encoder import TextEncoder
 from method.training.checkpoint import load_model
-from tests.searching import kitchen, make_searcher
-from tests.small_dataset import QUERY_WIDTH, SmallDataset, own_log_handlers, run_evaluate, run_train
-from tests.tiny_text_encoder import make_text_encoder
-from tests.world import SMALL
+from tests.helpers.search_runs import kitchen, make_searcher
+from tests.helpers.small_dataset import QUERY_WIDTH, SmallDataset, own_log_handlers, run_evaluate, run_train
+from tests.helpers.small_models import SMALL
+from tests.helpers.tiny_text_encoder import make_text_encoder
 
 SEARCH = Path(search.__file__)
 

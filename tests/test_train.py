@@ -13,11 +13,11 @@ import torch
 from method.data.captions import read_captions
 from method.data.dataset import split_holdout
 from method.evaluation.metrics import retrieval_metrics
-from method.files import read_json, sha256
+from method.runtime.files import read_json, sha256
 from method.training.checkpoint import read_checkpoint
-from tests import naive
-from tests.runs import EPOCHS, assert_same_run
-from tests.small_dataset import SmallDataset, history, metrics, run_evaluate, run_train
+from tests.helpers import reference_model
+from tests.helpers.runs import EPOCHS, assert_same_run
+from tests.helpers.small_dataset import SmallDataset, history, metrics, run_evaluate, run_train
 
 # What a run leaves
 
@@ -67,7 +67,7 @@ def test_scores_give_the_metrics(shared: SmallDataset, finished: Path) -> None:
     for name, expected in metrics(finished).items():
         rows = torch.from_numpy(scores[name])
         assert rows.shape == (20, 8)
-        ranks = [naive.rank_of(row, videos.index(c.video_id)) for row, c in zip(rows, captions, strict=True)]
+        ranks = [reference_model.rank_of(row, videos.index(c.video_id)) for row, c in zip(rows, captions, strict=True)]
         assert retrieval_metrics(np.array(ranks)) == expected
     np.testing.assert_allclose(scores["fused"], 0.5 * scores["action"] + 0.5 * scores["object"], rtol=0, atol=1e-6)
 

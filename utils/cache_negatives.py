@@ -17,18 +17,18 @@ if __package__ in (None, ""):
 
 from collections.abc import Sequence
 
-from method.config import choose_device, read_options
+from method.config.flags import Parser
+from method.config.options import choose_device, read_options
 from method.data.captions import read_captions
-from method.data.negatives import CaptionEditor
-from method.data.vocabulary import Kind
-from method.distributed import expect_one_process
-from method.errors import InputError, run_command
-from method.flags import Parser
 from method.model.precision import use_quickest_products
-from method.model.text_encoder import TextEncoder
-from method.run_folder import log_to_terminal
-from method.training.make_negative_cache import Pools, make_cache
-from method.training.negative_queries import cache_fingerprint, read_vocabularies
+from method.negatives.build_cache import Pools, make_cache
+from method.negatives.editor import CaptionEditor
+from method.negatives.online import cache_fingerprint, read_vocabularies
+from method.negatives.vocabulary import Kind
+from method.runtime.errors import InputError, run_command
+from method.runtime.processes import expect_one_process
+from method.runtime.run_folder import log_to_terminal
+from method.text.encoder import TextEncoder
 
 POOLS_PER_DRAW = 2
 

@@ -22,19 +22,19 @@ if __package__ in (None, ""):
 
 import torch
 
-from method.config import make_architecture, read_options
+from method.config.flags import Parser
+from method.config.options import make_architecture, read_options
 from method.data.captions import group_by_video
 from method.data.check import Split, check_split, warn_of_shared_videos
 from method.data.dataset import FeatureReader
-from method.data.edited_queries import NegativeSource
-from method.data.negatives import CaptionEditor
-from method.data.vocabulary import KINDS, Kind, read_vocabulary
-from method.errors import InputError, run_command, summarize
+from method.data.edits import NegativeSource
 from method.evaluate import open_features
-from method.flags import Parser
-from method.progress import progress_bar
-from method.run_folder import log_to_terminal
-from method.training.negative_queries import open_negatives
+from method.negatives.editor import CaptionEditor
+from method.negatives.online import open_negatives
+from method.negatives.vocabulary import KINDS, Kind, read_vocabulary
+from method.runtime.errors import InputError, run_command, summarize
+from method.runtime.progress import progress_bar
+from method.runtime.run_folder import log_to_terminal
 
 log = logging.getLogger(__name__)
 

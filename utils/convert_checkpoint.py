@@ -19,11 +19,11 @@ if __package__ in (None, ""):
 
 from easydict import EasyDict
 
-from method.config import make_architecture, plain, read_options
-from method.errors import InputError, run_command
-from method.flags import Parser
+from method.config.flags import Parser
+from method.config.options import make_architecture, plain, read_options
 from method.model.published import to_published
-from method.run_folder import log_to_terminal
+from method.runtime.errors import InputError, run_command
+from method.runtime.run_folder import log_to_terminal
 from method.training.checkpoint import load_model, model_content, stored_options, write_checkpoint
 
 log = logging.getLogger(__name__)

@@ -16,14 +16,14 @@ from pathlib import Path, PurePosixPath
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from method.config import CONFIGS, DATA_FILES, VOCABULARY_FILES, read_yaml
-from method.errors import InputError, run_command, summarize
-from method.flags import Parser, make_parser
-from utils.archives import SUFFIXES, unpack
+from method.config.flags import Parser, make_parser
+from method.config.options import CONFIGS, DATA_FILES, VOCABULARY_FILES, read_yaml
+from method.runtime.errors import InputError, run_command, summarize
 from utils.check_dataset import main as check_dataset
-from utils.download_record import RECORD_NAME, Record, digests
-from utils.downloads import fetch, refuse_others
-from utils.hub import Repository, open_repository
+from utils.hub.archives import SUFFIXES, unpack
+from utils.hub.fetch import fetch, refuse_others
+from utils.hub.record import RECORD_NAME, Record, digests
+from utils.hub.repository import Repository, open_repository
 
 REPOSITORY = "chadcs/A3PRVR_AAAI2026"
 # dataset -> the folder of its data in the repository and the name of its checkpoint

@@ -18,12 +18,12 @@ if __package__ in (None, ""):
 import torch
 import transformers
 
-from method.errors import InputError, run_command, summarize
-from method.flags import Parser
-from method.model.text_encoder import TextEncoder
-from utils.download_record import RECORD_NAME, Record
-from utils.downloads import fetch
-from utils.hub import open_repository
+from method.config.flags import Parser
+from method.runtime.errors import InputError, run_command, summarize
+from method.text.encoder import TextEncoder
+from utils.hub.fetch import fetch
+from utils.hub.record import RECORD_NAME, Record
+from utils.hub.repository import open_repository
 
 MODEL = "FacebookAI/roberta-large"
 PINNED = {MODEL: "722cf37b1afa9454edce342e7895e588b6ff1d59"}

@@ -27,8 +27,8 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from method.errors import InputError, run_command, summarize
-from method.files import sha256, write_text
+from method.runtime.errors import InputError, run_command, summarize
+from method.runtime.files import sha256, write_text
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:>=\s*([\d.]+))?")

@@ -3,7 +3,7 @@
     python utils/make_demo_dataset.py --out demo
     python utils/make_demo_dataset.py --out demo --tiny_roberta    # with a text encoder, for edits and for search
 
-utils/demo_world.py says what is in it. What is already there is left alone when the same options and the same version
+utils/demo/world.py says what is in it. What is already there is left alone when the same options and the same version
 of this program made it, and replaced whole when others did.
 """
 
@@ -30,11 +30,11 @@ import h5py
 import torch
 from tqdm import tqdm
 
-from method.errors import InputError, run_command
-from method.files import read_json, write_json, write_text
-from utils.demo_encoder import HEADS, save_encoder
-from utils.demo_language import Kind, sentence
-from utils.demo_world import Moment, Rows, Settings, Video, action_stream, object_stream, plan_videos, token_features
+from method.runtime.errors import InputError, run_command
+from method.runtime.files import read_json, write_json, write_text
+from utils.demo.encoder import HEADS, save_encoder
+from utils.demo.language import Kind, sentence
+from utils.demo.world import Moment, Rows, Settings, Video, action_stream, object_stream, plan_videos, token_features
 
 GENERATOR = "A3PRVR demo"
 VERSION = 1  # counts up whenever the same options would give other files
@@ -137,7 +137,7 @@ def _made_up(moments: Sequence[Moment], settings: Settings) -> Iterator[Rows]:
 
 def _encoded(moments: Sequence[Moment], folder: Path, width: int) -> Iterator[Rows]:
     # The encoder of training itself, so that a caption and its edits differ in nothing but a word.
-    from method.model.text_encoder import TextEncoder
+    from method.text.encoder import TextEncoder
 
     encoder = TextEncoder(folder, width, max_tokens=30, device=torch.device("cpu"))
     encoded = encoder.encode([sentence(moment.words) for moment in moments])

@@ -14,8 +14,8 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from method.errors import InputError, run_command
-from method.files import read_json
+from method.runtime.errors import InputError, run_command
+from method.runtime.files import read_json
 
 RECALLS = (1, 5, 10, 100)
 SCORES = ("action", "object", "fused")

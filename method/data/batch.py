@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from method import hardware
 from method.data.captions import Caption
-from method.data.edited_queries import PreparedEdits
+from method.data.edits import PreparedEdits
 from method.data.ragged import Ragged
 from method.data.workers import PREFETCHED, become_worker, read_ahead, shared
-from method.errors import InputError
+from method.runtime import hardware
+from method.runtime.errors import InputError
 
 
 @dataclass(frozen=True)

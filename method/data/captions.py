@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from method.errors import InputError, summarize
-from method.files import require_file
+from method.runtime.errors import InputError, summarize
+from method.runtime.files import require_file
 
 _LINE = re.compile(r"([^#]+#\S*)\s+(\S.*)")
 

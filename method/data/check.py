@@ -9,7 +9,7 @@ from pathlib import Path
 
 from method.data.captions import Caption, group_by_video, read_captions
 from method.data.dataset import TOKENS, FeatureReader
-from method.errors import InputError, summarize
+from method.runtime.errors import InputError, summarize
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 
 from method.data.batch import EpochPlaces, QueryBatch, VideoBatch
 from method.data.captions import Caption, group_by_video
-from method.data.edited_queries import NegativeSource
+from method.data.edits import NegativeSource
 from method.data.features import ACTION_KEY, OBJECT_KEY, FeatureFile, FloatRows, preprocess_query, preprocess_stream
 from method.data.ragged import Ragged
-from method.errors import InputError
+from method.runtime.errors import InputError
 
 TOKENS = "tokens"  # the table of the captions; those of the videos are called as their streams
 

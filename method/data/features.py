@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from method.errors import InputError, summarize
-from method.files import require_file
+from method.runtime.errors import InputError, summarize
+from method.runtime.files import require_file
 
 FloatRows = npt.NDArray[np.float32]
 

@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from method import hardware
+from method.runtime import hardware
 
 
 @dataclass(frozen=True)

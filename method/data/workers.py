@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-from method.errors import InputError
+from method.runtime.errors import InputError
 
 _Batch = TypeVar("_Batch")
 

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from method.data.batch import QueryBatch, VideoBatch
 from method.data.captions import Caption
-from method.distributed import ALONE, Processes
 from method.evaluation.frame_keys import FrameKeys, SameLength
-from method.evaluation.kept_rows import KeptRows
-from method.evaluation.sharing import items_of_all, own_part, rows_of_all
+from method.evaluation.row_buffer import KeptRows
+from method.evaluation.sharding import items_of_all, own_part, rows_of_all
 from method.model.precision import PRECISIONS, autocast, products_of
 from method.model.retrieval import RetrievalModel
 from method.model.scoring import fuse, normalized
-from method.progress import progress_bar
+from method.runtime.processes import ALONE, Processes
+from method.runtime.progress import progress_bar
 
 _BYTES = 4  # float32
 _MAX_QUERY_BLOCK = 1024

@@ -13,8 +13,8 @@ from itertools import accumulate, groupby
 import torch
 from torch import Tensor
 
-from method import hardware
 from method.data.ragged import Layout, Ragged
+from method.runtime import hardware
 
 
 @dataclass(frozen=True)

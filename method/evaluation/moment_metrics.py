@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from method.evaluation.evaluate import Evaluation
 from method.evaluation.metrics import Ranks
 from method.evaluation.moments import Moment, TrueMoment, best_moment, frame_timelines, iou
+from method.evaluation.ranking import Evaluation
 
 IOUS = (0.3, 0.5, 0.7)
 CORPUS_RECALL_AT = (1, 10, 100)

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from method.errors import InputError, summarize
-from method.files import require_file
 from method.model.scoring import fuse
+from method.runtime.errors import InputError, summarize
+from method.runtime.files import require_file
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from method.errors import shown
+from method.runtime.errors import shown
 
 Fusion = Literal["none", "attention", "deformable"]
 Asks = Literal["i3d_q", "clip_q", "double_q"]

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.utils._triton import has_triton
 
-from method import hardware
-from method.errors import InputError
+from method.runtime import hardware
+from method.runtime.errors import InputError
 
 # A method is compiled for each module that has it and for each of its precisions; PyTorch gives up after 8.
 _MOST_VERSIONS = 64

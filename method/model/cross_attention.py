@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from method import hardware
 from method.data.ragged import Layout, Ragged
 from method.model.dropout import relu_dropout
 from method.model.row_layers import feed_forward
+from method.runtime import hardware
 
 DROPOUT = 0.05
 FEED_FORWARD_WIDTH = 2048

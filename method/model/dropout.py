@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from method import hardware
 from method.model.arrays import as_array
 from method.model.threads import in_threads
+from method.runtime import hardware
 
 _GUIDE_PLACES = 1024
 

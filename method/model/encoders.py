@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from method import hardware
 from method.data.ragged import Layout, Ragged
 from method.model.dropout import dropout
 from method.model.places import placed
 from method.model.row_layers import normalized_linear
 from method.model.sequence_attention import attend_within
+from method.runtime import hardware
 
 
 class SelfAttention(nn.Module):

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from method import hardware
 from method.data.ragged import Layout, Ragged
 from method.model.architecture import Architecture, Extent
 from method.model.convolution import gelu_of_convolution
@@ -21,6 +20,7 @@ from method.model.dropout import dropout, relu_dropout
 from method.model.recomputing import recomputed
 from method.model.sample_attention import Samples, TwoLayers, attend_to_samples, folded, transformed
 from method.model.sampling import sampled
+from method.runtime import hardware
 
 POSITIONS = 128
 PUBLISHED_LOGIT_SCALE = 70.0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from method.hardware import processor
+from method.runtime.hardware import processor
 
 PRECISIONS = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

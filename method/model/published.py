@@ -11,9 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from method.errors import InputError, summarize
 from method.model.architecture import Architecture
 from method.model.retrieval import RetrievalModel
+from method.runtime.errors import InputError, summarize
 
 _TEMPERATURES = {"action": "temp", "object": "temp2"}
 _ENCODER = {

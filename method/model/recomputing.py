@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from method import hardware
+from method.runtime import hardware
 
 Result = TypeVar("Result", Tensor, tuple[Tensor, Tensor])
 

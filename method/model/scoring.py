@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from method import hardware
 from method.data.ragged import Layout, Ragged
 from method.model.threads import in_threads
+from method.runtime import hardware
 
 
 @dataclass(frozen=True)

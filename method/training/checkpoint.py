@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from method.errors import InputError, shown, summarize
-from method.files import require_file, sha256_of, write_bytes
 from method.model.architecture import Architecture
 from method.model.published import from_published, is_published, published_architecture
 from method.model.retrieval import RetrievalModel
+from method.runtime.errors import InputError, shown, summarize
+from method.runtime.files import require_file, sha256_of, write_bytes
 
 # What published checkpoints hold beside tensors. Each is data: none of it does anything when it is made, and the
 # option holders among it are read as plain dictionaries.

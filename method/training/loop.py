@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from method import hardware
 from method.data.batch import EpochBatches, VideoBatch
-from method.data.edited_queries import EditedQueries, NegativeSource
-from method.distributed import ALONE, Processes
-from method.errors import InputError, summarize
+from method.data.edits import EditedQueries, NegativeSource
 from method.model.precision import autocast
 from method.model.retrieval import RetrievalModel
-from method.progress import progress_bar
+from method.runtime import hardware
+from method.runtime.errors import InputError, summarize
+from method.runtime.processes import ALONE, Processes
+from method.runtime.progress import progress_bar
 from method.training.losses import LossSettings, total, training_losses
 from method.training.optimizer import Schedule, make_optimizer
-from method.training.share import Share, share_of
-from method.training.stopwatch import Stopwatch
+from method.training.sharded_batch import Share, share_of
+from method.training.timing import Stopwatch
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from method.data.edited_queries import EditedQueries
+from method.data.edits import EditedQueries
 from method.data.ragged import Ragged
 from method.model.retrieval import RetrievalModel
 from method.model.scoring import Similarity, similarity
-from method.training.share import Share
+from method.training.sharded_batch import Share
 
 NCE_WEIGHT = 0.02
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from method import hardware
+from method.runtime import hardware
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-6

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from method.config import plain
+from method.config.options import plain
 from method.data.check import Split
-from method.errors import InputError, shown
-from method.files import read_json
-from method.run_folder import BEST, LAST, METRICS, OPTIONS, RunFolder, is_evaluation, new_run, run_parent
+from method.runtime.errors import InputError, shown
+from method.runtime.files import read_json
+from method.runtime.run_folder import BEST, LAST, METRICS, OPTIONS, RunFolder, is_evaluation, new_run, run_parent
 from method.training.checkpoint import check_weights, is_plain, load_model, read_checkpoint, stored_options
 from method.training.loop import Progress, Training
 

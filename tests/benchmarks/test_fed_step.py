@@ -11,10 +11,10 @@ from benchmarks import fed_step
 from benchmarks.step import LAUNCH
 from method.data.batch import EpochPlaces, VideoBatch
 from method.data.captions import Caption
-from method.data.edited_queries import EditedQueries, PreparedEdits
-from method.data.vocabulary import Kind
+from method.data.edits import EditedQueries, PreparedEdits
+from method.negatives.vocabulary import Kind
 from method.training.loop import Training
-from tests.world import random_rows, random_streams
+from tests.helpers.small_models import random_rows, random_streams
 
 CPU = torch.device("cpu")
 CAPTIONS = tuple(Caption(f"v{video}#enc#0", f"v{video}", "") for video in range(3))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import learning
-from tests.small_dataset import SmallDataset
+from tests.helpers.small_dataset import SmallDataset
 
 WITHOUT_CHANCE = (
     *("--no_cross_branch_fusion", "--no_deformable_attn", "--drop", "0", "--input_drop", "0"),

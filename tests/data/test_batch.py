@@ -9,8 +9,8 @@ from method.data.batch import EpochBatches, Loader, VideoBatch
 from method.data.captions import read_captions
 from method.data.dataset import CorpusVideos, FeatureReader, Queries, TrainingVideos, stream_keys
 from method.data.features import FeatureFile
-from method.errors import InputError
-from tests.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
+from method.runtime.errors import InputError
+from tests.helpers.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
 
 
 @pytest.fixture

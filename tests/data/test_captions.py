@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from method.data.captions import Caption, group_by_video, read_captions
-from method.errors import InputError
+from method.runtime.errors import InputError
 
 
 def written(folder: Path, content: str | bytes) -> Path:

@@ -11,8 +11,8 @@ from method.data.captions import Caption
 from method.data.check import Split, check_files, check_split, describe, warn_of_shared_videos
 from method.data.dataset import FeatureReader, stream_keys
 from method.data.features import FeatureFile
-from method.errors import InputError
-from tests.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
+from method.runtime.errors import InputError
+from tests.helpers.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
 
 
 def reader_of(small: SmallDataset, **widths: int) -> FeatureReader:

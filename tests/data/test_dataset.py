@@ -11,12 +11,12 @@ import torch
 from method.data.batch import EpochBatches, EpochPlaces, Loader, QueryBatch, VideoBatch
 from method.data.captions import Caption, read_captions
 from method.data.dataset import CorpusVideos, FeatureReader, Queries, TrainingVideos, split_holdout, stream_keys
-from method.data.edited_queries import EditedQueries, PreparedEdits
+from method.data.edits import EditedQueries, PreparedEdits
 from method.data.features import FeatureFile, preprocess_query, preprocess_stream
 from method.data.ragged import Ragged
-from method.data.vocabulary import Kind
-from method.errors import InputError
-from tests.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
+from method.negatives.vocabulary import Kind
+from method.runtime.errors import InputError
+from tests.helpers.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
 
 
 @pytest.fixture

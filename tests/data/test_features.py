@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from method.data.features import FeatureFile, normalize_rows, preprocess_query, preprocess_stream, sample_frames
-from method.errors import InputError
-from tests.golden_case import GOLDEN, draw
+from method.runtime.errors import InputError
+from tests.helpers.golden_case import GOLDEN, draw
 
 Rows = npt.NDArray[np.float32]
 

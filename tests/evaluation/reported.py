@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from method.data.captions import Caption, group_by_video
 from method.data.check import Split
 from method.evaluation.corpus import Corpus, QuerySet
-from method.evaluation.evaluate import Evaluation, rank
 from method.evaluation.frame_keys import FrameKeys
 from method.evaluation.moments import TrueMoment
+from method.evaluation.ranking import Evaluation, rank
 from method.evaluation.report.subject import Subject
 from method.model.scoring import normalized
-from tests.world import lively_model, random_rows, random_streams
+from tests.helpers.small_models import lively_model, random_rows, random_streams
 
 WEIGHT = 0.3
 

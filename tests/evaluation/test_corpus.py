@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from method.evaluation import corpus as corpus_module
 from method.evaluation.corpus import Scorer
-from method.evaluation.evaluate import rank
 from method.evaluation.frame_keys import FrameKeys
+from method.evaluation.ranking import rank
 from method.model.precision import PRECISIONS, products_of
 from tests.evaluation.corpora import BRANCHES, Encoded, random_encoded
 

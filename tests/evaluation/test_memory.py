@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from method.evaluation import kept_rows
-from method.evaluation.kept_rows import KeptRows
+from method.evaluation import row_buffer as kept_rows
+from method.evaluation.row_buffer import KeptRows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -18,9 +18,9 @@ RANKING = """
 import torch
 from method.data.captions import Caption
 from method.evaluation.corpus import Corpus, QuerySet
-from method.evaluation.evaluate import rank
+from method.evaluation.ranking import rank
 from method.evaluation.frame_keys import FrameKeys
-from method.hardware import memory_mb
+from method.runtime.hardware import memory_mb
 
 videos, captions = 4000, 20000
 torch.manual_seed(0)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from method.evaluation.metrics import RECALL_AT, broken_score, check_finite, ranks_of, retrieval_metrics
 from method.model.scoring import fuse
-from tests import naive
-from tests.golden_case import GOLDEN, draw
+from tests.helpers import reference_model
+from tests.helpers.golden_case import GOLDEN, draw
 
 
 def test_golden_ranks_and_figures() -> None:
@@ -32,7 +32,7 @@ def test_golden_ranks_and_figures() -> None:
 def test_ranks_equal_a_loop_with_many_ties(rows: list[list[int]], random: Random) -> None:
     scores = torch.tensor(rows, dtype=torch.float32)
     right = [random.randrange(5) for _ in rows]
-    expected = [naive.rank_of(row, video) for row, video in zip(scores, right, strict=True)]
+    expected = [reference_model.rank_of(row, video) for row, video in zip(scores, right, strict=True)]
     assert ranks_of(scores, torch.tensor(right)).tolist() == expected
 
 

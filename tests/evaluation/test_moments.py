@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 
 from method.data.captions import Caption
 from method.data.ragged import Ragged
-from method.errors import InputError
 from method.evaluation.corpus import Corpus, QuerySet
-from method.evaluation.evaluate import rank
 from method.evaluation.frame_keys import FrameKeys
 from method.evaluation.moment_metrics import moment_metrics, moments_in_right_videos
 from method.evaluation.moments import (
@@ -29,6 +27,8 @@ from method.evaluation.moments import (
     read_moments,
     resampled,
 )
+from method.evaluation.ranking import rank
+from method.runtime.errors import InputError
 from tests.evaluation.reported import WEIGHT, make_subject, some_captions, some_moments
 
 

@@ -16,17 +16,17 @@ from torch.utils.tensorboard import SummaryWriter
 
 from method.data.captions import Caption
 from method.evaluation.metrics import RECALL_AT, retrieval_metrics
-from method.evaluation.report import data
+from method.evaluation.report import statistics as data
 from method.evaluation.report.breakdown import breakdowns
 from method.evaluation.report.cost import costs, multiply_adds
 from method.evaluation.report.failures import repeated_captions, timelines, worst_captions
 from method.evaluation.report.figures import figures_for_tensorboard
 from method.evaluation.report.subject import Subject
 from method.evaluation.report.write import WINNERS, WORST, write_report
-from method.files import read_json
+from method.runtime.files import read_json
 from tests.evaluation.reported import WEIGHT, evaluation_of, make_subject, some_captions, some_moments
-from tests.small_dataset import SmallDataset, run_evaluate, run_train
-from tests.world import random_rows
+from tests.helpers.small_dataset import SmallDataset, run_evaluate, run_train
+from tests.helpers.small_models import random_rows
 
 ONE_BRANCH: dict[str, Any] = {"fusion": "none", "object_width": None, "temperatures": ("action",)}
 HOSTILE = (

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from method import config
-from method.files import read_json
+from method.config import options as config
+from method.runtime.files import read_json
 from tests.faults.programs import Lost, Outcome
 from tests.faults.world import CPU, EPOCHS, Fault, World, answer, expect_same_metrics, expect_same_result
 

@@ -6,12 +6,23 @@ import random
 import time
 from dataclasses import dataclass, field
 
-from tests.faults import bombs, damage, disks, feature_cache, inputs, killing, lies, odd_files, runs, stopping
+from tests.faults import (
+    damage,
+    disks,
+    feature_cache,
+    forged_checkpoints,
+    inputs,
+    killing,
+    odd_files,
+    pickle_bombs,
+    runs,
+    stopping,
+)
 from tests.faults.programs import Lost
 from tests.faults.world import Fault, Skipped, World
 
 FAULTS: tuple[Fault, ...] = (
-    *(*killing.FAULTS, *stopping.FAULTS, *disks.FAULTS, *bombs.FAULTS, *lies.FAULTS),
+    *(*killing.FAULTS, *stopping.FAULTS, *disks.FAULTS, *pickle_bombs.FAULTS, *forged_checkpoints.FAULTS),
     *(*damage.FAULTS, *odd_files.FAULTS, *runs.FAULTS, *inputs.FAULTS, *feature_cache.FAULTS),
 )
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from method.data.packed_rows import PackedRows
+from method.data.cache.rows_file import PackedRows
 from tests.faults.damage import damage
 from tests.faults.disks import _locked_folder, _small_disk
 from tests.faults.programs import Lost, Outcome
 from tests.faults.world import WAYS, Fault, World, digest, expect_same_result, expect_whole
-from tests.small_dataset import SmallDataset
+from tests.helpers.small_dataset import SmallDataset
 
 _SLOW = {"slow_reading": (0.01,), "slow_disk": (0.01,)}
 

@@ -85,8 +85,8 @@ def slow_steps(seconds: float) -> None:
 
 def slow_reading(seconds: float) -> None:
     """Let every array of features take so much longer to read, from its file and from the cache."""
+    from method.data.cache.rows_file import PackedRows
     from method.data.features import FeatureFile
-    from method.data.packed_rows import PackedRows
 
     def slowed(read: Any) -> Any:
         def slow(*arguments: Any) -> Any:
@@ -101,7 +101,7 @@ def slow_reading(seconds: float) -> None:
 
 def blind_to_free_room() -> None:
     """Begin to write a feature cache however little room there is."""
-    from method.data import feature_cache
+    from method.data.cache import feature_cache
 
     feature_cache.LEFT_FREE = -(1 << 40)
 
@@ -137,14 +137,14 @@ def broken_update(updates: int) -> None:
 
 def configs_in(folder: str) -> None:
     """Take the datasets' YAML files from another folder."""
-    from method import config
+    from method.config import options as config
 
     config.CONFIGS = Path(folder)
 
 
 def small_blocks() -> None:
     """Give caches of edits many blocks."""
-    from method.data import negative_cache
+    from method.negatives import cache as negative_cache
 
     negative_cache.CAPTIONS_PER_BLOCK = 5
 

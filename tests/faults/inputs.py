@@ -8,9 +8,9 @@ import random
 import h5py
 import numpy as np
 
+from tests.config.test_bad_input import BEFORE_THE_FIRST_STEP
 from tests.faults.programs import Lost
 from tests.faults.world import WAYS, Fault, World, expect_whole
-from tests.test_bad_input import BEFORE_THE_FIRST_STEP
 
 _WAY = WAYS["saving every step"]
 _rows = itertools.cycle(BEFORE_THE_FIRST_STEP)

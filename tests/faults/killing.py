@@ -9,8 +9,8 @@ import signal
 import time
 from pathlib import Path
 
-from method.data.negative_cache import read_manifest
-from method.files import read_json
+from method.negatives.cache import read_manifest
+from method.runtime.files import read_json
 from tests.faults.programs import Lost, Program
 from tests.faults.world import (
     CPU,

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from method import config
+from method.config import options as config
 from tests.faults.programs import Lost, Outcome, Program
 from tests.faults.world import CPU, EPOCHS, Fault, World, expect_same_metrics, expect_same_result, expect_whole
 

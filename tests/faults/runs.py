@@ -12,10 +12,10 @@ from typing import Any
 
 import h5py
 
-from method.files import read_json
+from method.runtime.files import read_json
 from tests.faults.programs import Lost
 from tests.faults.world import CPU, WAYS, Fault, World, digest, expect_whole
-from tests.small_dataset import SmallDataset
+from tests.helpers.small_dataset import SmallDataset
 
 _OPTIONS = {
     "--lr": "0.02",

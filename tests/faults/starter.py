@@ -24,8 +24,8 @@ from typing import Any, NoReturn
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from method.errors import run_command
 from method.evaluation.report import figures
+from method.runtime.errors import run_command
 from tests.faults import handicaps
 
 # What the programs import, and what torch and the report import when they are first used.

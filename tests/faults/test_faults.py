@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import bombs
+from tests.faults import pickle_bombs
 from tests.faults.faults import FAULTS, make_happen
 from tests.faults.programs import Starter
 from tests.faults.world import Fault, World
@@ -32,5 +32,5 @@ def test_the_bombs_are_live(world: World) -> None:
     """What the fault of checkpoints that bring code excludes does happen with Python's own pickle."""
     folder: Path = world.fresh("bombs")
     folder.mkdir()
-    world.starter.start("tests.faults.bombs", [str(folder)]).wait().expect_done()
-    assert len(list(folder.iterdir())) == len(bombs.BOMBS) * len(bombs.WAYS_TO_CALL)
+    world.starter.start("tests.faults.pickle_bombs", [str(folder)]).wait().expect_done()
+    assert len(list(folder.iterdir())) == len(pickle_bombs.BOMBS) * len(pickle_bombs.WAYS_TO_CALL)

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from method.data.captions import read_captions
-from method.files import read_json
+from method.runtime.files import read_json
 from method.training.checkpoint import load_model, read_checkpoint
 from tests.faults.programs import Lost, Outcome, Program, Starter
-from tests.small_dataset import SmallDataset
-from tests.tiny_text_encoder import make_text_encoder
+from tests.helpers.small_dataset import SmallDataset
+from tests.helpers.tiny_text_encoder import make_text_encoder
 
 EPOCHS = 3
 CPU = ("--device", "-1")

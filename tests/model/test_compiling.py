@@ -10,13 +10,13 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
-from method import hardware
-from method.errors import InputError
 from method.model import compiling, cross_attention, fusion
 from method.model.compiling import compile_parts, expect_compiler
 from method.model.retrieval import RetrievalModel
-from tests.small_dataset import SmallDataset, run_train
-from tests.world import VARIANTS, lively_model, random_rows, random_streams
+from method.runtime import hardware
+from method.runtime.errors import InputError
+from tests.helpers.small_dataset import SmallDataset, run_train
+from tests.helpers.small_models import VARIANTS, lively_model, random_rows, random_streams
 
 # PyTorch's own, while it compiles what is given tensors that others were made of.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

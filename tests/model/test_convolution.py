@@ -9,7 +9,7 @@ from torch import Tensor
 
 from method.data.ragged import Layout, Ragged
 from method.model.convolution import gelu_of_convolution
-from tests.gradients import loss
+from tests.helpers.gradients import loss
 
 WIDTH = 20
 LAYOUT = Layout.of([7, 1, 24, 3, 12], [5, 1, 20, 3, 9])

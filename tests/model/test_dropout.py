@@ -2,9 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from method import hardware
 from method.model import kernels
 from method.model.dropout import dropout, relu_dropout
+from method.runtime import hardware
 
 
 def dropped_of(count: int, probability: float) -> torch.Tensor:

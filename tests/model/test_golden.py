@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from method.data.edited_queries import EditedQueries
+from method.data.edits import EditedQueries
 from method.data.features import normalize_rows
 from method.data.ragged import Ragged
 from method.model.published import published_name
 from method.model.scoring import similarity
 from method.training.losses import LossSettings, total, training_losses
-from tests.golden_case import CASES, LABELS, draw, golden_case
-from tests.world import whole_batch
+from tests.helpers.golden_case import CASES, LABELS, draw, golden_case
+from tests.helpers.small_models import whole_batch
 
 PUBLISHED_BRANCH = {"action": "motion", "object": "appearance"}
 PUBLISHED_LOSS = {

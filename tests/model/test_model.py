@@ -5,13 +5,21 @@ from typing import Any
 import pytest
 import torch
 
-from method.data.edited_queries import EditedQueries
+from method.data.edits import EditedQueries
 from method.data.ragged import Ragged
 from method.model.retrieval import RetrievalModel
 from method.model.scoring import similarity
 from method.training.losses import LossSettings, total, training_losses
-from tests import naive
-from tests.world import SMALL, VARIANTS, lively_model, naive_twin, random_rows, random_streams, whole_batch
+from tests.helpers import reference_model
+from tests.helpers.small_models import (
+    SMALL,
+    VARIANTS,
+    lively_model,
+    naive_twin,
+    random_rows,
+    random_streams,
+    whole_batch,
+)
 
 ACTION, OBJECT = [7, 1, 24, 12], [5, 9, 20, 1]
 VARIANT = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
@@ -23,7 +31,7 @@ VALID = pytest.mark.parametrize(
 
 def keys_of(model: RetrievalModel, streams: dict[str, Ragged]) -> dict[str, list[torch.Tensor]]:
     with torch.no_grad():
-        return {name: naive.split_values(keys) for name, keys in model.encode_videos(streams).items()}
+        return {name: reference_model.split_values(keys) for name, keys in model.encode_videos(streams).items()}
 
 
 @pytest.mark.parametrize("changes", [c for c in VARIANTS.values() if "temperatures" not in c],
@@ -41,10 +49,13 @@ def test_equals_the_naive_twin(changes: dict[str, Any]) -> None:
             for ours, twins, real in zip(keys_of(model, streams)[name], padded, mask, strict=True):
                 torch.testing.assert_close(ours, twins[real], atol=2e-5, rtol=1e-4)
             torch.testing.assert_close(
-                queries[name], twin.encode_queries(suffix, *naive.pad(naive.split_values(words))), atol=1e-5, rtol=1e-4
+                queries[name],
+                twin.encode_queries(suffix, *reference_model.pad(reference_model.split_values(words))),
+                atol=1e-5,
+                rtol=1e-4,
             )
             scores = similarity(model.encode_videos(streams)[name], queries[name])
-            cosine, raw = naive.scores(padded, mask, queries[name])
+            cosine, raw = reference_model.scores(padded, mask, queries[name])
             torch.testing.assert_close(scores.cosine_QB, cosine, atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(scores.raw_QB, raw, atol=1e-4, rtol=1e-4)
 
@@ -55,12 +66,14 @@ def test_a_video_depends_on_nothing_but_itself(changes: dict[str, Any]) -> None:
     together = keys_of(model, random_streams(model.architecture, ACTION, OBJECT))
     streams = random_streams(model.architecture, ACTION, OBJECT)
     order = [2, 0, 3, 1]
-    shuffled = {name: Ragged.of([naive.split_values(rows)[i] for i in order]) for name, rows in streams.items()}
+    shuffled = {
+        name: Ragged.of([reference_model.split_values(rows)[i] for i in order]) for name, rows in streams.items()
+    }
     for name, keys in keys_of(model, shuffled).items():
         for place, video in enumerate(order):
             torch.testing.assert_close(keys[place], together[name][video], atol=1e-5, rtol=1e-4)
     for video in range(len(ACTION)):
-        alone = {name: naive.split(rows)[video] for name, rows in streams.items()}
+        alone = {name: reference_model.split(rows)[video] for name, rows in streams.items()}
         for name, keys in keys_of(model, alone).items():
             torch.testing.assert_close(keys[0], together[name][video], atol=1e-5, rtol=1e-4)
 
@@ -69,7 +82,7 @@ def test_padding_leaks_with_the_published_extent_only() -> None:
     """The twin of the test above: what it excludes does happen in the published program."""
     model = lively_model(fusion_extent="padded")
     streams = random_streams(model.architecture, ACTION, OBJECT)
-    alone = {name: naive.split(rows)[0] for name, rows in streams.items()}
+    alone = {name: reference_model.split(rows)[0] for name, rows in streams.items()}
     difference = keys_of(model, alone)["action"][0] - keys_of(model, streams)["action"][0]
     assert difference.abs().max() > 1e-3
 
@@ -80,7 +93,7 @@ def test_a_query_depends_on_nothing_but_itself(changes: dict[str, Any]) -> None:
     words = random_rows([4, 10, 1], model.architecture.query_width)
     with torch.no_grad():
         together = model.encode_queries(words)
-        for place, alone in enumerate(naive.split(words)):
+        for place, alone in enumerate(reference_model.split(words)):
             for name, vector in model.encode_queries(alone).items():
                 torch.testing.assert_close(vector[0], together[name][place], atol=1e-5, rtol=1e-4)
 

@@ -7,7 +7,7 @@ import torch
 
 from method.model import fusion, row_layers, sequence_attention
 from method.model.sequence_attention import _boxes
-from tests.world import VARIANTS, lively_model, random_rows, random_streams
+from tests.helpers.small_models import VARIANTS, lively_model, random_rows, random_streams
 
 ACTION, OBJECT, WORDS = [7, 1, 24, 12, 3], [5, 9, 20, 1, 8], [4, 10, 1, 6, 3]
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from easydict import EasyDict
 
-from method.config import make_architecture, read_options
-from method.errors import InputError
+from method.config.options import make_architecture, read_options
 from method.model.architecture import Architecture
 from method.model.published import published_architecture, to_published
 from method.model.retrieval import RetrievalModel
+from method.runtime.errors import InputError
 from method.training.checkpoint import load_model, write_checkpoint
-from tests.golden_case import SHAPES, golden_architecture, published_weights
+from tests.helpers.golden_case import SHAPES, golden_architecture, published_weights
 
 SMALL_CASE = "activitynet_small"
 LAUNCH = ["--phrase_action_branch", "--flow_feat", "--cross_branch_fusion", "--deformable_attn"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from method.model import dropout, recomputing, sample_attention
 from method.model.sample_attention import Samples, TwoLayers, attend_to_samples
 from method.model.sampling import sampled
-from tests.gradients import loss, slope
+from tests.helpers.gradients import loss, slope
 
 LENGTHS, READ = (5, 1, 9), (7, 3, 4)  # rows that ask, and rows that are read, of three videos
 N, K, J, G, H, D = 15, 14, 3, 4, 2, 12

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from method import hardware
 from method.data.ragged import Layout
 from method.model.scoring import best_frames
+from method.runtime import hardware
 
 LENGTHS, QUERIES = (5, 1, 9, 128, 2), 37
 

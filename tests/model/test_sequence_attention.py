@@ -10,7 +10,7 @@ from torch import Tensor
 from method.data.ragged import Layout
 from method.model import sequence_attention
 from method.model.sequence_attention import attend_within
-from tests.gradients import loss, slope
+from tests.helpers.gradients import loss, slope
 
 HEADS, WIDTH = 2, 6
 CASES = [([5], [5]), ([4, 4], [4, 4]), ([7, 1, 24, 3, 12], [5, 1, 20, 3, 9])]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from method.errors import InputError
-from method.files import sha256
 from method.model.architecture import Architecture
+from method.runtime.errors import InputError
+from method.runtime.files import sha256
 from method.training.checkpoint import load_model, model_content, stored_options, write_checkpoint
-from tests.world import SMALL, VARIANTS, lively_model
+from tests.helpers.small_models import SMALL, VARIANTS, lively_model
 
 OPTIONS = {"bsz": 5, "dataset_name": "demo", "eval_ckpt": None, "lr": 1e-3}
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from method.errors import InputError
 from method.model.retrieval import RetrievalModel
+from method.runtime.errors import InputError
 from method.training.checkpoint import load_model, model_content, read_checkpoint, write_checkpoint
-from tests.world import SMALL
+from tests.helpers.small_models import SMALL
 
 OPTIONS = {"bsz": 5, "dataset_name": "demo"}
 

@@ -12,8 +12,8 @@ from method.model.retrieval import RetrievalModel
 from method.training.loop import LoopSettings, Training
 from method.training.losses import LossSettings
 from method.training.optimizer import Schedule
-from tests.naive_step import NaiveStep
-from tests.world import VARIANTS, lively_model, random_rows, random_streams
+from tests.helpers.reference_step import NaiveStep
+from tests.helpers.small_models import VARIANTS, lively_model, random_rows, random_streams
 
 STEPS = 24
 LOSSES = LossSettings(margin=0.2, hard_pool_size=1, negative_weight=0.0, label_smoothing=0.0)

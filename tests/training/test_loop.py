@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from method.data.captions import read_captions
-from method.errors import InputError
+from method.runtime.errors import InputError
 from method.training.checkpoint import read_checkpoint
 from method.training.loop import LoopSettings, Training
 from method.training.losses import LossSettings, training_losses
 from method.training.optimizer import Schedule
-from tests.runs import same_content
-from tests.small_dataset import SmallDataset, run_train
-from tests.world import lively_model
+from tests.helpers.runs import same_content
+from tests.helpers.small_dataset import SmallDataset, run_train
+from tests.helpers.small_models import lively_model
 
 
 def training(early_stop: int, epochs: int = 100) -> Training:

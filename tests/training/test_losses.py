@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from method.data.edited_queries import EditedQueries
+from method.data.edits import EditedQueries
 from method.model.scoring import similarity
 from method.training.losses import (
     NCE_WEIGHT,
@@ -18,8 +18,8 @@ from method.training.losses import (
     training_losses,
     triplet_loss,
 )
-from tests import naive
-from tests.world import lively_model, random_rows, random_streams, whole_batch
+from tests.helpers import reference_model
+from tests.helpers.small_models import lively_model, random_rows, random_streams, whole_batch
 
 LABELS = {
     "several captions each": [0, 0, 1, 1, 1, 2, 3, 3],
@@ -44,7 +44,7 @@ def scores(labels: list[int], seed: int = 0) -> torch.Tensor:
 def test_hardest_triplet_equals_a_loop(labels: list[int], margin: float) -> None:
     cosine, twins = (scores(labels).requires_grad_() for _ in range(2))
     loss = triplet_loss(cosine, torch.tensor(labels), settings(margin=margin), hard=True)
-    expected = naive.hardest_triplet(twins, labels, margin)
+    expected = reference_model.hardest_triplet(twins, labels, margin)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(torch.autograd.grad(loss, cosine), torch.autograd.grad(expected, twins))
 
@@ -122,7 +122,7 @@ def test_a_pool_larger_than_the_batch() -> None:
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_nce_equals_a_loop(labels: list[int], scale: float) -> None:
     raw = scale * scores(labels)
-    torch.testing.assert_close(nce_loss(raw, torch.tensor(labels)), naive.nce(raw, labels))
+    torch.testing.assert_close(nce_loss(raw, torch.tensor(labels)), reference_model.nce(raw, labels))
 
 
 def test_nce_of_large_scores_and_of_one_video() -> None:
@@ -171,9 +171,9 @@ class EditedCase:
         return mean(negative_query_loss(best, self.queries, self.edited, self.owner, temperature, smoothing))
 
     def naive(self, temperature: torch.Tensor, smoothing: float) -> torch.Tensor:
-        keys, mask = naive.pad(naive.split_values(self.keys))
+        keys, mask = reference_model.pad(reference_model.split_values(self.keys))
         edited = [self.edited[self.owner == caption] for caption in range(6)]
-        return naive.negative_queries(keys, mask, self.queries, edited, self.labels, temperature, smoothing)
+        return reference_model.negative_queries(keys, mask, self.queries, edited, self.labels, temperature, smoothing)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2, 0.9])
@@ -214,7 +214,7 @@ def test_own_best_frames() -> None:
     found = similarity(case.keys, case.queries)
     best = own_best_frames(case.keys, found, torch.tensor(case.labels))
     for query, video, frame in zip(case.queries, case.labels, best, strict=True):
-        frames = naive.split_values(case.keys)[video]
+        frames = reference_model.split_values(case.keys)[video]
         assert torch.equal(frame, frames[F.cosine_similarity(frames, query[None]).argmax()])
 
 
@@ -237,13 +237,17 @@ def test_terms_are_those_of_each_branch_and_weighted() -> None:
     assert list(terms) == ["action/triplet", "action/nce", "object/triplet", "object/nce", "object/negative_queries"]
     keys, queries = model.encode_videos(streams), model.encode_queries(words)
     for name in ("action", "object"):
-        cosine, raw = naive.scores(*naive.pad(naive.split_values(keys[name])), queries[name])
-        torch.testing.assert_close(terms[f"{name}/triplet"], naive.hardest_triplet(cosine, labels, 0.2))
-        torch.testing.assert_close(terms[f"{name}/nce"], NCE_WEIGHT * naive.nce(raw, labels), atol=1e-5, rtol=1e-4)
+        cosine, raw = reference_model.scores(
+            *reference_model.pad(reference_model.split_values(keys[name])), queries[name]
+        )
+        torch.testing.assert_close(terms[f"{name}/triplet"], reference_model.hardest_triplet(cosine, labels, 0.2))
+        torch.testing.assert_close(
+            terms[f"{name}/nce"], NCE_WEIGHT * reference_model.nce(raw, labels), atol=1e-5, rtol=1e-4
+        )
     edited = model.branch("object").encode_queries(edits["object"].queries)
     own = [edited[edits["object"].owner_E == caption] for caption in range(len(labels))]
-    padded, mask = naive.pad(naive.split_values(keys["object"]))
-    expected = naive.negative_queries(
+    padded, mask = reference_model.pad(reference_model.split_values(keys["object"]))
+    expected = reference_model.negative_queries(
         padded, mask, queries["object"], own, labels, model.temperatures["object"], ls=0.2
     )
     torch.testing.assert_close(terms["object/negative_queries"], 0.005 * expected)

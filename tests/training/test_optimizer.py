@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from method.training.optimizer import ClippedAdam, Schedule, make_optimizer
-from tests.golden_case import GOLDEN, draw
-from tests.world import VARIANTS, lively_model
+from tests.helpers.golden_case import GOLDEN, draw
+from tests.helpers.small_models import VARIANTS, lively_model
 
 
 def test_golden_trajectory() -> None:

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from method.errors import InputError, Stopped
 from method.evaluate import SplitEvaluator
-from method.files import read_json, sha256, write_json
-from method.run_folder import RunFolder
+from method.runtime.errors import InputError, Stopped
+from method.runtime.files import read_json, sha256, write_json
+from method.runtime.run_folder import RunFolder
 from method.training.checkpoint import read_checkpoint, write_checkpoint
-from tests.runs import EPOCHS, STEPS, Crash, Interruption, assert_same_run, crash, send
-from tests.small_dataset import SmallDataset, history, run_train
+from tests.helpers.runs import EPOCHS, STEPS, Crash, Interruption, assert_same_run, crash, send
+from tests.helpers.small_dataset import SmallDataset, history, run_train
 
 
 @pytest.mark.parametrize("step", [0, 2, 4, 8])

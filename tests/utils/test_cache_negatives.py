@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from method.config import read_options
+from method.config.options import read_options
 from method.data.captions import Caption
-from method.errors import InputError
-from method.training.negative_queries import open_negatives
-from tests.small_negatives import edits_of, make_captions, write_vocabularies
-from tests.tiny_text_encoder import WIDTH, make_text_encoder
+from method.negatives.online import open_negatives
+from method.runtime.errors import InputError
+from tests.helpers.small_negatives import edits_of, make_captions, write_vocabularies
+from tests.helpers.tiny_text_encoder import WIDTH, make_text_encoder
 from utils.cache_negatives import main
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from method import config
+from method.config import options as config
 from method.data.captions import read_captions
-from method.errors import InputError
-from tests.small_dataset import QUERY_WIDTH, SmallDataset
-from tests.tiny_text_encoder import make_text_encoder
+from method.runtime.errors import InputError
+from tests.helpers.small_dataset import QUERY_WIDTH, SmallDataset
+from tests.helpers.tiny_text_encoder import make_text_encoder
 from utils.check_dataset import main
 
 

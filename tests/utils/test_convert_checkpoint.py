@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from method.errors import InputError
 from method.model.published import unused_shapes
+from method.runtime.errors import InputError
 from method.training.checkpoint import load_model, model_content, read_checkpoint, write_checkpoint
-from tests.golden_case import CASES, SHAPES, golden_architecture, published_weights
-from tests.small_dataset import own_log_handlers
-from tests.world import lively_model
+from tests.helpers.golden_case import CASES, SHAPES, golden_architecture, published_weights
+from tests.helpers.small_dataset import own_log_handlers
+from tests.helpers.small_models import lively_model
 from utils import convert_checkpoint
 
 

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 import pytest
 
-from method.errors import InputError
+from method.runtime.errors import InputError
 from tests.utils.fake_hub import FakeHub, Fault
 from utils import download_data
 from utils.download_data import REPOSITORY, data_files, main

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from method.errors import InputError
-from tests.tiny_text_encoder import WIDTH, make_text_encoder
+from method.runtime.errors import InputError
+from tests.helpers.tiny_text_encoder import WIDTH, make_text_encoder
 from tests.utils.fake_hub import FakeHub, Fault
 from utils import download_roberta
 from utils.download_roberta import MODEL, PINNED, main, select_files

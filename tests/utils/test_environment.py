@@ -35,7 +35,12 @@ class Clone:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "clone"
-        for name in ("utils/environment.py", "utils/environment.sh", "method/errors.py", "method/files.py"):
+        for name in (
+            "utils/environment.py",
+            "utils/environment.sh",
+            "method/runtime/errors.py",
+            "method/runtime/files.py",
+        ):
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, self.folder / name)
         (self.folder / "requirements.txt").write_text("# needed\ntinypkg>=1.0  # for the test\n")

@@ -13,12 +13,12 @@ import torch
 
 from method.data.captions import Caption, read_captions
 from method.data.features import ACTION_KEY, OBJECT_KEY, FeatureFile, FloatRows
-from method.errors import InputError
-from method.files import read_json
-from method.model.text_encoder import TextEncoder
+from method.runtime.errors import InputError
+from method.runtime.files import read_json
+from method.text.encoder import TextEncoder
 from utils import make_demo_dataset
-from utils.demo_language import VERBS, Event, describe, sentence
-from utils.demo_world import Settings
+from utils.demo.language import VERBS, Event, describe, sentence
+from utils.demo.world import Settings
 from utils.make_demo_dataset import main, make_demo, write_dataset
 
 SMALL = Settings(

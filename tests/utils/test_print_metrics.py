@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from method.errors import InputError
-from method.files import write_json
+from method.runtime.errors import InputError
+from method.runtime.files import write_json
 from utils.print_metrics import chance, main
 
 SCORE = {"r1": 12.5, "r5": 30.0, "r10": 45.5, "r100": 99.0, "sumr": 187.0, "medr": 9, "meanr": 20.0, "map": 0.2}

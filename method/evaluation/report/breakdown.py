@@ -15,7 +15,7 @@ import numpy as np
 from method.data.captions import Caption
 from method.evaluation.metrics import Ranks
 from method.evaluation.moments import TrueMoment
-from method.evaluation.report.data import (
+from method.evaluation.report.statistics import (
     Group,
     Places,
     even_bins,

@@ -18,10 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from method.data.check import Split
 from method.data.ragged import Ragged
 from method.evaluation.corpus import Corpus, QuerySet, Scorer
-from method.evaluation.evaluate import Evaluation
-from method.hardware import machine
+from method.evaluation.ranking import Evaluation
 from method.model.precision import autocast
 from method.model.retrieval import RetrievalModel
+from method.runtime.hardware import machine
 
 _LEAST_SECONDS = 0.5
 _MOST_RUNS = 50

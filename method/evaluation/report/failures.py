@@ -14,8 +14,8 @@ import torch
 
 from method.data.captions import Caption, group_by_video
 from method.evaluation.corpus import Scorer
-from method.evaluation.evaluate import Evaluation
 from method.evaluation.moments import Moment, TrueMoment, best_moment, frame_timeline
+from method.evaluation.ranking import Evaluation
 
 Timeline = npt.NDArray[np.float32]
 

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from method.evaluation.evaluate import Evaluation
 from method.evaluation.metrics import RECALL_AT, Ranks
-from method.evaluation.report.data import (
+from method.evaluation.ranking import Evaluation
+from method.evaluation.report.statistics import (
     OUTCOMES,
     fusion_outcomes,
     rank_bins,

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from method.evaluation.report.breakdown import Breakdown
-from method.evaluation.report.data import Group
 from method.evaluation.report.failures import Timelines
+from method.evaluation.report.statistics import Group
 from method.evaluation.report.theme import LINES, Theme, add_legend, draw_bars, new_figure, set_title
 
 _ENOUGH_CAPTIONS = 30  # what smaller bins show is not called a finding

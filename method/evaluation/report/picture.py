@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from method.evaluation.report.theme import DARK, LIGHT, Theme, applied
-from method.files import write_bytes
+from method.runtime.files import write_bytes
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from method.data.check import Split
-from method.evaluation.evaluate import Evaluation
 from method.evaluation.moments import TrueMoment
+from method.evaluation.ranking import Evaluation
 from method.model.retrieval import RetrievalModel
 
 

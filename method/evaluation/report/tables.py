@@ -12,14 +12,14 @@ from method.evaluation.metrics import Ranks
 from method.evaluation.moments import Moment, TrueMoment, iou
 from method.evaluation.report.breakdown import Breakdown
 from method.evaluation.report.cost import Cost
-from method.evaluation.report.data import (
+from method.evaluation.report.failures import Failure, Timelines
+from method.evaluation.report.statistics import (
     OUTCOMES,
     fusion_outcomes,
     rank_bins,
     rank_histogram,
     recall_curve,
 )
-from method.evaluation.report.failures import Failure, Timelines
 
 
 def to_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -15,11 +15,11 @@ from method.evaluation.metrics import retrieval_metrics
 from method.evaluation.moment_metrics import CORPUS_RECALL_AT, IOUS, moment_metrics, moments_in_right_videos
 from method.evaluation.report.breakdown import Breakdown, breakdowns, durations
 from method.evaluation.report.cost import costs
-from method.evaluation.report.data import OUTCOMES, agreement, fusion_outcomes, shown_scores
 from method.evaluation.report.failures import Failure, repeated_captions, timelines, worst_captions
 from method.evaluation.report.figures import fusion_figure, histogram_figure, recall_figure
 from method.evaluation.report.group_figures import group_figure, timeline_figure
 from method.evaluation.report.picture import Picture, draw
+from method.evaluation.report.statistics import OUTCOMES, agreement, fusion_outcomes, shown_scores
 from method.evaluation.report.subject import Subject
 from method.evaluation.report.tables import (
     caption_table,
@@ -30,7 +30,7 @@ from method.evaluation.report.tables import (
     timeline_table,
 )
 from method.evaluation.report.theme import Theme
-from method.files import write_text
+from method.runtime.files import write_text
 
 PAGE = "index.html"
 WORST = 12

@@ -1,0 +1,76 @@
+"""Which values of the options can be used, alone and together: the one place that checks them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from method.runtime.errors import InputError, shown
+
+_LARGEST = 1 << 20  # more than any model or dataset has; the model of a checkpoint has the same limit
+_AT_LEAST_ONE = (
+    *("visual_feat_dim", "visual_flow_feat_dim", "q_feat_size", "max_ctx_l", "max_desc_l", "cross_attn_head"),
+    *("deformable_heads", "deformable_offset_groups", "deformable_offset_num", "hidden_size", "n_heads", "bsz"),
+    *("n_epoch", "hard_pool_size", "neg_action_num", "neg_object_num", "eval_query_bsz", "eval_context_bsz"),
+    *("eval_memory_mb",),
+)
+_AT_LEAST_ZERO = ("num_workers", "save_every_steps", "seed", "wd", "margin", "neg_query_loss_weight")
+_POSITIVE = ("lr", "initializer_range")
+_FRACTIONS = ("fusion_weight", "lr_warmup_proportion")
+_FRACTIONS_BELOW_ONE = ("input_drop", "drop", "neg_loss_label_smoothing", "holdout_fraction")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """InputError naming the first flag whose value cannot be used, alone or together with others."""
+
+    def require(flag: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise InputError(f"--{flag} {options[flag]}: expected {expected}")
+
+    for flag, value in options.items():
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise InputError(f"--{flag} {shown(value)}: expected a number below 2**63")
+    for flag in _AT_LEAST_ONE:
+        require(flag, 1 <= options[flag] <= _LARGEST, f"at least 1 and at most {_LARGEST}")
+    for flag in _AT_LEAST_ZERO:
+        require(flag, 0 <= options[flag] < float("inf"), "at least 0")
+    for flag in _POSITIVE:
+        require(flag, 0 < options[flag] <= _LARGEST, f"a number above 0 and at most {_LARGEST}")
+    for flag in _FRACTIONS:
+        require(flag, 0 <= options[flag] <= 1, "a fraction from 0 to 1")
+    for flag in _FRACTIONS_BELOW_ONE:
+        require(flag, 0 <= options[flag] < 1, "a fraction from 0 to below 1")
+    for flag in ("input_drop", "drop"):  # the distance between two dropped values must fit into 32 bits
+        require(flag, options[flag] == 0 or options[flag] >= 1e-6, "0 or at least 0.000001")
+    scale = options["deformable_offset_scale"]
+    require("deformable_offset_scale", 0 <= scale <= _LARGEST, f"at least 0 and at most {_LARGEST}")
+    require("max_es_cnt", options["max_es_cnt"] >= -1, "-1 or more")
+    require("hard_negative_start_epoch", options["hard_negative_start_epoch"] >= 0, "0 or more")
+    require("grad_clip", options["grad_clip"] == -1 or 0 < options["grad_clip"] < float("inf"), "-1 or a norm above 0")
+    kernel = options["deformable_offset_kernel_size"]
+    require("deformable_offset_kernel_size", kernel >= 1 and kernel % 2 == 1, "an odd number, at least 1")
+    _check_model(options, require)
+    require("only_eval", not options["only_eval"] or bool(options["eval_ckpt"]), "--eval_ckpt FILE beside it")
+    if options["device_ids"] is not None:
+        require("device_ids", len(options["device_ids"]) == 1, "one GPU")
+    if options["device"] is not None:
+        require("device", options["device"] >= -1, "the number of a GPU, or -1 for the CPU")
+
+
+def _check_model(options: Mapping[str, Any], require: Callable[[str, bool, str], None]) -> None:
+    width = options["hidden_size"]
+    heads = ["n_heads"]
+    if options["cross_branch_fusion"]:
+        deformable = ["deformable_heads", "deformable_offset_groups"]
+        heads += deformable if options["deformable_attn"] else ["cross_attn_head"]
+        both = options["action_branch"] and options["phrase_action_branch"]
+        require("cross_branch_fusion", both, "both branches on (--action_branch, --phrase_action_branch)")
+    for flag in heads:
+        require(flag, width % options[flag] == 0, f"a divisor of --hidden_size {width}")
+    branches = options["action_branch"] or options["phrase_action_branch"]
+    require("action_branch", branches, "true when --phrase_action_branch is false: a model needs one branch")
+    if options["fusion_positions"] and options["cross_branch_fusion"] and options["deformable_attn"]:
+        require("max_ctx_l", options["max_ctx_l"] <= 128, "at most 128 with --fusion_positions")
+    if options["neg_query_loss"] and options["neg_query_loss_branch"] != "both":
+        flag = {"i3d": "action_branch", "clip": "phrase_action_branch"}[options["neg_query_loss_branch"]]
+        require("neg_query_loss_branch", options[flag], f"a branch that is on (--{flag})")

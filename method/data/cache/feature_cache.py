@@ -1,0 +1,218 @@
+"""The feature cache: every stream and all token features sampled and normalised once, a packed table for each.
+
+It lies in `<feature file>.cache/`, beside the feature file or in a folder of the user's: `i3d_feat-128.rows` has the
+frames of all videos that a run has needed so far, at most 128 of each. A table is made anew when its feature file or
+the preprocessing has changed, and grows when a run needs more items. What stands in the way of a cache never stops a
+run: it goes on with the feature files and says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from method.data.batch import Loader
+from method.data.cache.rows_file import PackedRows, PackedTable, write_rows
+from method.data.check import Split, rows_seen
+from method.data.dataset import FeatureReader, StoredTable, Table
+from method.data.ragged import Ragged
+from method.runtime.errors import InputError, summarize
+from method.runtime.progress import in_bytes, progress_bar
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # counts up whenever the preprocessing changes
+LEFT_FREE = 1 << 30  # bytes on the disk, for the files of the run
+_ITEMS_A_BATCH = 16
+_BYTES_A_WORKER = 1 << 26
+_COMPARED_ITEMS = 8
+_SECONDS_BETWEEN_ATTEMPTS = 0.2
+
+Watch = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+class _NotCached(Exception):
+    """Why there is no cache."""
+
+
+class _Unusable(Exception):
+    """Why a file cannot be used; `kept` are the items of one that only lacks others."""
+
+    def __init__(self, reason: str, kept: Sequence[str] = ()) -> None:
+        super().__init__(reason)
+        self.kept = kept
+
+
+def with_cache(
+    reader: FeatureReader,
+    splits: Iterable[Split],
+    folder: Path | None,
+    workers: int,
+    watch: Watch = lambda batches: batches,
+) -> FeatureReader:
+    """The reader with a cache of all that the splits need; one line says what could not be cached, and why.
+
+    Of several processes one makes a table and the others wait for it.
+
+    Args:
+        reader: of the feature files.
+        splits: of which to cache the items.
+        folder: where the cache lies; None: beside each feature file.
+        workers: processes that read the feature files.
+        watch: passes batches on and may interrupt.
+
+    Raises:
+        InputError: for features that training would refuse too.
+    """
+    tables: dict[str, Table] = {}
+    failures: dict[str, str] = {}
+    counts = rows_seen(reader, splits)
+    for key, stored in reader.stored.items():
+        place = (folder or stored.file.path.parent) / f"{stored.file.path.name}.cache"
+        cache = _Cache(key, place / f"{key}-{stored.max_rows}.rows", stored, counts[key])
+        try:
+            tables[key] = cache.open_or_make(workers, watch)
+        except _NotCached as reason:
+            failures[key] = str(reason)
+        except OSError as error:
+            failures[key] = f"{error.filename or cache.path}: {error.strerror or error}"
+    if failures:
+        log.warning(
+            "no feature cache of %s (%s): the feature files are read in every epoch; --feature_cache DIR puts it "
+            "elsewhere, off does without",
+            ", ".join(failures),
+            summarize(list(dict.fromkeys(failures.values()))),
+        )
+    return replace(reader, quicker=tables)
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """A table's place in the cache. counts: rows of every item that it must have."""
+
+    key: str
+    path: Path
+    stored: StoredTable
+    counts: Mapping[str, int]
+
+    def open_or_make(self, workers: int, watch: Watch) -> PackedTable:
+        """The table, made first if there is none that fits."""
+        with contextlib.suppress(_Unusable):
+            return self._open()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(self.path.parent, watch):
+            try:
+                return self._open()  # another process has made it meanwhile
+            except _Unusable as reason:
+                self._make(reason, workers, watch)
+        try:
+            return self._open()
+        except _Unusable as reason:
+            raise _NotCached(f"{self.path}: {reason}") from reason
+
+    @property
+    def _made_from(self) -> dict[str, Any]:
+        """What the content depends on. The versions count because their sums may differ in the last bit."""
+        preprocessing = {"names": self.stored.names, "width": self.stored.width, "max_rows": self.stored.max_rows}
+        versions = {"format": FORMAT, "torch": str(torch.__version__), "numpy": np.__version__}
+        return {**self.stored.file.state(), **preprocessing, **versions}
+
+    def _open(self) -> PackedTable:
+        try:
+            rows = PackedRows(self.path)
+        except InputError as error:
+            raise _Unusable("it is damaged") from error
+        except FileNotFoundError as error:
+            raise _Unusable("") from error
+        except OSError as error:
+            raise _Unusable(str(error)) from error
+        expected = self._made_from
+        if changed := [name for name, value in expected.items() if rows.made_from.get(name) != value]:
+            raise _Unusable(f"it was made from something else ({', '.join(changed)} changed)")
+        if missing := sum(item_id not in rows for item_id in self.counts):
+            raise _Unusable(f"it lacks {missing} of {len(self.counts)} items", kept=rows.ids)
+        if rows.lengths(list(self.counts)) != list(self.counts.values()) or not self._agrees(rows):
+            raise _Unusable("it is not what the feature file gives")
+        return PackedTable(rows, self.stored)
+
+    def _agrees(self, rows: PackedRows) -> bool:
+        """Whether some items, short and long ones, are to the bit what the feature file gives."""
+        ids = sorted(self.counts, key=self.counts.__getitem__)
+        for place in np.linspace(0, len(ids) - 1, min(len(ids), _COMPARED_ITEMS)).astype(int):
+            expected_nD = self.stored.read(ids[place]).numpy()
+            found_nD = np.empty_like(expected_nD)
+            if not rows.read_into(ids[place], found_nD) or found_nD.tobytes() != expected_nD.tobytes():
+                return False
+        return True
+
+    def _make(self, reason: _Unusable, workers: int, watch: Watch) -> None:
+        ids = list(dict.fromkeys([*reason.kept, *self.counts]))
+        if str(reason):
+            log.info("%s: %s; it is made anew", self.path, reason)
+        if not reason.kept:
+            self.path.unlink(missing_ok=True)  # of no use to anyone, and its room may be needed
+        mean_rows = sum(self.counts.values()) / len(self.counts)
+        size = int(len(ids) * mean_rows * self.stored.width * torch.float32.itemsize)
+        free = shutil.disk_usage(self.path.parent).free
+        if size + LEFT_FREE > free:
+            raise _NotCached(f"{self.path.parent}: {in_bytes(size)} and {in_bytes(LEFT_FREE)} to spare are needed, "
+                f"{in_bytes(free)} are free")  # fmt: skip
+        log.info("caching %s of %d items: about %s in %s (%s free)",
+                 self.key, len(ids), in_bytes(size), self.path, in_bytes(free))  # fmt: skip
+        write_rows(self.path, self._made_from, ids, self.stored.width, self._read(ids, size, workers, watch))
+
+    def _read(self, ids: Sequence[str], size: int, workers: int, watch: Watch) -> Iterator[Ragged]:
+        loader = Loader(_Items(self.stored, ids), _ITEMS_A_BATCH, min(workers, size // _BYTES_A_WORKER), pinned=False)
+        yield from watch(progress_bar(loader, f"caching {self.key}", "batch"))
+        if self.stored.file.has_changed():
+            raise _NotCached(f"{self.stored.file.path}: it was written to while it was read")
+
+
+class _Items(Dataset[Ragged]):
+    """The items of a table as its feature file gives them."""
+
+    def __init__(self, stored: StoredTable, ids: Sequence[str]) -> None:
+        self.stored = stored
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitems__(self, places: Sequence[int]) -> Ragged | InputError:
+        """The rows of the items at these places."""
+        try:
+            return self.stored.gather([self.ids[place] for place in places])
+        except InputError as error:
+            return error
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, watch: Watch) -> Iterator[None]:
+    """Be the only process that writes to a folder of the cache, and remove what killed ones left half written."""
+    with (folder / ".lock").open("w") as lock:
+        for attempt in watch(itertools.count()):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not attempt:
+                    log.info("waiting for another process that fills %s", folder)
+                time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
+        try:
+            for left_over in folder.glob(".*.part"):
+                left_over.unlink()
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # closing would leave it to the processes that were forked meanwhile

@@ -1,0 +1,111 @@
+"""Tables in the memory of a device: batches are gathered there by index, and only indices travel.
+
+Letters: B items of a batch, N rows of all of them, D width.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from method.data.batch import VideoBatch
+from method.data.check import Split, rows_seen
+from method.data.dataset import FeatureReader, Table, with_features
+from method.data.ragged import Layout, Ragged
+from method.runtime import hardware
+from method.runtime.errors import InputError
+from method.runtime.progress import in_bytes, progress_bar
+
+log = logging.getLogger(__name__)
+
+LEFT_FREE = 1 << 31  # bytes on the device, for the weights and a step
+_ITEMS_A_BATCH = 64
+
+
+class DeviceTable:
+    """A table whose rows lie in the memory of a device."""
+
+    def __init__(self, ids: Sequence[str], lengths: Sequence[int], rows_ND: Tensor) -> None:
+        starts = accumulate(lengths, initial=0)
+        self._rows_ND = rows_ND
+        self._places = {item_id: place for item_id, *place in zip(ids, starts, lengths, strict=False)}
+
+    def gather(self, ids: Sequence[str]) -> Ragged:
+        """The rows of these items, one item after the other, on the device."""
+        starts, lengths = zip(*(self._places[item_id] for item_id in ids), strict=True)
+        device = self._rows_ND.device
+        layout, starts_B = Layout.of(lengths, device=device), hardware.sent(torch.tensor(starts), device)
+        places_N = starts_B[layout.owner_N] + layout.position_N
+        return Ragged(self._rows_ND.index_select(0, places_N), layout)
+
+
+@dataclass(frozen=True)
+class WithFeatures:
+    """Batches that were made without features, with those of a reader, which are gathered in this process."""
+
+    batches: Iterable[VideoBatch]
+    reader: FeatureReader
+
+    def __iter__(self) -> Iterator[VideoBatch]:
+        return (with_features(batch, self.reader) for batch in self.batches)
+
+
+def on_device(
+    reader: FeatureReader,
+    split: Split,
+    device: torch.device,
+    watch: Callable[[Iterable[Any]], Iterable[Any]] = lambda batches: batches,
+) -> FeatureReader:
+    """The reader with everything that a split needs in the memory of a device; `watch` may interrupt.
+
+    InputError when there is not enough of it.
+    """
+    counts = rows_seen(reader, [split])
+    widths = {key: stored.width for key, stored in reader.stored.items()}
+    size = sum(sum(counts[key].values()) * width for key, width in widths.items()) * torch.float32.itemsize
+    free = free_memory(device)
+    lacking = InputError(
+        f"--features_on_device: the features of the {split.name} take {in_bytes(size)} and a step "
+        f"{in_bytes(LEFT_FREE)} or more, {device} has {in_bytes(free)} free"
+    )
+    if size + LEFT_FREE > free:
+        raise lacking
+    log.info("features of the %s in the memory of %s: %s of %s", split.name, device, in_bytes(size), in_bytes(free))
+    try:
+        tables = {key: _load(reader, key, counts[key], widths[key], device, watch) for key in widths}
+    except torch.cuda.OutOfMemoryError:
+        raise lacking from None
+    return replace(reader, quicker=tables)
+
+
+def _load(
+    reader: FeatureReader,
+    key: str,
+    counts: Mapping[str, int],
+    width: int,
+    device: torch.device,
+    watch: Callable[[Iterable[Any]], Iterable[Any]],
+) -> Table:
+    source, ids, end = reader.table(key), list(counts), 0
+    rows_ND = torch.empty(sum(counts.values()), width, device=device)
+    for first in watch(progress_bar(range(0, len(ids), _ITEMS_A_BATCH), f"loading {key}", "batch")):
+        values_ND = source.gather(ids[first : first + _ITEMS_A_BATCH]).values
+        start, end = end, end + len(values_ND)
+        rows_ND[start:end].copy_(values_ND)
+    return DeviceTable(ids, list(counts.values()), rows_ND)
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free on a device; for the CPU what the system can give, infinite where it does not say."""
+    if hardware.is_gpu(device):
+        return torch.cuda.mem_get_info(device)[0]
+    known = Path("/proc/meminfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), float("inf"))

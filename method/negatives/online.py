@@ -1,0 +1,118 @@
+"""Where a training step gets its hard negative queries from: encoded on the spot, or drawn from a cache."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from method.config.options import negative_branches
+from method.data.captions import Caption
+from method.data.check import check_files
+from method.data.edits import EditedQueries, NegativeSource, PreparedEdits
+from method.negatives.cache import fingerprint
+from method.negatives.cached import CachedNegatives
+from method.negatives.editor import CaptionEditor
+from method.negatives.vocabulary import KINDS, Kind, Vocabulary, read_vocabulary
+from method.text.encoder import TextEncoder
+from method.text.encoder_files import encoder_digest
+
+log = logging.getLogger(__name__)
+
+
+class OnlineNegatives:
+    """Edits drawn and encoded for each batch; a sentence that is made twice in a batch is encoded once.
+
+    Args:
+        editors: one for each kind of edit.
+        counts: edits of each kind to draw for a caption.
+        encoder: gives their token features, on its device.
+        seed: of the run; the edits depend on it, the epoch, the caption and the kind.
+    """
+
+    def __init__(
+        self, editors: Sequence[CaptionEditor], counts: Mapping[Kind, int], encoder: TextEncoder, seed: int
+    ) -> None:
+        self._editors, self._counts, self._encoder, self._seed = editors, counts, encoder, seed
+
+    def count_editable(self) -> dict[Kind, int]:
+        """How many captions of the training file have edits of each kind."""
+        return {editor.kind: editor.count_editable() for editor in self._editors}
+
+    def prepare(self, captions: Sequence[Caption], epoch: int) -> PreparedEdits:
+        """The edits of a batch as tokens; neither the encoder's model nor its device is touched."""
+        sentences: list[str] = []
+        owners: dict[Kind, list[int]] = {}
+        for editor in self._editors:
+            count = self._counts[editor.kind]
+            edits = [editor.edits(caption, count, self._seed, epoch, caption.id, editor.kind) for caption in captions]
+            owners[editor.kind] = [owner for owner, made in enumerate(edits) for _ in made]
+            sentences += [edit for made in edits for edit in made]
+        return PreparedEdits.of(*self._encoder.tokenize(sentences), owners)
+
+    def queries(self, prepared: PreparedEdits, device: torch.device) -> dict[Kind, EditedQueries | None]:
+        """The edits of each kind, encoded, on the encoder's device."""
+        return prepared.with_features(self._encoder.encode_tokens(prepared.rows, prepared.order))
+
+
+def open_negatives(
+    options: Mapping[str, Any], captions: Sequence[Caption], dataset_ids: Collection[str], device: torch.device
+) -> NegativeSource | None:
+    """The source of edited captions that the options ask for, None when they ask for none and nothing is read.
+
+    Args:
+        options: as `method.config.options.read_options` gives them.
+        captions: all captions of the training file, in its order.
+        dataset_ids: ids of all captions of the dataset, training and evaluation.
+        device: where the text encoder runs when there is no cache.
+
+    Raises:
+        InputError: for a vocabulary, encoder or cache that is missing, wrong or made from something else.
+    """
+    if options["neg_query_loss"] is None:
+        return None
+    # With both kinds each branch has its own: that of a branch without the loss would be encoded in vain.
+    wanted = negative_branches(options) if options["neg_query_loss"] == "both" else KINDS
+    vocabularies = read_vocabularies(options, dataset_ids, wanted)
+    counts: dict[Kind, int] = {vocabulary.kind: options[f"neg_{vocabulary.kind}_num"] for vocabulary in vocabularies}
+    source: NegativeSource
+    if options["neg_cache"] is None:
+        editors = [CaptionEditor(captions, vocabulary) for vocabulary in vocabularies]
+        encoder = TextEncoder(
+            options["text_encoder"], options["q_feat_size"], options["max_desc_l"], device, precision=options["amp"]
+        )
+        source = OnlineNegatives(editors, counts, encoder, options["seed"])
+    else:
+        expected = cache_fingerprint(options, captions, vocabularies)
+        source = CachedNegatives(options["neg_cache"], captions, expected, counts, options["seed"])
+    for kind, editable in source.count_editable().items():
+        log.info("%d of %d training captions have %s edits", editable, len(captions), kind)
+    return source
+
+
+def read_vocabularies(
+    options: Mapping[str, Any], dataset_ids: Collection[str], wanted: Collection[str] = KINDS
+) -> list[Vocabulary]:
+    """The vocabularies of the wanted kinds that `--neg_query_loss` asks for; see `read_vocabulary`."""
+    kinds = [kind for kind in KINDS if kind in wanted and options["neg_query_loss"] in (kind, "both")]
+    names = {kind: (f"id_{kind}_dict", f"total_{kind}_dict") for kind in kinds}
+    check_files({name: options[name] for of_kind in names.values() for name in of_kind}, options["dataset_name"])
+    return [read_vocabulary(options[tags], options[words], kind, dataset_ids) for kind, (tags, words) in names.items()]
+
+
+def cache_fingerprint(
+    options: Mapping[str, Any], captions: Sequence[Caption], vocabularies: Sequence[Vocabulary]
+) -> dict[str, Any]:
+    """What a cache for these options must be made from.
+
+    The text encoder is left out, with a warning, when its folder is not there: training from a cache can do without.
+    """
+    digest = None
+    if options["text_encoder"].exists():
+        digest = encoder_digest(options["text_encoder"])
+    else:
+        log.warning("%s: no such folder, so the cache is not compared with its encoder", options["text_encoder"])
+    flags = {flag: options[flag] for flag in ("max_desc_l", "q_feat_size", "seed")}
+    return fingerprint(captions, vocabularies, digest, **flags)

@@ -1,0 +1,193 @@
+"""The index of a corpus: the frame keys of its videos, encoded once and kept beside the checkpoint.
+
+An index is one file, written whole or not at all and mapped into memory when it is read. It remembers what it was made
+from and is refused when that has changed. The keys keep the precision in which evaluation computes, so that a search
+ranks videos as evaluation does.
+
+Letters: N frames of all videos, D width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from method.data.dataset import FeatureReader
+from method.evaluation.corpus import Corpus
+from method.evaluation.frame_keys import FrameKeys
+from method.model.architecture import Architecture
+from method.runtime.errors import InputError
+from method.runtime.files import atomic_writer, require_file
+
+log = logging.getLogger(__name__)
+
+FORMAT = "A3PRVR index"
+VERSION = 2  # counts up whenever an older index must not be read any more
+REMEDY = "make it anew with --rebuild"
+_SAMPLED_VIDEOS = 16
+
+MadeFrom = dict[str, str]
+
+
+def index_path(checkpoint: Path, split: str, folder: Path | None = None) -> Path:
+    """Where the index of a split lies: in `<checkpoint>.index/` unless another folder is given."""
+    return (folder or checkpoint.with_name(f"{checkpoint.name}.index")) / f"{split}.pt"
+
+
+def fingerprint(
+    checkpoint: str,
+    architecture: Architecture,
+    reader: FeatureReader,
+    video_ids: Sequence[str],
+    batch_size: int,
+    precision: str = "off",
+) -> MadeFrom:
+    """What the keys of these videos depend on, by the names under which a change is reported.
+
+    Args:
+        checkpoint: digest of its file.
+        architecture: of the model; a published checkpoint does not hold it.
+        reader: of the features. Size and time of their file count, the rows of every stream, and some videos' content.
+        video_ids: the videos in the order in which they are encoded.
+        batch_size: videos encoded together.
+        precision: in which they are encoded, and kept.
+    """
+    made_from = {
+        "checkpoint": checkpoint,
+        "model options": _digest(architecture.as_dict()),
+        "list of videos": _digest(list(video_ids)),
+        "feature file": _digest(_features(reader, video_ids)),
+    }
+    if architecture.fusion == "deformable" and architecture.fusion_extent == "padded":
+        made_from["--eval_context_bsz"] = str(batch_size)  # what a video is padded with depends on its batch
+    if precision != "off":
+        made_from["--eval_amp"] = precision
+    return made_from
+
+
+def open_index(path: Path, made_from: MadeFrom, encode: Callable[[], Corpus], rebuild: bool = False) -> Corpus:
+    """Read the index at `path`; where there is none, or with `rebuild`, make it first.
+
+    Of several processes one makes the index and the others wait for it.
+
+    Args:
+        path: the file of the index.
+        made_from: the fingerprint that it must have.
+        encode: encodes the videos.
+        rebuild: make it even if there is one.
+
+    Raises:
+        InputError: for an index that was made from something else or cannot be read, and for keys that are not finite.
+    """
+    if rebuild or not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(path.with_suffix(".lock"), path):
+            if rebuild or not path.exists():
+                _make(path, made_from, encode())
+    return _read(path, made_from)
+
+
+def _make(path: Path, made_from: MadeFrom, corpus: Corpus) -> None:
+    for left_over in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed; nobody else is writing
+        left_over.unlink(missing_ok=True)
+    keys = {name: rows.values.cpu() for name, rows in corpus.keys.items()}
+    for name, values_ND in keys.items():
+        if not torch.isfinite(values_ND).all():
+            raise InputError(f"the {name} frame keys are not all finite: the weights or features are broken")
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "made_from": made_from,
+        "video_ids": corpus.video_ids,
+        "lengths": {name: list(rows.lengths) for name, rows in corpus.keys.items()},
+        "checksums": {name: _checksum(values_ND) for name, values_ND in keys.items()},
+        "keys": keys,
+    }
+    with atomic_writer(path) as file:
+        _save(content, file)
+    log.info("index of %d videos in %s (%.1f MB)", len(corpus.video_ids), path, path.stat().st_size / 1e6)
+
+
+def _save(content: Mapping[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        # What torch makes of a full disk does not say so.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def _read(path: Path, made_from: MadeFrom) -> Corpus:
+    content = _content(path)
+    if content.get("version") != VERSION:
+        raise InputError(f"{path}: version {content.get('version')} of an index, expected {VERSION}; {REMEDY}")
+    found = content["made_from"]
+    changed = sorted(name for name in {*found, *made_from} if found.get(name) != made_from.get(name))
+    if changed:
+        raise InputError(f"{path}: the index was made from another {', another '.join(changed)}; {REMEDY}")
+    keys = {}
+    for name, values_ND in content["keys"].items():
+        if _checksum(values_ND) != content["checksums"][name]:
+            raise InputError(f"{path}: damaged, the {name} keys do not have their checksum; {REMEDY}")
+        keys[name] = FrameKeys(values_ND, tuple(content["lengths"][name]))
+    return Corpus(content["video_ids"], keys)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    require_file(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for record in archive.namelist():
+                if "/data/" not in record:  # the keys have checksums of their own, that are faster
+                    archive.read(record)
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # torch has no common exception for the ways in which a file can be broken
+        raise InputError(f"{path}: not a readable index ({type(error).__name__}); {REMEDY}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{path}: not an index of videos; {REMEDY}")
+    return content
+
+
+def _features(reader: FeatureReader, video_ids: Sequence[str]) -> list[Any]:
+    status = reader.videos.path.stat()
+    found: list[Any] = [status.st_size, status.st_mtime_ns]
+    for branch, (key, width) in sorted(reader.streams.items()):
+        rows = reader.videos.check([f"{video_id}/{key}" for video_id in video_ids], width)
+        found.append([branch, key, width, list(rows.values())])
+    for video_id in video_ids[:: max(1, len(video_ids) // _SAMPLED_VIDEOS)]:
+        streams = reader.read_video(video_id)
+        found.append([hashlib.sha256(streams[branch].numpy().tobytes()).hexdigest() for branch in sorted(streams)])
+    return found
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _checksum(values_ND: Tensor) -> int:
+    """A sum over the bits of the values that every single damaged one changes; as fast as the memory."""
+    bits = {4: torch.int32, 2: torch.int16}[values_ND.element_size()]
+    return int(values_ND.view(bits).sum(dtype=torch.int64))
+
+
+@contextlib.contextmanager
+def _alone(lock: Path, path: Path) -> Iterator[None]:
+    """Hold a lock of the operating system's, which a process that is killed cannot leave behind."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for another process that is making %s", path)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

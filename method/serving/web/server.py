@@ -1,0 +1,194 @@
+"""The web page of the search: a box to type in, ranked videos with their timelines, and the videos themselves.
+
+Flask renders it: its templates escape whatever they are given, its files can be read in ranges, and torch and
+tensorboard bring most of what it needs anyway. Waitress serves it, with threads, so that no video holds up a query.
+
+Everything the page needs comes from here: it works without network, and its security policy forbids anything else.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flask import Flask, Response, abort, redirect, render_template, request, send_file, url_for
+from waitress.server import create_server
+from werkzeug.exceptions import HTTPException, SecurityError
+from werkzeug.wrappers import Response as BaseResponse
+
+from method.data.captions import Caption
+from method.runtime.errors import InputError
+from method.serving.output import span_text, timeline_scale
+from method.serving.searcher import MAX_CHARACTERS, Answer, Hit, Searcher
+from method.serving.web.timeline import HEIGHT, WIDTH, Drawing, clock, draw
+from method.serving.web.videos import VideoFolder
+
+log = logging.getLogger(__name__)
+
+MOST_RESULTS = 200
+_EXAMPLES = 6
+_RANGE_BYTES = 4 << 20
+_SECURITY = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "media-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A result as the template shows it; `video`: where its file is fetched, `at`: seconds at which to begin."""
+
+    hit: Hit
+    is_right: bool
+    span: str
+    end_label: str
+    drawing: Drawing
+    video: str | None
+    at: float | None
+    captions: list[Caption]
+
+
+def make_app(searcher: Searcher, host: str, results: int, video_dir: Path | None) -> Flask:
+    """The page as a WSGI application.
+
+    Args:
+        searcher: answers the queries.
+        host: address that it will be served on. On the loopback, requests must name the loopback as their host:
+            otherwise a page of anybody's could read this one by letting its own name point here.
+        results: videos to show.
+        video_dir: folder of the video files, if there is one.
+    """
+    app = Flask(__name__)
+    app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
+    app.config["TRUSTED_HOSTS"] = ["localhost", "127.0.0.1", host] if _is_loopback(host) else None
+    videos = VideoFolder(video_dir)
+
+    @app.get("/")
+    def page() -> Any:
+        query, caption_id = request.args.get("q", "").strip(), request.args.get("id")
+        top = min(max(request.args.get("top", results, type=int), 1), MOST_RESULTS)
+        if caption_id is None and query in searcher.captions:
+            return redirect(url_for("page", id=query))
+        if caption_id is None and not query:
+            return _render(searcher, examples=_examples(searcher))
+        if caption_id is not None and caption_id not in searcher.captions:
+            return _render(searcher, box=caption_id, error=f"There is no caption “{caption_id}” in the dataset."), 404
+        try:
+            answer = searcher.search(query if caption_id is None else caption_id, top)
+        except InputError as error:
+            hint = None if searcher.has_encoder else "Captions of the dataset can still be searched with:"
+            return _render(searcher, box=query[:MAX_CHARACTERS], error=str(error), hint=hint,
+                examples=_examples(searcher) if hint else []), 400  # fmt: skip
+        rows = _rows(answer, searcher, videos)
+        more = min(len(rows) + 2 * results, len(searcher.video_ids), MOST_RESULTS)
+        return _render(
+            searcher, box=caption_id or query, answer=answer, rows=rows, more=more if more > len(rows) else None
+        )
+
+    @app.get("/video/<path:video_id>")
+    def video(video_id: str) -> Response:
+        found = videos.find(video_id) if video_id in searcher.captions_of else None
+        if found is None:
+            abort(404)
+        path, kind = found
+        _shorten_range()
+        return send_file(path, mimetype=kind, conditional=True, max_age=3600)
+
+    @app.errorhandler(HTTPException)
+    def failed(error: HTTPException) -> Any:
+        if isinstance(error, SecurityError):  # no page for a host that is not ours
+            return Response(f"{error.code}: this page answers to the name that it is served on only\n", error.code,
+                mimetype="text/plain")  # fmt: skip
+        return _render(searcher, error=f"{error.code}: {error.name}"), error.code
+
+    @app.after_request
+    def secure(response: BaseResponse) -> BaseResponse:
+        response.headers.update(_SECURITY)
+        return response
+
+    return app
+
+
+def serve(app: Flask, host: str, port: int) -> None:
+    """Serve until interrupted. InputError when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise InputError(f"--host {host} --port {port}: cannot be served on ({error.strerror})") from error
+    with listening:
+        server = create_server(app, sockets=[listening], threads=8, ident=None, max_request_body_size=1 << 16)
+        if not _is_loopback(host):
+            log.warning("whoever reaches this machine by the network can use the page: there is no password")
+        print(f"http://{_in_url(host)}:{listening.getsockname()[1]}/   Ctrl-C ends", flush=True)
+        server.run()
+
+
+def _render(searcher: Searcher, **values: Any) -> str:
+    return render_template(
+        "page.html",
+        **{"box": "", "error": None, "hint": None, "answer": None, "examples": [], **values},
+        videos=len(searcher.video_ids),
+        longest=MAX_CHARACTERS,
+        timeline=(WIDTH, HEIGHT),
+    )
+
+
+def _examples(searcher: Searcher) -> list[Caption]:
+    """Captions of videos all over the corpus, one a video."""
+    step = max(1, len(searcher.video_ids) // _EXAMPLES)
+    return [searcher.captions_of[video_id][0] for video_id in searcher.video_ids[::step][:_EXAMPLES]]
+
+
+def _rows(answer: Answer, searcher: Searcher, videos: VideoFolder) -> list[Row]:
+    scale = timeline_scale(answer.hits)
+    rows = []
+    for hit in answer.hits:
+        start, end = hit.moment.start, hit.moment.end
+        rows.append(
+            Row(
+                hit=hit,
+                is_right=hit.video_id == answer.caption.video_id,
+                span=f"{clock(start * hit.duration)}–{clock(end * hit.duration)}" if hit.duration else span_text(hit),
+                end_label=clock(hit.duration) if hit.duration else f"{len(hit.timeline)} frames",
+                drawing=draw(hit, scale),
+                video=url_for("video", video_id=hit.video_id) if videos.find(hit.video_id) else None,
+                at=start * hit.duration if hit.duration else None,
+                captions=searcher.captions_of[hit.video_id],
+            )
+        )
+    return rows
+
+
+def _shorten_range() -> None:
+    """Answer a request for the rest of a file with a piece of it.
+
+    A player asks for all from some place on and stops reading when it has enough; the thread that sends it would wait.
+    """
+    asked = request.range
+    if asked is not None and asked.units == "bytes" and len(asked.ranges) == 1:
+        start, end = asked.ranges[0]
+        if start >= 0 and (end is None or end - start > _RANGE_BYTES):
+            request.environ["HTTP_RANGE"] = f"bytes={start}-{start + _RANGE_BYTES - 1}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _in_url(host: str) -> str:
+    if ":" not in host:
+        return host
+    return "localhost" if _is_loopback(host) else f"[{host}]"  # Werkzeug knows no trusted hosts of IPv6

@@ -1,0 +1,161 @@
+"""The epochs of a run, each recorded and saved before the next begins, and a stop that loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from easydict import EasyDict
+
+from method.config.options import plain
+from method.data.batch import EpochBatches, VideoBatch
+from method.evaluate import SplitEvaluator, recalls
+from method.evaluation.ranking import Evaluation
+from method.runtime.errors import Ended, Stopped
+from method.runtime.files import write_text
+from method.runtime.hardware import memory_mb
+from method.runtime.run_folder import BEST, LAST
+from method.runtime.signals import StopRequests
+from method.training.checkpoint import Loaded, load_model, model_content, write_checkpoint
+from method.training.loop import Training
+from method.training.tensorboard import EVERY, Monitor
+
+log = logging.getLogger(__name__)
+
+
+class RecordedRun:
+    """One training and what it leaves in the folder `path`, where the first process alone writes."""
+
+    def __init__(
+        self,
+        options: EasyDict,
+        path: Path,
+        training: Training,
+        order: EpochBatches,
+        requests: StopRequests,
+        data: Mapping[str, str],
+    ) -> None:
+        self.options = options
+        self.data = dict(data)
+        self.path = path
+        self.training = training
+        self.processes = training.processes
+        self.order = order
+        self.requests = requests
+        self.monitor = Monitor(path if self.processes.is_first else None, self.steps_done, plain(options))
+
+    @property
+    def steps_done(self) -> int:
+        """Steps since the beginning of the training."""
+        return self.training.progress.epoch * len(self.order) + self.training.progress.step
+
+    def epochs(self, loader: Iterable[VideoBatch], selector: SplitEvaluator) -> None:
+        """Train and evaluate until all epochs are done or none gets better."""
+        training, progress = self.training, self.training.progress
+        self.write_history()
+        while not training.is_over:
+            epoch, started, first = progress.epoch, time.perf_counter(), progress.step
+            losses = training.run_epoch(self.watch(loader), self.order, self.after_step)
+            trained = time.perf_counter()
+            self.report_speed((progress.step - first) * self.options.bsz, trained - started)
+            # Of the evaluation only this is kept: its keys would take memory from the next epoch.
+            metrics = selector.evaluate(training.model, watch=self.watch).metrics
+            self.monitor.metrics(metrics, self.steps_done)
+            better = training.finish_epoch(losses, metrics)
+            with self.processes.agreed():
+                if better and self.processes.is_first:
+                    write_checkpoint(self.path / BEST, self.content(epoch))
+            self.write_history()
+            self.save()
+            log.info(
+                "epoch %d: loss %.4f, %s%s (training %.1f s, evaluation %.1f s)",
+                epoch,
+                sum(losses.values()),
+                recalls(metrics["fused"]),
+                ", the best so far" if better else "",
+                trained - started,
+                time.perf_counter() - trained,
+            )
+        log.info("best epoch: %d with SumR %.1f", progress.best_epoch, progress.best_sumr)
+
+    def best(self) -> Loaded:
+        """The model of the best epoch."""
+        with self.processes.agreed():
+            best = load_model(self.path / BEST, self.training.model.architecture) if self.processes.is_first else None
+        best = self.processes.broadcast(best)
+        assert best is not None
+        return best
+
+    def report_speed(self, videos: int, seconds: float) -> None:
+        """Tell TensorBoard where the time of an epoch went."""
+        step, parts = self.steps_done, self.training.stopwatch.read()
+        self.monitor.scalars("seconds_an_epoch", parts, step)
+        speed = {"videos_a_second": videos / seconds, "memory_mb": memory_mb(self.training.device)}
+        self.monitor.scalars("machine", speed, step)
+
+    def show_result(self, evaluation: Evaluation) -> None:
+        """Show TensorBoard the best epoch: pictures, and its metrics beside the options."""
+        from method.evaluation.report.figures import figures_for_tensorboard  # loads the drawing library: a second
+
+        self.monitor.figures(figures_for_tensorboard(evaluation), self.steps_done)
+        self.monitor.result(evaluation.metrics)
+
+    def content(self, epoch: int) -> dict[str, Any]:
+        """What a checkpoint of the model holds after an epoch."""
+        return model_content(self.training.model, epoch, plain(self.options))
+
+    def save(self) -> None:
+        """Write last.ckpt, from which the run can go on; every process waits until it is there."""
+        state = self.training.state()
+        with self.processes.agreed():
+            if self.processes.is_first:
+                content = self.content(self.training.progress.epoch)
+                write_checkpoint(self.path / LAST, {**content, **state, "data": self.data})
+
+    def write_history(self) -> None:
+        """Write history.jsonl, a line for every epoch that is done."""
+        if self.processes.is_first:
+            lines = (json.dumps(row) + "\n" for row in self.training.progress.history)
+            write_text(self.path / "history.jsonl", "".join(lines))
+
+    def after_step(self, terms: dict[str, float]) -> None:
+        """Record the step, and save when it is time to."""
+        training, step = self.training, self.steps_done
+        self.monitor.scalars("loss", {**terms, "all": sum(terms.values())}, step)
+        if step % EVERY == 0:
+            values = {"learning_rate": training.optimizer.learning_rate, "norm": training.optimizer.gradient_norm}
+            self.monitor.scalars("gradient", values, step)
+            scales = {name: weight.item() for name, weight in training.model.named_parameters() if weight.dim() == 0}
+            self.monitor.scalars("temperature", scales, step)
+        if self.options.save_every_steps and training.progress.step % self.options.save_every_steps == 0:
+            self.save()
+
+    def watch(self, batches: Iterable[Any]) -> Iterable[Any]:
+        """Pass batches on, and stop when asked to, before one is used or after."""
+        for batch in batches:
+            self._stop_if_asked()
+            yield batch
+            self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self.requests.received is not None:
+            raise Stopped(self.requests.received, "asked to stop")
+
+    @contextlib.contextmanager
+    def saved_when_stopped(self) -> Iterator[None]:
+        """Save before the program ends because it was asked to."""
+        try:
+            yield
+        except Stopped as stop:
+            self.save()
+            if not self.processes.is_first:
+                raise Ended(128 + stop.signal) from None
+            count = self.processes.count
+            start = "with: python" if count == 1 else f"with {count} processes: torchrun ..."
+            way = f"{start} method/train.py --resume {self.path}"
+            raise Stopped(stop.signal, f"stopped and saved; go on {way}") from None

@@ -1,0 +1,287 @@
+"""Options: where their values come from, what they mean, and that wrong ones are named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from easydict import EasyDict
+
+from method.config import options as config
+from method.config.flags import make_parser
+from method.config.options import (
+    CONFIGS,
+    choose_device,
+    known_datasets,
+    make_architecture,
+    plain,
+    read_options,
+    read_yaml,
+)
+from method.runtime.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FLAGS = {action.dest for action in make_parser("")._actions} - {"help"}
+
+
+def read(*arguments: str, **more: Any) -> EasyDict:
+    return read_options(["--dataset_name", "demo", *arguments], **more)
+
+
+@pytest.fixture
+def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that takes the place of configs/."""
+    monkeypatch.setattr(config, "CONFIGS", tmp_path)
+    (tmp_path / "demo.yaml").write_text("margin: 0.3\n")
+    return tmp_path
+
+
+# Where values come from
+
+
+def test_flag_before_earlier_run_before_yaml_before_default(own_configs: Path) -> None:
+    (own_configs / "demo.yaml").write_text("margin: 0.3\nbsz: 31\nlr: 3e-4\n")
+
+    def kept(given: Any) -> dict[str, Any]:
+        return {"margin": 0.5, "bsz": 51, "seed": 5, "not a flag any more": 1}
+
+    assert read().margin == 0.3
+    assert read(kept=kept).margin == 0.5
+    options = read("--margin", "0.7", kept=kept)
+    assert (options.margin, options.bsz, options.lr, options.seed, options.wd) == (0.7, 51, 3e-4, 5, 0.01)
+    assert "not a flag any more" not in options
+
+
+def test_a_flag_given_with_its_default_still_beats_the_yaml(own_configs: Path) -> None:
+    assert read("--margin", "0.2").margin == 0.2
+
+
+def test_the_dataset_of_an_earlier_run_needs_no_flag(own_configs: Path) -> None:
+    assert read_options([], kept=lambda given: {"dataset_name": "demo"}).margin == 0.3
+    with pytest.raises(InputError, match=r"--dataset_name is missing, expected one of demo$"):
+        read_options([])
+
+
+def test_what_belongs_to_one_call_is_never_taken_over(own_configs: Path) -> None:
+    earlier = {"device": 3, "only_eval": True, "eval_ckpt": "x", "description": "x", "debug": True, "save_scores": True}
+    options = read(kept=lambda given: earlier)
+    assert (options.device, options.only_eval, options.eval_ckpt, options.description) == (None, False, None, None)
+    assert (options.debug, options.save_scores) == (False, False)
+
+
+# YAML files
+
+
+@pytest.mark.parametrize("name", known_datasets())
+def test_every_yaml_key_is_a_flag_and_every_file_is_named(name: str) -> None:
+    values = read_yaml(CONFIGS / f"{name}.yaml", make_parser(""))
+    assert set(values) <= FLAGS
+    assert {*config.DATA_FILES, *config.VOCABULARY_FILES} <= set(values)
+    options = read_options(["--dataset_name", name])
+    assert {key: str(options[key]) for key in values if key not in config.PATHS} == {
+        key: str(value) for key, value in values.items() if key not in config.PATHS
+    }
+
+
+def test_the_published_values_of_each_dataset() -> None:
+    facts = {}
+    for name in ("charades", "activitynet", "tvr"):
+        o = read_options(["--dataset_name", name])
+        facts[name] = (o.visual_feat_dim, o.visual_flow_feat_dim, o.q_feat_size, o.seed, o.margin, o.fusion_positions)
+    assert facts == {
+        "charades": (1024, 512, 1024, 666, 0.2, True),
+        "activitynet": (1024, 512, 1024, 520, 0.2, False),
+        "tvr": (3072, 512, 768, 808, 0.1, False),
+    }
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("margin: 0.3\nmargim: 0.2\nbszz: 3\n", r"demo\.yaml: margim, bszz: no such flag"),
+    ("only_eval: true\n", "only_eval: no such flag"),
+    ("dataset_name: x\n", "dataset_name: no such flag"),
+    ("3: 4\n", "3: no such flag"),
+    ("bsz: many\n", "bsz: expected a value of type int, found 'many'"),
+    ("bsz: 2.5\n", "bsz: expected a value of type int, found 2.5"),
+    ("bsz:\n", "bsz: expected one value, found None"),
+    ("bsz: [1, 2]\n", "bsz: expected one value, found a list"),
+    ("video_feat_path:\n", "video_feat_path: expected one value, found None"),
+    ("flow_feat: perhaps\n", "flow_feat: expected true or false, found 'perhaps'"),
+    ("cross_attn_q: both\n", "cross_attn_q: expected one of i3d_q, clip_q, double_q, found 'both'"),
+    ("bsz: -3\n", "--bsz -3: expected at least 1"),
+    ("- a\n- b\n", "expected 'flag: value' lines, found list"),
+    ("", "expected 'flag: value' lines, found NoneType"),
+    ("a: [\n", "not valid YAML"),
+    ("a: 2001-99-99\n", "not valid YAML"),
+    ("a: !!python/object/apply:os.system ['false']\n", "not valid YAML"),
+    (b"a: \xff\xfe\n", "not valid YAML"),
+], ids=str)  # fmt: skip
+def test_wrong_yaml_files(own_configs: Path, content: str | bytes, message: str) -> None:
+    path = own_configs / "demo.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message):
+        read()
+
+
+def test_yaml_values_are_read_like_flags(own_configs: Path) -> None:
+    (own_configs / "demo.yaml").write_text("lr: 1e-3\nflow_feat: yes\nexp_id: 17\nbsz: '12'\namp: bf16\n")
+    options = read()
+    assert (options.lr, options.flow_feat, options.exp_id, options.bsz) == (0.001, True, "17", 12)
+
+
+@pytest.mark.parametrize(("earlier", "message"), [
+    ({"bsz": "x"}, "options of the earlier run: bsz: expected a value of type int, found 'x'"),
+    ({"bsz": [3]}, "options of the earlier run: bsz: expected one value"),
+    ({"cross_attn_q": "x"}, "options of the earlier run: cross_attn_q: expected one of"),
+    ({"hidden_size": -4}, "--hidden_size -4: expected at least 1"),
+])  # fmt: skip
+def test_wrong_options_of_an_earlier_run(earlier: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read(kept=lambda given: earlier)
+
+
+def test_an_unknown_dataset(own_configs: Path) -> None:
+    (own_configs / "own.yaml").write_text("{}")
+    with pytest.raises(InputError, match=r"--dataset_name nowhere: no .*nowhere\.yaml, expected one of demo, own$"):
+        read_options(["--dataset_name", "nowhere"])
+
+
+def test_a_dataset_of_ones_own_is_one_more_yaml(own_configs: Path) -> None:
+    (own_configs / "mine.yaml").write_text("visual_feat_dim: 77\n")
+    assert make_architecture(read_options(["--dataset_name", "mine"])).action_width == 77
+
+
+# Checks
+
+
+FUSED = ["--phrase_action_branch", "--cross_branch_fusion"]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--bsz", "0"], "--bsz 0: expected at least 1"),
+    (["--bsz", "x"], "argument --bsz: invalid int value: 'x'"),
+    (["--bs", "3"], "unrecognized arguments: --bs 3"),
+    (["stray"], "unrecognized arguments: stray"),
+    (["--flow_feat", "perhaps"], "argument --flow_feat: expected true or false, found 'perhaps'"),
+    (["--amp", "fp8"], "argument --amp: invalid choice: 'fp8'"),
+    (["--n_heads", "5"], "--n_heads 5: expected a divisor of --hidden_size 384"),
+    ([*FUSED, "--cross_attn_head", "5"], "--cross_attn_head 5: expected a divisor of --hidden_size 384"),
+    ([*FUSED, "--deformable_attn", "--deformable_heads", "7"], "--deformable_heads 7: expected a divisor"),
+    ([*FUSED, "--deformable_attn", "--deformable_offset_groups", "9"], "--deformable_offset_groups 9: expected a div"),
+    ([*FUSED, "--deformable_attn", "--fusion_positions", "--max_ctx_l", "129"], "--max_ctx_l 129: expected at most"),
+    (["--cross_branch_fusion"], "--cross_branch_fusion True: expected both branches on"),
+    (["--no_action_branch"], "--action_branch False: expected true when --phrase_action_branch is false"),
+    ([*FUSED, "--no_action_branch"], "--cross_branch_fusion True: expected both branches on"),
+    (["--neg_query_loss", "both", "--neg_query_loss_branch", "clip"], "--neg_query_loss_branch clip: expected"),
+    (["--deformable_offset_kernel_size", "4"], "--deformable_offset_kernel_size 4: expected an odd number"),
+    (["--deformable_offset_kernel_size", "-1"], "--deformable_offset_kernel_size -1: expected an odd number"),
+    (["--deformable_offset_scale", "-1"], "--deformable_offset_scale -1.0: expected at least 0"),
+    (["--drop", "1"], "--drop 1.0: expected a fraction from 0 to below 1"),
+    (["--fusion_weight", "1.1"], "--fusion_weight 1.1: expected a fraction from 0 to 1"),
+    (["--holdout_fraction", "-0.1"], "--holdout_fraction -0.1: expected a fraction"),
+    (["--lr_warmup_proportion", "nan"], "--lr_warmup_proportion nan: expected a fraction"),
+    (["--lr", "0"], "--lr 0.0: expected a number above 0"),
+    (["--lr", "nan"], "--lr nan: expected a number above 0"),
+    (["--lr", "inf"], "--lr inf: expected a number above 0"),
+    (["--wd", "inf"], "--wd inf: expected at least 0"),
+    (["--margin", "nan"], "--margin nan: expected at least 0"),
+    (["--grad_clip", "0"], "--grad_clip 0.0: expected -1 or a norm above 0"),
+    (["--grad_clip", "inf"], "--grad_clip inf: expected -1 or a norm above 0"),
+    (["--seed", "-1"], "--seed -1: expected at least 0"),
+    (["--seed", str(2**63)], f"--seed {2**63}: expected a number below"),
+    (["--max_es_cnt", "-2"], "--max_es_cnt -2: expected -1 or more"),
+    (["--hard_negative_start_epoch", "-1"], "--hard_negative_start_epoch -1: expected 0 or more"),
+    (["--only_eval"], "--only_eval True: expected --eval_ckpt FILE beside it"),
+    (["--device_ids", "0", "1"], r"--device_ids \[0, 1\]: expected one GPU"),
+    (["--device", "-2"], "--device -2: expected the number of a GPU"),
+    (["--root_path", "/no/such/folder"], "--root_path /no/such/folder: no such folder"),
+], ids=lambda value: " ".join(value)[-50:] if isinstance(value, list) else "")  # fmt: skip
+def test_wrong_values_are_named(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read(*arguments)
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--deformable_heads", "7"],  # without fusion nothing depends on it
+    ["--fusion_positions", "--max_ctx_l", "129"],
+    [*FUSED, "--deformable_heads", "7"],
+    [*FUSED, "--deformable_attn", "--cross_attn_head", "7"],
+    ["--max_es_cnt", "-1"], ["--grad_clip", "-1"], ["--lr_warmup_proportion", "0"], ["--fusion_weight", "1"],
+    ["--neg_query_loss", "both"],
+], ids=" ".join)  # fmt: skip
+def test_values_that_are_right(arguments: list[str]) -> None:
+    assert read(*arguments)
+
+
+# Paths
+
+
+def test_relative_paths_are_taken_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "root").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    options = read(
+        "--root_path", "root", "--eval_ckpt", "a/b.ckpt", "--neg_cache", "/abs/cache", "--results_root", "~/r"
+    )
+    assert options.root_path == tmp_path / "root"
+    assert options.eval_ckpt == tmp_path / "root" / "a" / "b.ckpt"
+    assert options.video_feat_path == tmp_path / "root/dataset/demo_i3d/FeatureData/demo_clip_i3d_numpy.hdf5"
+    assert options.neg_cache == Path("/abs/cache")
+    assert options.results_root == tmp_path / "home" / "r"
+    assert options.resume is None
+    without = read("--eval_ckpt", "a/b.ckpt")
+    assert (without.root_path, without.eval_ckpt) == (tmp_path, tmp_path / "a" / "b.ckpt")
+
+
+def test_the_root_of_an_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    options = read("--eval_ckpt", "x", kept=lambda given: {"root_path": str(tmp_path / "root")})
+    assert options.results_root == tmp_path / "root" / "results"
+    assert options.eval_ckpt == tmp_path / "here" / "x"
+    moved = read(kept=lambda given: {"root_path": "/another/machine"})
+    assert moved.results_root == tmp_path / "here" / "results"
+
+
+def test_kept_options_are_plain_and_make_the_same_ones_again(tmp_path: Path) -> None:
+    options = read("--root_path", str(tmp_path), "--neg_cache", "/abs/cache", "--n_heads", "2", "--no_pin_memory")
+    kept = plain(options)
+    assert set(kept) == FLAGS
+    assert (kept["neg_cache"], kept["results_root"], kept["root_path"]) == ("/abs/cache", "results", str(tmp_path))
+    assert read_options([], kept=lambda given: json.loads(json.dumps(kept))) == options
+
+
+# What the options mean
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    for gpus, arguments, expected in (
+        (0, [], "cpu"),
+        (0, ["--device", "-1"], "cpu"),
+        (0, ["--device_ids", "0"], "cpu"),
+        (2, [], "cuda:0"),
+        (2, ["--device", "1"], "cuda:1"),
+        (2, ["--device_ids", "1"], "cuda:1"),
+        (2, ["--device_ids", "1", "--device", "-1"], "cpu"),
+    ):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        assert str(choose_device(read(*arguments))) == expected
+    with pytest.raises(InputError, match="--device 2: this machine has 2 usable GPUs; -1 is the CPU"):
+        choose_device(read("--device", "2"))
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    ([], {"fusion": "none", "object_width": None, "action_width": 64}),
+    (["--phrase_action_branch"], {"object_width": 64, "object_sees": "i3d"}),
+    (["--phrase_action_branch", "--flow_feat"], {"object_width": 48, "object_sees": "clip"}),
+    (["--phrase_action_branch", "--no_action_branch"], {"action_width": None, "object_width": 64}),
+    (FUSED, {"fusion": "attention", "fusion_heads": 4, "fusion_extent": "valid"}),
+    ([*FUSED, "--deformable_attn", "--fusion_extent", "padded"], {"fusion_heads": 8, "fusion_extent": "padded"}),
+    (["--neg_query_loss", "action"], {"temperatures": ("action",)}),
+    ([*FUSED, "--neg_query_loss", "action"], {"temperatures": ("action", "object")}),
+    ([*FUSED, "--neg_query_loss", "both", "--neg_query_loss_branch", "clip"], {"temperatures": ("object",)}),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")  # fmt: skip
+def test_architectures(arguments: list[str], expected: dict[str, Any]) -> None:
+    architecture = make_architecture(read(*arguments)).as_dict()
+    assert {name: architecture[name] for name in expected} == expected

@@ -1,0 +1,276 @@
+"""Whole evaluations against the naive twin, what is kept of the scores, and what an evaluation refuses."""
+
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from method.data.batch import QueryBatch, VideoBatch
+from method.data.captions import Caption
+from method.data.features import normalize_rows
+from method.data.ragged import Ragged
+from method.evaluation import corpus as corpus_module
+from method.evaluation.corpus import Corpus, encode_corpus, encode_queries
+from method.evaluation.metrics import retrieval_metrics
+from method.evaluation.ranking import Evaluation, evaluate, rank
+from method.model.retrieval import RetrievalModel
+from method.runtime.errors import InputError
+from tests.evaluation.corpora import random_encoded
+from tests.helpers import reference_model
+from tests.helpers.small_models import lively_model, naive_twin
+
+CPU = torch.device("cpu")
+
+
+class VideoItem(NamedTuple):
+    video_id: str
+    streams: dict[str, torch.Tensor]
+
+
+class QueryItem(NamedTuple):
+    caption: Caption
+    query: torch.Tensor
+
+
+def join_videos(items: list[VideoItem]) -> VideoBatch:
+    streams = {branch: Ragged.of([item.streams[branch] for item in items]) for branch in items[0].streams}
+    return VideoBatch(tuple(item.video_id for item in items), streams, (), None, torch.empty(0, dtype=torch.long))
+
+
+def join_queries(items: list[QueryItem]) -> QueryBatch:
+    return QueryBatch(tuple(item.caption for item in items), Ragged.of([item.query for item in items]))
+
+
+class Split:
+    """7 videos with 1 to 3 captions each."""
+
+    def __init__(self, model: RetrievalModel, videos: int = 7) -> None:
+        generator = torch.Generator().manual_seed(0)
+        a = model.architecture
+
+        def rows(count: int, width: int) -> torch.Tensor:
+            return normalize_rows(torch.randn(count, width, generator=generator))
+
+        self.videos: list[VideoItem] = []
+        self.queries: list[QueryItem] = []
+        for v in range(videos):
+            lengths = (1 + 5 * v % 13, 1 + 4 * v % 9)
+            widths = {"action": a.action_width, "object": a.object_width}
+            streams = {
+                branch: rows(length, width)
+                for (branch, width), length in zip(widths.items(), lengths, strict=True)
+                if width is not None
+            }
+            self.videos.append(VideoItem(f"v{v}", streams))
+            for k in range(1 + v % 3):
+                self.queries.append(QueryItem(Caption(f"v{v}#{k}", f"v{v}", "x"), rows(1 + (v + k) % 6, a.query_width)))
+
+    def video_batches(self, size: int) -> list[VideoBatch]:
+        return [join_videos(self.videos[i : i + size]) for i in range(0, len(self.videos), size)]
+
+    def query_batches(self, size: int) -> list[QueryBatch]:
+        return [join_queries(self.queries[i : i + size]) for i in range(0, len(self.queries), size)]
+
+    def evaluate(self, model: RetrievalModel, weight: float = 0.5, videos: int = 3, queries: int = 4) -> Evaluation:
+        batches = self.video_batches(videos), self.query_batches(queries)
+        return evaluate(model, *batches, CPU, weight, 64, scores_in=Path(gettempdir()))
+
+
+def naive_scores(model: RetrievalModel, split: Split, weight: float, video_batch: int) -> dict[str, torch.Tensor]:
+    """Every caption against every video by the naive twin; videos are padded with those of their batch."""
+    twin = naive_twin(model)
+    words, mask = reference_model.pad([item.query for item in split.queries])
+    scores: dict[str, list[torch.Tensor]] = {"action": [], "object": []}
+    with torch.no_grad():
+        for batch in split.video_batches(video_batch):
+            keys = twin.encode_videos(batch.streams["action"], batch.streams["object"])
+            for name, suffix in (("action", ""), ("object", "_phrase")):
+                scores[name].append(reference_model.scores(*keys[name], twin.encode_queries(suffix, words, mask))[0])
+    both = {name: torch.cat(parts, 1) for name, parts in scores.items()}
+    return {**both, "fused": weight * both["action"] + (1 - weight) * both["object"]}
+
+
+# Ranking what is encoded
+
+
+def test_ranks_and_scores_do_not_depend_on_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = random_encoded(40, 100, 60)
+    corpus, queries = encoded.corpus(), encoded.queries()
+    whole = rank(corpus, queries, 0.5, 512, tmp_path)
+    monkeypatch.setattr(corpus_module, "_MAX_QUERY_BLOCK", 7)
+    parts = rank(corpus, queries, 0.5, 1, tmp_path)
+    assert whole.scores is not None
+    assert parts.scores is not None
+    for name in ("action", "object", "fused"):
+        np.testing.assert_allclose(parts.scores[name], whole.scores[name], atol=1e-6)
+        np.testing.assert_array_equal(parts.ranks[name], whole.ranks[name])
+
+
+# Whole evaluations
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 4), (7, 50)], ids=str)
+def test_evaluation_equals_the_naive_twin(sizes: tuple[int, int], weight: float) -> None:
+    model = lively_model()
+    split = Split(model)
+    evaluation = split.evaluate(model, weight, *sizes)
+    expected = naive_scores(model, split, weight, 1)
+    assert evaluation.scores is not None
+    assert set(evaluation.scores) == set(evaluation.metrics) == {"action", "object", "fused"}
+    assert evaluation.video_ids == [item.video_id for item in split.videos]
+    assert evaluation.caption_ids == [item.caption.id for item in split.queries]
+    for name, scores in evaluation.scores.items():
+        assert scores.dtype == np.float32
+        np.testing.assert_allclose(scores, expected[name], atol=2e-5)
+        right = [int(item.caption.video_id[1:]) for item in split.queries]
+        ranks = [reference_model.rank_of(torch.tensor(row), video) for row, video in zip(scores, right, strict=True)]
+        assert evaluation.ranks[name].tolist() == ranks
+        assert evaluation.metrics[name] == retrieval_metrics(np.array(ranks))
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("asks", ["i3d_q", "clip_q", "double_q"])
+def test_published_evaluation_equals_the_naive_twin_on_the_same_batches(asks: Any, size: int) -> None:
+    model = lively_model(fusion_extent="padded", fusion_asks=asks)
+    split = Split(model)
+    evaluation = split.evaluate(model, 0.5, videos=size)
+    expected = naive_scores(model, split, 0.5, size)
+    assert evaluation.scores is not None
+    for name, scores in evaluation.scores.items():
+        np.testing.assert_allclose(scores, expected[name], atol=2e-5)
+
+
+@pytest.mark.parametrize(("changes", "branch"), [
+    ({"fusion": "none", "object_width": None, "temperatures": ()}, "action"),
+    ({"fusion": "none", "action_width": None, "temperatures": ()}, "object"),
+])  # fmt: skip
+def test_one_branch_off(changes: dict[str, Any], branch: str) -> None:
+    model = lively_model(**changes)
+    evaluation = Split(model).evaluate(model, weight=0.2)
+    assert evaluation.scores is not None
+    assert set(evaluation.metrics) == {branch, "fused"}
+    np.testing.assert_array_equal(evaluation.scores["fused"], evaluation.scores[branch])
+
+
+def test_the_model_is_left_in_its_mode_and_without_gradients() -> None:
+    model = lively_model().train()
+    split = Split(model)
+    first, second = split.evaluate(model), split.evaluate(model)
+    assert model.training
+    assert first.scores is not None
+    assert second.scores is not None
+    np.testing.assert_array_equal(first.scores["fused"], second.scores["fused"])
+    assert all(weight.grad is None for weight in model.parameters())
+    with pytest.raises(InputError):
+        evaluate(model, split.video_batches(3)[1:], split.query_batches(4), CPU, 0.5, 64)
+    assert model.training
+
+
+def test_scores_are_kept_only_when_asked_for() -> None:
+    model = lively_model()
+    split = Split(model)
+    assert evaluate(model, split.video_batches(3), split.query_batches(4), CPU, 0.5, 64).scores is None
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_near_and_its_scores_are_float32(precision: str, tmp_path: Path) -> None:
+    model = lively_model()
+    split = Split(model, videos=12)
+    batches = split.video_batches(3), split.query_batches(4)
+    exact, half = (evaluate(model, *batches, CPU, 0.3, 64, own, tmp_path) for own in ("off", precision))
+    assert exact.scores is not None
+    assert half.scores is not None
+    for name, scores in half.scores.items():
+        assert scores.dtype == np.float32
+        assert 0 < np.abs(scores - exact.scores[name]).max() < 0.05
+        ties = scores.size - len(np.unique(scores)) - (exact.scores[name].size - len(np.unique(exact.scores[name])))
+        assert ties < 0.01 * scores.size  # a tie counts against the caption
+    for name, keys in half.corpus.keys.items():
+        assert keys.values.element_size() == 2
+        assert half.queries.vectors[name].dtype == torch.float32
+        assert keys.lengths == exact.corpus.keys[name].lengths
+
+
+def test_everything_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lively_model()
+    split = Split(model)
+    seen: dict[str, int] = {"videos": 0, "queries": 0}
+
+    def counted(name: str, method: Any) -> Any:
+        def call(rows: Any) -> Any:
+            seen[name] += len(next(iter(rows.values())) if isinstance(rows, dict) else rows)
+            return method(rows)
+
+        return call
+
+    monkeypatch.setattr(model, "encode_videos", counted("videos", model.encode_videos))
+    monkeypatch.setattr(model, "encode_queries", counted("queries", model.encode_queries))
+    split.evaluate(model)
+    assert seen == {"videos": len(split.videos), "queries": len(split.queries)}
+
+
+def test_videos_that_are_all_the_same_rank_last() -> None:
+    """A model that has collapsed must not look good."""
+    model = lively_model()
+    split = Split(model, videos=23)
+    one = split.videos[2].streams
+    split.videos = [VideoItem(item.video_id, one) for item in split.videos]
+    evaluation = split.evaluate(model, videos=23, queries=50)
+    for name, ranks in evaluation.ranks.items():
+        assert set(ranks.tolist()) == {23}, name
+
+
+# What is refused
+
+
+def test_a_caption_without_its_video() -> None:
+    model = lively_model()
+    split = Split(model)
+    split.videos.pop(4)
+    with pytest.raises(InputError, match="caption 'v4#0': its video is not among the 6 evaluated videos"):
+        split.evaluate(model)
+
+
+def test_a_video_that_is_there_twice() -> None:
+    encoded = random_encoded(3, 2, 4)
+    corpus = encoded.corpus()
+    twice = Corpus([corpus.video_ids[0], *corpus.video_ids[:2]], corpus.keys)
+    with pytest.raises(InputError, match=f"{corpus.video_ids[0]!r} is among the evaluated videos more than once"):
+        rank(twice, encoded.queries(), 0.5, 64)
+
+
+def test_no_captions() -> None:
+    encoded = random_encoded(3, 0, 4)
+    with pytest.raises(InputError, match="no captions to evaluate"):
+        rank(encoded.corpus(), encoded.queries(), 0.5, 64)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize(("weight", "branch"), [
+    ("branches.action.key.weight", "action"), ("branches.object.pooling.weight.weight", "object"),
+])  # fmt: skip
+def test_broken_weights(weight: str, branch: str, value: float) -> None:
+    model = lively_model()
+    with torch.no_grad():
+        model.get_parameter(weight).fill_(value)
+    with pytest.raises(InputError, match=f"the {branch} scores of caption 'v0#0' .* are not finite"):
+        Split(model).evaluate(model)
+
+
+def test_encoded_rows_belong_to_their_videos() -> None:
+    model = lively_model()
+    split = Split(model)
+    corpus = encode_corpus(model, split.video_batches(2), CPU)
+    queries = encode_queries(model, split.query_batches(3), CPU)
+    for place, item in enumerate(split.videos):
+        alone = encode_corpus(model, [join_videos([item])], CPU)
+        for name, keys in corpus.keys.items():
+            own = keys.video(place)
+            torch.testing.assert_close(own, alone.keys[name].values, atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(own.norm(dim=1), torch.ones(len(own)))
+    for vectors in queries.vectors.values():
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(split.queries)))

@@ -1,0 +1,55 @@
+"""Scores on the disk: equal to those in memory, refused by a full disk, gone with the process."""
+
+import errno
+import os
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from method.evaluation.corpus import Scorer
+from method.evaluation.ranking import rank
+from method.evaluation.score_files import KeptScores
+from tests.evaluation.corpora import random_encoded
+
+
+def test_kept_scores_are_those_of_memory(tmp_path: Path) -> None:
+    encoded = random_encoded(videos=300, queries=200, longest=4)
+    corpus, queries = encoded.corpus(), encoded.queries()
+    blocks = list(Scorer(corpus, 1).blocks(queries, 0.3))
+    assert len(blocks) > 1
+    kept = rank(corpus, queries, 0.3, 1, tmp_path).scores
+    assert kept is not None
+    for name in ("action", "object", "fused"):
+        assert kept[name].dtype == np.float32
+        np.testing.assert_array_equal(kept[name], torch.cat([scores[name] for _, scores in blocks]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_blocks_may_come_in_any_order(tmp_path: Path) -> None:
+    scores_QV = torch.arange(12, dtype=torch.float32).view(4, 3)
+    kept = KeptScores(tmp_path, 4, 3)
+    for first in (3, 0, 2, 1):
+        kept.write(first, {"fused": scores_QV[first : first + 1]})
+    np.testing.assert_array_equal(kept.read()["fused"], scores_QV)
+
+
+def test_a_transposed_table_is_kept_as_what_it_shows(tmp_path: Path) -> None:
+    kept = KeptScores(tmp_path, 2, 3)
+    kept.write(0, {"fused": torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]).t()})
+    assert kept.read()["fused"].tolist() == [[1, 3, 5], [2, 4, 6]]
+
+
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    encoded = random_encoded(videos=300, queries=200, longest=4)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300 * 100 * 4, hard))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as caught:
+            rank(encoded.corpus(), encoded.queries(), 0.3, 1, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(tmp_path)
+    assert list(tmp_path.iterdir()) == []

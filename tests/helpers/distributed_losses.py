@@ -1,0 +1,113 @@
+"""Losses and gradients of batches that several processes share, beside those of one process; see test_distributed.py.
+
+Run by each of the processes; writes the largest differences of every case to the folder that is named.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from method.data.batch import EpochBatches, VideoBatch
+from method.data.captions import Caption
+from method.data.edits import EditedQueries
+from method.data.ragged import Ragged
+from method.model.retrieval import RetrievalModel
+from method.runtime.processes import ALONE, Processes, joined_processes
+from method.training.losses import LossSettings, total, training_losses
+from method.training.sharded_batch import share_of
+from tests.helpers.reference_model import split_values
+from tests.helpers.small_models import VARIANTS, lively_model, random_rows, random_streams
+
+CAPTIONS = [2, 1, 3, 1, 1, 2, 1]  # of each video
+ACTION, OBJECT = [5, 1, 24, 7, 9, 3, 12], [4, 6, 2, 20, 1, 8, 3]  # frames: each process has the longest of one stream
+EDITS = {"action": [0, 0, 2], "object": [1, 3, 3, 3, 8, 9]}  # captions that have one each time they are named
+
+
+FUSIONS = ("deformable-i3d_q-valid", "deformable-double_q-padded", "attention-double_q-valid", "positions-padded",
+    "wide-kernel", "no-fusion", "object-only")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch of the first `videos`, and how it is trained with."""
+
+    changes: Mapping[str, Any]
+    videos: int = 7
+    hard: bool = False
+    edited: bool = True
+
+
+CASES = {
+    **{name: Case(VARIANTS[name]) for name in FUSIONS},
+    "hardest negatives": Case({}, hard=True),
+    "without edits": Case({}, edited=False),
+    "two videos": Case({"fusion_extent": "padded"}, videos=2),
+    "one video": Case({"fusion_extent": "padded"}, videos=1),
+    "one video, without edits": Case({}, videos=1, edited=False),
+}
+
+
+def main() -> None:
+    """Compare every case, as one of the processes."""
+    with joined_processes() as processes:
+        differences = {name: compare(case, processes) for name, case in CASES.items()}
+        Path(sys.argv[1], f"{processes.rank}.json").write_text(json.dumps(differences))
+
+
+def compare(case: Case, processes: Processes) -> float:
+    """The largest difference of a loss term or a gradient from that of one process, relative where it is above 1."""
+    alone, together = (compute(case, group) for group in (ALONE, processes))
+    assert alone.keys() == together.keys(), alone.keys() ^ together.keys()
+    return max(((together[name] - alone[name]).abs() / alone[name].abs().clamp(min=1)).max().item() for name in alone)
+
+
+def compute(case: Case, processes: Processes) -> dict[str, Tensor]:
+    """Loss terms and gradients by their names."""
+    model = lively_model(**case.changes)
+    batch, edits = share_of_batch(case, model, processes)
+    share = share_of(processes, batch, edits)
+    generator = torch.Generator().manual_seed(1)
+    terms = training_losses(model, share, LossSettings(0.2, 3, 0.5, 0.2), case.hard, edits, generator)
+    total(terms).backward()
+    processes.add_gradients(model.parameters())
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    return {**{name: term.detach() for name, term in terms.items()}, **gradients}
+
+
+def share_of_batch(
+    case: Case, model: RetrievalModel, processes: Processes
+) -> tuple[VideoBatch, dict[str, EditedQueries]]:
+    """A process's videos with their captions, and the edits of these."""
+    order = EpochBatches(case.videos, case.videos, 0, processes.rank, processes.count)
+    videos = list(order.share(0)) or [0]
+    streams = random_streams(model.architecture, ACTION[: case.videos], OBJECT[: case.videos])
+    owners = [video for video in range(case.videos) for _ in range(CAPTIONS[video])]
+    places = [place for place, owner in enumerate(owners) if owner in videos]
+    words = split_values(random_rows([1 + place % 4 for place in range(len(owners))], 8, seed=3))
+    batch = VideoBatch(
+        video_ids=tuple(map(str, videos)),
+        streams={name: Ragged.of([split_values(rows)[video] for video in videos]) for name, rows in streams.items()},
+        captions=tuple(Caption(str(place), "", str(owners[place])) for place in places),
+        words=Ragged.of([words[place] for place in places]),
+        labels_Q=torch.tensor([videos.index(owners[place]) for place in places]),
+    )
+    if not order.share(0):
+        return replace(batch, video_ids=(), captions=(), labels_Q=batch.labels_Q[:0]), {}
+    edits = {name: edits_of(name, places) for name in model.architecture.temperatures if case.edited}
+    return batch, {name: made for name, made in edits.items() if made is not None}
+
+
+def edits_of(name: str, places: list[int]) -> EditedQueries | None:
+    rows = split_values(random_rows([1 + number % 3 for number in range(len(EDITS[name]))], 8, seed=4))
+    own = [(row, places.index(owner)) for row, owner in zip(rows, EDITS[name], strict=True) if owner in places]
+    if not own:
+        return None
+    return EditedQueries(Ragged.of([row for row, _ in own]), torch.tensor([owner for _, owner in own]))

@@ -1,0 +1,141 @@
+"""A searcher over made-up videos, for tests of what is built on it; no file is read."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from method.data.captions import Caption
+from method.data.dataset import FeatureReader
+from method.data.features import normalize_rows
+from method.data.ragged import Ragged
+from method.evaluation.corpus import Corpus
+from method.evaluation.frame_keys import FrameKeys
+from method.runtime.errors import InputError
+from method.serving.searcher import Searcher
+from method.text.encoder import TextEncoder
+from tests.helpers.small_models import SMALL, lively_model
+
+MISSING_ENCODER = "checkpoints/roberta-large: no such folder; `python utils/download_roberta.py` fetches one"
+
+# Four seconds of 64 x 48 pixels at 5 frames a second, VP8.
+_VIDEO = """
+GkXfo59ChoEBQveBAULygQRC84EIQoKEd2VibUKHgQJChYECGFOAZwEAAAAAAAZkEU2bdLpNu4tTq4QVSalmU6yBoU27i1OrhBZUrmtTrIHYTbuMU6uE
+ElTDZ1OsggEbTbuMU6uEHFO7a1OsggYV7AEAAAAAAABZAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA
+AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAVSalmsirXsYMPQkBNgI1MYXZmNjIuMTIuMTAyV0GNTGF2ZjYyLjEyLjEwMkSJiECvQAAA
+AAAAFlSua76uAQAAAAAAADXXgQFzxYjDHbYeTiJfM5yBACK1nIN1bmSIgQCGhVZfVlA4g4EBI+ODhAvrwgDghrCBQLqBMBJUw2fYc3OgY8CAZ8iaRaOH
+RU5DT0RFUkSHjUxhdmY2Mi4xMi4xMDJzc7JjwItjxYjDHbYeTiJfM2fIoUWjiERVUkFUSU9ORIeTMDA6MDA6MDQuMDAwMDAwMDAwAB9DtnVEl+eBAKNA
+g4EAAIDwAwCdASpAADAAAEcIhYWIhYSIAgIB0gKJihDTIfwQEcAPbgRFlzZAAP7//l4UXwJ/9g93/5Wf/9U9H//6aR/jSP8pn/xaY/Br3+/f0XeW9pKK
+//EaT3//8Wht3q/6Af4u31c6e8Xx/wy/fyx7Dn8QAZUACcyUvk4YWvhOlX2Ao5eBAMgA8QEACxFgABgAGFgv9ABau4aQAKOfgQGQADECAAsRYAAYACA4
+L/QAHGSPlkAA2lE577xzsKOjgQJYAJECAAsRYAAYACA4JffoEZ/67lisTOKAmr3RO1aaCgCjnYEDIABRAgALEWAAGAAaOCgH6ATxfhw0IACW8/BUo0Cx
+gQPogDAGAJ0BKkAAMAAARwiFhYiFhIgCAgLb7joF/jn4wSwH+V/hnd6N2zf1US8wNZxBhZQy8Kuj6sok2PjA/v/+IdU3/L2b9oH/ZEUM/Vf9jFfqff/+
+fmM1nUKCu983Leqz50f/sHu//Kz//qnS1rEIf/GL/xx9t7/fv6OX3/q1gINTTuYz//sA/ynvVx/924d/wx/QUPsNXEQFewL8ADYZ14vieccpMp2FZlfo
+SMSAo5iBBLAAEQIACxFgABgAGFgv9AArKFmZcACjooEFeACRAgALEWAAGAAeRAWP6CRZ3cSnTN6hQFCgUcAKsACjo4EGQADRAgALEWAAGAAcM/v/6BUO
+c3dg/iIqq7FQ1ANTKRgAo5uBBwgAcQIACxFgABgAGFv7/+iEjAPTQS1LqACjQKyBB9CAEAcAnQEqQAAwAABHCIWFiIWEiAICAvVWN/gP4A6YH8K/xAmA
+P8B/AGPAedJ/pv8BENMh/BAQuEVtDdux22u8enxA/v/w+v/+Nrrf/AmdlczUVt78G8JZhSSwMvx2xmWZp54UjNn1l//YPd/+Vn//VNfKf/jF/52wF+/3
+7+jbRqzpJeK9oGYexf/QD/BPVeP/uzm4YkWHMRBKmuXd0NjwQwAhVgeiA6AAo5iBCJgAEQIACxFgABgAGFgv9AAn1uRLAACjn4EJYABRAgALEWAAGA1X
+y9Jxu5AEDmWHvTSTBu9URECjpoEKKACxAgALEWAAGAAgOC3v6AkcgnzbCd2WHADZtsTLBEN7zAwAo6CBCvAAsQIACxFgABgAHDIJb+i4IdiA7zUbfEQA
+kwZiAKNAqIELuICQBgCdASpAADAAAEcIhYWIhYSIAgIC9VcD+A/gDpgfwz/AGYA/wH8AXsif10Q0yH8EBDE+ok+a1durHWObQP7/ygR//VI9Rz95vZ2/
+P2QXxui6XwxaL6erTAPppMQ6SjfV//9g93/5Wf/9U2B/f+MX/nbCjb/fv6OE3/Vmlm6f7VOlBDv+gH+CfE8evcjDD5o0sHZ3+MH3+sSXCnxML+3QHvMI
+MKOYgQyAABECAAsRYAAYABhYL/QAJh0IwAAAo5+BDUgAcQIACxFgABgAHDQH9AAXbNMj0btNgNUP7caAo6SBDhAA8QIACxFgABgAHDP+b+gVgq4v5PxO
+bzznoQBeoGVFQACjmoEO2ABRAgALEWAAGAAYXADH6ImqZZj+X/AAHFO7a8q7j7OBALeK94EB8YIBePCBA7uRs4ID6LeL94EB8YIBePCCAQe7kbOCB9C3
+i/eBAfGCAXjwggI7u5Gzggu4t4v3gQHxggF48IIDbw==
+"""
+
+
+class MadeUpText:
+    """Token features drawn from the text itself: in the place of the text encoder and of the features of captions."""
+
+    max_tokens = SMALL.max_words
+
+    def rows(self, text: str) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(zlib.crc32(text.encode()))
+        words = min(len(text.split()) + 2, self.max_tokens)
+        return normalize_rows(torch.randn(words, SMALL.query_width, generator=generator))
+
+    def encode(self, sentences: Sequence[str]) -> Ragged:
+        return Ragged.of([self.rows(sentence) for sentence in sentences])
+
+    def gather_queries(self, caption_ids: Sequence[str]) -> Ragged:
+        return self.encode(caption_ids)
+
+
+def make_searcher(
+    captions: Mapping[str, Sequence[str]], durations: Mapping[str, float] | None = None, encoder: bool = True
+) -> Searcher:
+    """A searcher over one video of random frame keys for each id in `captions`, which also gives its captions.
+
+    Without `encoder` there is no text encoder.
+    """
+    generator = torch.Generator().manual_seed(0)
+    keys = {}
+    for branch, frames in (("action", 6), ("object", 9)):
+        rows = [
+            torch.randn(frames + place % 4, SMALL.hidden_size, generator=generator) for place in range(len(captions))
+        ]
+        keys[branch] = FrameKeys.of(Ragged.of([torch.nn.functional.normalize(own, dim=-1) for own in rows]))
+    text = MadeUpText()
+
+    def load() -> TextEncoder:
+        if not encoder:
+            raise InputError(MISSING_ENCODER)
+        return cast(TextEncoder, text)
+
+    return Searcher(
+        model=lively_model(),
+        corpus=Corpus(list(captions), keys),
+        captions=[
+            Caption(f"{video}#enc#{k}", video, own) for video in captions for k, own in enumerate(captions[video])
+        ],
+        reader=cast(FeatureReader, text),
+        make_encoder=load,
+        durations=durations or {},
+        fusion_weight=0.5,
+        memory_mb=4,
+    )
+
+
+def write_video(path: Path) -> Path:
+    """Write a film of four seconds, WebM."""
+    path.write_bytes(base64.b64decode(_VIDEO))
+    return path
+
+
+def kitchen(videos: int = 14) -> dict[str, list[str]]:
+    """Ids and captions of some videos."""
+    verbs, things = ("opens", "lifts", "drops"), ("door", "fridge", "box", "cup", "bag")
+    return {
+        f"v{place:02d}": [f"a person {verbs[(place + k) % 3]} the {things[place % 5]}" for k in range(1 + place % 3)]
+        for place in range(videos)
+    }
+
+
+_SERVE = """
+import sys
+from pathlib import Path
+from method.serving.web.server import make_app, serve
+from tests.helpers.search_runs import kitchen, make_searcher
+searcher = make_searcher({**kitchen(), sys.argv[2]: [sys.argv[2]]})
+serve(make_app(searcher, "127.0.0.1", 5, Path(sys.argv[1])), "127.0.0.1", 0)
+"""
+
+
+@contextlib.contextmanager
+def serving(folder: Path, also: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The web page over the kitchen and a video whose id and caption are `also`: its address and its process."""
+    command = [sys.executable, "-c", _SERVE, str(folder), also]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=Path(__file__).resolve().parents[2], text=True, **pipes) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().split()[0].rstrip("/"), process
+        finally:
+            process.kill()

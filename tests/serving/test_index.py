@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from method.data.batch import Loader
+from method.data.dataset import CorpusVideos, FeatureReader, Queries, stream_keys
+from method.data.features import FeatureFile
+from method.evaluation.corpus import Corpus, encode_corpus, encode_queries
+from method.evaluation.ranking import rank
+from method.model.retrieval import RetrievalModel
+from method.runtime.errors import InputError
+from method.serving.index import fingerprint, index_path, open_index
+from method.serving.searcher import Searcher
+from tests.helpers.small_dataset import SmallDataset
+from tests.helpers.small_models import VARIANTS, lively_model
+
+CPU = torch.device("cpu")
+BATCH = 3
+
+
+class World:
+    """A dataset, a model and the index of its evaluated videos."""
+
+    def __init__(self, root: Path, model: RetrievalModel | None = None) -> None:
+        self.data = SmallDataset(root)
+        self.model = model or lively_model()
+        self.path = index_path(root / "model.ckpt", "test")
+        self.video_ids = self.data.videos_of(self.data.test_txt)
+        self.checkpoint = "a digest"
+        self.batch_size = BATCH
+        self.precision = "off"
+        self.encoded = 0
+
+    @property
+    def reader(self) -> FeatureReader:
+        a = self.model.architecture
+        streams = stream_keys(a.action_width, a.object_width, a.object_sees)
+        files = FeatureFile(self.data.features), FeatureFile(self.data.texts)
+        return FeatureReader(*files, streams, a.query_width, a.max_frames, a.max_words)
+
+    def encode(self) -> Corpus:
+        self.encoded += 1
+        videos = Loader(CorpusVideos(self.reader, self.video_ids), BATCH, 0, False)
+        return encode_corpus(self.model, videos, CPU, self.precision)
+
+    def open(self, rebuild: bool = False, encode: Callable[[], Corpus] | None = None) -> Corpus:
+        features = self.reader, self.video_ids, self.batch_size, self.precision
+        made_from = fingerprint(self.checkpoint, self.model.architecture, *features)
+        return open_index(self.path, made_from, encode or self.encode, rebuild)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def same(first: Corpus, second: Corpus) -> bool:
+    return first.video_ids == second.video_ids and all(
+        torch.equal(first.keys[name].values, second.keys[name].values)
+        and first.keys[name].lengths == second.keys[name].lengths
+        for name in {*first.keys, *second.keys}
+    )
+
+
+def test_an_index_holds_what_was_encoded_and_is_made_once(world: World) -> None:
+    encoded = world.encode()
+    assert same(world.open(), encoded)
+    assert world.encoded == 2
+    assert same(world.open(), encoded)
+    assert world.encoded == 2
+    assert world.path == world.data.root / "model.ckpt.index" / "test.pt"
+
+
+@pytest.mark.parametrize("variant", ["deformable-i3d_q-valid", "deformable-double_q-padded", "action-only"])
+def test_search_ranks_and_scores_as_evaluation_does(tmp_path: Path, variant: str) -> None:
+    world = World(tmp_path, lively_model(**VARIANTS[variant]))
+    captions = world.data.captions()
+    queries = encode_queries(world.model, Loader(Queries(world.reader, captions), 4, 0, False), CPU)
+    expected = rank(world.encode(), queries, 0.3, memory_mb=1, scores_in=tmp_path)
+    assert expected.scores is not None
+    searcher = Searcher(world.model, world.open(), captions, world.reader, _no_encoder, {}, 0.3, memory_mb=1)
+    for number, caption in enumerate(captions):
+        answer = searcher.search_caption(caption.id, count=100)
+        fused = expected.scores["fused"][number]
+        order = np.argsort(-fused, kind="stable")
+        assert [hit.video_id for hit in answer.hits] == [expected.video_ids[place] for place in order]
+        assert answer.right_rank == expected.ranks["fused"][number]
+        for name, scores in expected.scores.items():
+            found = [hit.scores[name] for hit in answer.hits]
+            np.testing.assert_allclose(found, scores[number][order], atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_an_index_in_half_precision_is_half_as_large_and_searched_as_evaluated(world: World, precision: str) -> None:
+    whole = world.open()
+    world.precision = precision
+    with pytest.raises(InputError, match="another --eval_amp; make it anew"):
+        world.open()
+    half = world.open(rebuild=True)
+    assert same(half, world.encode())
+    for name, keys in half.keys.items():
+        assert 2 * keys.values.nbytes == whole.keys[name].values.nbytes
+    captions = world.data.captions()
+    queries = encode_queries(world.model, Loader(Queries(world.reader, captions), 4, 0, False), CPU, precision)
+    expected = rank(half, queries, 0.3, 1).ranks["fused"]
+    searcher = Searcher(world.model, half, captions, world.reader, _no_encoder, {}, 0.3, 1, precision)
+    assert [searcher.search_caption(caption.id, 1).right_rank for caption in captions] == expected.tolist()
+
+
+def test_best_frames_of_a_search_are_where_its_scores_are(world: World) -> None:
+    corpus, captions = world.open(), world.data.captions()
+    searcher = Searcher(world.model, corpus, captions, world.reader, _no_encoder, {}, 0.3, memory_mb=1)
+    queries = encode_queries(world.model, Loader(Queries(world.reader, captions), 4, 0, False), CPU)
+    later = 0
+    for number, caption in enumerate(captions):
+        for hit in searcher.search_caption(caption.id, count=100).hits:
+            assert set(hit.best_frames) == {"action", "object"}
+            for name, keys in corpus.video(corpus.video_ids.index(hit.video_id)).items():
+                cosines = (keys @ queries.vectors[name][number]).tolist()
+                frame = cosines.index(max(cosines))
+                assert hit.best_frames[name] == (frame + 0.5) / len(cosines)
+                assert hit.scores[name] == pytest.approx(cosines[frame], abs=1e-6)
+                later += frame > 0
+    assert later > len(captions)
+
+
+def _no_encoder() -> Any:
+    raise AssertionError("a caption needs no text encoder")
+
+
+def other_checkpoint(world: World) -> None:
+    world.checkpoint = "another digest"
+
+
+def other_architecture(world: World) -> None:
+    world.model = lively_model(offset_scale=4.0)
+
+
+def other_order(world: World) -> None:
+    world.video_ids.reverse()
+
+
+def fewer_videos(world: World) -> None:
+    del world.video_ids[-1]
+
+
+def other_time(world: World) -> None:
+    os.utime(world.data.features, ns=(0, 0))
+
+
+def other_content(world: World) -> None:
+    """As if the file had been replaced by one of the same size and time."""
+    status = world.data.features.stat()
+    with h5py.File(world.data.features, "r+") as file:
+        for video_id in world.video_ids:
+            file[f"{video_id}/clip_feat"][0, 0] += 1
+    os.utime(world.data.features, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert world.data.features.stat().st_size == status.st_size
+
+
+CHANGES: dict[Callable[[World], None], str] = {
+    other_checkpoint: "checkpoint",
+    other_architecture: "model options",
+    other_order: "list of videos",
+    fewer_videos: "list of videos",
+    other_time: "feature file",
+    other_content: "feature file",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_an_index_of_something_else_is_refused_until_it_is_rebuilt(
+    world: World, change: Callable[[World], None]
+) -> None:
+    world.open()
+    kept = world.path.read_bytes()
+    change(world)
+    with pytest.raises(InputError, match=rf"test\.pt: .*another {CHANGES[change]}.*--rebuild"):
+        world.open()
+    assert world.path.read_bytes() == kept
+    assert same(world.open(rebuild=True), world.encode())
+    assert same(world.open(), world.encode())
+
+
+def test_the_batch_size_matters_only_where_it_changes_keys(tmp_path: Path) -> None:
+    for extent in ("valid", "padded"):
+        world = World(tmp_path / extent, lively_model(fusion_extent=extent))
+        world.open()
+        world.batch_size = 4
+        if extent == "padded":
+            with pytest.raises(InputError, match="--eval_context_bsz"):
+                world.open()
+        else:
+            world.open()
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) * 2 // 3]
+
+
+def empty(content: bytes) -> bytes:
+    return b""
+
+
+def one_key_changed(content: bytes, world: World) -> bytes:
+    row = world.encode().keys["object"].values[2].numpy().tobytes()
+    assert content.count(row) == 1
+    return content.replace(row, row[:5] + bytes([row[5] ^ 1]) + row[6:])
+
+
+@pytest.mark.parametrize("damage", [cut, empty, one_key_changed], ids=lambda damage: damage.__name__)
+def test_a_damaged_index_is_refused(world: World, damage: Callable[..., bytes]) -> None:
+    world.open()
+    more = (world,) if damage is one_key_changed else ()
+    world.path.write_bytes(damage(world.path.read_bytes(), *more))
+    with pytest.raises(InputError, match=r"test\.pt: .*--rebuild"):
+        world.open()
+    assert same(world.open(rebuild=True), world.encode())
+
+
+def test_another_file_in_the_place_of_an_index_is_refused(world: World) -> None:
+    world.path.parent.mkdir()
+    torch.save({"model": {"weight": torch.ones(2)}}, world.path)
+    with pytest.raises(InputError, match="not an index"):
+        world.open()
+    torch.save({"format": "A3PRVR index", "version": 0}, world.path)
+    with pytest.raises(InputError, match="version 0 of an index, expected 2"):
+        world.open()
+
+
+def test_an_index_runs_nothing_that_is_in_it(world: World, tmp_path: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    world.path.parent.mkdir()
+    torch.save({"format": "A3PRVR index", "harm": Harm()}, world.path)
+    with pytest.raises(InputError, match="not a readable index"):
+        world.open()
+    assert not (tmp_path / "harm").exists()
+
+
+def test_an_interrupted_encoding_leaves_no_index(world: World) -> None:
+    def interrupted() -> Corpus:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        world.open(encode=interrupted)
+    assert not list(world.path.parent.glob("*.pt"))
+    assert same(world.open(), world.encode())
+
+
+def test_a_failed_rebuild_keeps_the_old_index(world: World) -> None:
+    world.open()
+    kept = world.path.read_bytes()
+
+    def interrupted() -> Corpus:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        world.open(rebuild=True, encode=interrupted)
+    assert world.path.read_bytes() == kept
+
+
+KILLED = """
+import os, signal, sys, torch
+from pathlib import Path
+from method.serving import index
+from method.evaluation.corpus import Corpus
+from method.evaluation.frame_keys import FrameKeys
+
+def save(content, file):
+    file.write(b"half of an index")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+torch.save = save
+index.open_index(Path(sys.argv[1]), {}, lambda: Corpus(["v"], {"action": FrameKeys(torch.ones(1, 2), (1,))}))
+"""
+
+
+def test_a_killed_writer_leaves_nothing_that_is_taken_for_an_index(world: World) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(world.path)], check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert [path.suffix for path in world.path.parent.iterdir() if path.name.startswith(".")] == [".part"]
+    assert same(world.open(), world.encode())
+    assert not list(world.path.parent.glob("*.part"))
+    assert not list(world.path.parent.glob(".*.part"))
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(world: World) -> None:
+    corpus = world.encode()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as caught:
+            world.open(encode=lambda: corpus)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert caught.value.filename == str(world.path)
+    assert [path.name for path in world.path.parent.iterdir()] == ["test.lock"]
+
+
+def test_of_two_processes_one_makes_the_index_and_the_other_waits(world: World) -> None:
+    corpus = world.encode()
+    encoded: list[float] = []
+
+    def slowly() -> Corpus:
+        encoded.append(time.monotonic())
+        time.sleep(0.3)
+        return corpus
+
+    # Each open of the lock file is a holder of its own, in threads as in processes.
+    found: list[Corpus] = []
+    threads = [threading.Thread(target=lambda: found.append(world.open(encode=slowly))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(encoded) == 1
+    assert len(found) == 3
+    assert all(same(one, corpus) for one in found)
+
+
+def test_keys_that_are_not_finite_are_not_kept(world: World) -> None:
+    corpus = world.encode()
+    with torch.inference_mode():
+        corpus.keys["object"].values[3, 1] = torch.nan
+    with pytest.raises(InputError, match="object frame keys are not all finite"):
+        world.open(encode=lambda: corpus)
+    assert not world.path.exists()

@@ -1,0 +1,399 @@
+"""The web page without a browser: what it answers to whatever is asked of it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import threading
+import time
+import urllib.request
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from method.runtime.errors import InputError
+from method.serving.searcher import MAX_CHARACTERS, Searcher
+from method.serving.web.server import make_app, serve
+from method.serving.web.timeline import draw
+from method.serving.web.videos import VideoFolder
+from tests.helpers.search_runs import MISSING_ENCODER, kitchen, make_searcher, serving, write_video
+
+SECRET = b"not for anybody"
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
+
+
+class Tags(HTMLParser):
+    """Every tag of a page with its attributes, and the text between."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def named(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+
+@pytest.fixture(scope="module")
+def searcher() -> Searcher:
+    return make_searcher(kitchen(), durations={"v01": 75.0})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two videos, and secrets beside the folder and behind links in it."""
+    (tmp_path / "secret.mp4").write_bytes(SECRET)
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    write_video(folder / "v01.webm")
+    (folder / "v02.mp4").symlink_to(folder / "v01.webm")
+    (folder / "v03.mp4").symlink_to(tmp_path / "secret.mp4")
+    (folder / "v04.mp4").symlink_to(folder / "v04.mp4")
+    (folder / "v05.mp4").mkdir()
+    (folder / "not_searched.mp4").write_bytes(SECRET)
+    return folder
+
+
+def client_of(searcher: Searcher, folder: Path | None = None, host: str = "127.0.0.1") -> FlaskClient:
+    app = make_app(searcher, host, 5, folder)
+    app.test_client_class = Reader
+    return app.test_client()
+
+
+class Reader(FlaskClient):
+    """A client that reads every answer to its end."""
+
+    def open(self, *args: Any, **options: Any) -> TestResponse:
+        return super().open(*args, **{"buffered": True, **options})
+
+
+@pytest.fixture
+def client(searcher: Searcher, folder: Path) -> FlaskClient:
+    return client_of(searcher, folder)
+
+
+def page(response: TestResponse) -> Tags:
+    return Tags(response.get_data(as_text=True))
+
+
+def test_the_first_page_has_a_box_and_captions_to_begin_with(client: FlaskClient) -> None:
+    response = client.get("/")
+    assert response.status_code == 200
+    tags = page(response)
+    assert [box["name"] for box in tags.named("input")] == ["q"]
+    links = [link["href"] for link in tags.named("a") if str(link["href"]).startswith("/?id=")]
+    assert len(links) >= 5
+    for link in links:
+        assert client.get(str(link)).status_code == 200
+
+
+def test_a_query_and_its_permanent_link(client: FlaskClient, searcher: Searcher) -> None:
+    response = client.get("/", query_string={"q": "a person opens the door"})
+    assert response.status_code == 200
+    tags = page(response)
+    expected = searcher.search_sentence("a person opens the door", 5)
+    ids = re.findall(r'<h2 id="r\d+-name">(.*?)</h2>', response.get_data(as_text=True))
+    assert ids == [hit.video_id for hit in expected.hits]
+    assert [box["value"] for box in tags.named("input")] == ["a person opens the door"]
+    areas = [path["d"] for path in tags.named("path") if path["class"] == "area"]
+    low, high = (extreme(score for hit in expected.hits for score in hit.timeline) for extreme in (min, max))
+    assert areas == [draw(hit, (low, high)).area for hit in expected.hits]
+
+
+def test_a_caption_and_its_permanent_link(client: FlaskClient, searcher: Searcher) -> None:
+    response = client.get("/", query_string={"id": "v04#enc#1"})
+    text = " ".join(page(response).text.split())
+    rank = searcher.search_caption("v04#enc#1", 1).right_rank
+    assert f"its own video has rank {rank}" in text
+    assert searcher.captions["v04#enc#1"].text in text
+    typed = client.get("/", query_string={"q": " v04#enc#1 "})
+    assert (typed.status_code, typed.location) == (302, "/?id=v04%23enc%231")
+
+
+def test_seconds_are_shown_where_they_are_known(client: FlaskClient) -> None:
+    response = client.get("/", query_string={"id": "v01#enc#0", "top": "14"})
+    spans = re.findall(r'<span class="span">(.*?)</span>', response.get_data(as_text=True))
+    ids = re.findall(r'<h2 id="r\d+-name">(.*?)</h2>', response.get_data(as_text=True))
+    for video_id, span in zip(ids, spans, strict=True):
+        assert re.fullmatch(r"\d:\d\d–\d:\d\d" if video_id == "v01" else r"frame(s \d+-)?\s?\d+ of \d+", span)
+
+
+def test_more_results(client: FlaskClient) -> None:
+    def shown(response: TestResponse) -> int:
+        return len(page(response).named("article"))
+
+    first = client.get("/", query_string={"q": "a & b"})
+    assert shown(first) == 5
+    (more,) = [str(link["href"]) for link in page(first).named("a") if link.get("class") == "more"]
+    assert more == "/?q=a+%26+b&top=14#r6"
+    assert shown(client.get(more)) == 14
+    for top, expected in (("1", 1), ("0", 1), ("-3", 1), ("99999999999", 14), ("x", 5), ("", 5)):
+        assert shown(client.get("/", query_string={"q": "a", "top": top})) == expected
+
+
+@pytest.mark.parametrize(
+    ("question", "status", "message"),
+    [
+        ({"q": "x" * (MAX_CHARACTERS + 1)}, 400, "501 characters, expected at most 500"),
+        ({"q": "\x00\x1b\x07"}, 400, "empty query"),
+        ({"id": "v99#enc#0"}, 404, "There is no caption “v99#enc#0” in the dataset."),
+        ({"id": ""}, 404, "There is no caption “”"),
+    ],
+)
+def test_mistakes_get_a_page_that_says_so(
+    client: FlaskClient, question: dict[str, str], status: int, message: str
+) -> None:
+    response = client.get("/", query_string=question)
+    assert response.status_code == status
+    tags = page(response)
+    assert message.lower() in tags.text.lower()
+    assert tags.named("input")
+
+
+def test_an_empty_query_is_the_first_page(client: FlaskClient) -> None:
+    assert client.get("/?q=%20").get_data() == client.get("/").get_data()
+
+
+def test_without_text_encoder_captions_can_be_searched_with() -> None:
+    client = client_of(make_searcher(kitchen(), encoder=False))
+    response = client.get("/", query_string={"q": "a man"})
+    assert response.status_code == 400
+    tags = page(response)
+    assert MISSING_ENCODER.lower() in tags.text.lower()
+    assert "Captions of the dataset can still be searched with" in tags.text
+    links = [str(link["href"]) for link in tags.named("a") if str(link["href"]).startswith("/?id=")]
+    assert links
+    assert client.get(links[0]).status_code == 200
+
+
+def assert_no_markup_of(page_text: str) -> None:
+    tags = Tags(page_text)
+    assert [script.get("src") for script in tags.named("script")] == ["/static/page.js"]
+    assert not tags.named("img")
+    assert not [name for _, attributes in tags.tags for name in attributes if name.startswith("on")]
+    assert HOSTILE not in page_text
+
+
+@pytest.mark.parametrize("question", ["q", "id"])
+def test_a_query_is_never_markup(client: FlaskClient, question: str) -> None:
+    response = client.get("/", query_string={question: HOSTILE})
+    text = response.get_data(as_text=True)
+    assert_no_markup_of(text)
+    assert [box["value"] for box in Tags(text).named("input")] == [HOSTILE]
+    assert_no_markup_of(client.get(f"/{quote(HOSTILE)}").get_data(as_text=True))
+
+
+def test_ids_and_captions_are_never_markup() -> None:
+    hostile = {HOSTILE: [HOSTILE], "javascript:alert(1)": ["{{ 7 * 7 }}"], "v' onclick='alert(1)": ["b"]}
+    client = client_of(make_searcher(hostile))
+    for response in (
+        client.get("/"),
+        client.get("/?q=a"),
+        client.get("/", query_string={"id": f"{HOSTILE}#enc#0"}),
+    ):
+        text = response.get_data(as_text=True)
+        assert_no_markup_of(text)
+        assert "{{ 7 * 7 }}" in text
+        for link in Tags(text).named("a"):
+            assert str(link["href"]).startswith("/")
+
+
+def test_a_browser_is_told_to_run_and_load_nothing_else(client: FlaskClient) -> None:
+    addresses = ("/", "/?q=a", "/?id=no", "/nothing", "/video/v01", "/video/v99", "/static/page.js")
+    for address in addresses:
+        headers = client.get(address).headers
+        policy = dict(part.strip().split(" ", 1) for part in headers["Content-Security-Policy"].split(";"))
+        assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
+        assert set(policy.values()) == {"'none'", "'self'"}
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+
+
+def test_the_page_needs_no_network_and_no_inline_style_or_script(client: FlaskClient) -> None:
+    text = client.get("/?id=v01%23enc%230").get_data(as_text=True)
+    tags = Tags(text)
+    for _, attributes in tags.tags:
+        assert "style" not in attributes
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "/").startswith("/")
+            assert not (attributes.get(name) or "/").startswith("//")
+    for name in ("page.css", "page.js", "icon.svg"):
+        content = client.get(f"/static/{name}").get_data(as_text=True)
+        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(", content)
+        for danger in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+            assert danger not in content
+
+
+def test_videos_are_served_in_ranges(client: FlaskClient, folder: Path) -> None:
+    content = (folder / "v01.webm").read_bytes()
+    whole = client.get("/video/v01")
+    assert (whole.status_code, whole.data, whole.mimetype) == (200, content, "video/webm")
+    assert whole.headers["Accept-Ranges"] == "bytes"
+    for asked, start, end in (
+        ("bytes=0-99", 0, 100),
+        ("bytes=100-", 100, len(content)),
+        ("bytes=-10", len(content) - 10, len(content)),
+        (f"bytes=5-{10**9}", 5, len(content)),
+    ):
+        part = client.get("/video/v01", headers={"Range": asked})
+        assert part.status_code == 206
+        assert part.data == content[start:end]
+        assert part.headers["Content-Range"] == f"bytes {start}-{end - 1}/{len(content)}"
+    assert client.get("/video/v01", headers={"Range": f"bytes={len(content)}-"}).status_code == 416
+    for odd in ("bytes=0-4,9-12", "bytes=x-", "frames=0-4", "bytes=9-4"):
+        assert client.get("/video/v01", headers={"Range": odd}).status_code in (200, 206, 416)
+    head = client.head("/video/v01")
+    assert (head.status_code, head.data, head.content_length) == (200, b"", len(content))
+
+
+def test_the_rest_of_a_large_video_comes_in_pieces(client: FlaskClient, folder: Path) -> None:
+    size = (9 << 20) + 5
+    with (folder / "v06.mp4").open("wb") as file:
+        file.truncate(size)
+    first = client.get("/video/v06", headers={"Range": "bytes=0-"})
+    assert first.headers["Content-Range"] == f"bytes 0-{(4 << 20) - 1}/{size}"
+    assert len(first.data) == 4 << 20
+    last = client.get("/video/v06", headers={"Range": f"bytes={8 << 20}-"})
+    assert last.headers["Content-Range"] == f"bytes {8 << 20}-{size - 1}/{size}"
+
+
+def test_only_the_files_of_searched_videos_inside_the_folder_can_be_fetched(
+    client: FlaskClient, tmp_path: Path
+) -> None:
+    assert client.get("/video/v02").status_code == 200  # a link that stays inside
+    outside = str(tmp_path / "secret")
+    names = ["v03", "v04", "v05", "v13", "not_searched", "v01.webm", "", "secret", "..", "../secret", "....//secret"]
+    names += [outside, f"/{outside}", "v01/../../secret", "..\\secret", "v01\0", "%2e%2e/secret", "v01/../v01"]
+    for name in names:
+        for address in (f"/video/{name}", f"/video/{quote(name)}", f"/video/{quote(name, safe='')}"):
+            response = client.get(address)
+            assert response.status_code in (404, 308), address
+            assert SECRET not in response.data
+    for address in (
+        "/static/../server.py",
+        "/static/%2e%2e/server.py",
+        "/static/..%2fserver.py",
+        "/templates/page.html",
+    ):
+        assert client.get(address).status_code == 404
+
+
+def test_ids_that_are_paths_find_nothing_outside(folder: Path, tmp_path: Path) -> None:
+    """A dataset is data: its ids may be anything."""
+    ids = ["../secret", str(tmp_path / "secret"), "v01/../../secret", "x" * 5000, "a\0b", "\udcff", ".", ""]
+    videos = VideoFolder(folder)
+    for video_id in ids:
+        assert videos.find(video_id) is None
+    assert videos.find("v01") == (folder / "v01.webm", "video/webm")
+    assert VideoFolder(None).find("v01") is None
+    client = client_of(make_searcher({"../secret": ["a"], "b": ["c"]}), folder)
+    assert not page(client.get("/?q=a")).named("video")
+    assert client.get("/video/..%2fsecret").status_code == 404
+
+
+def test_a_folder_that_is_a_link_itself_is_followed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    assert VideoFolder(tmp_path / "link").find("v01") == (folder / "v01.webm", "video/webm")
+
+
+def test_a_result_has_a_player_only_where_there_is_a_file(client: FlaskClient) -> None:
+    tags = page(client.get("/?id=v01%23enc%230&top=14"))
+    sources = sorted(str(video["src"]).split("#")[0] for video in tags.named("video"))
+    assert sources == ["/video/v01", "/video/v02"]
+    (timed,) = [str(video["src"]) for video in tags.named("video") if "v01" in str(video["src"])]
+    assert re.fullmatch(r"/video/v01#t=\d+\.\d\d", timed)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_on_the_loopback_only_its_names_are_answered_to(searcher: Searcher, folder: Path, host: str) -> None:
+    client = client_of(searcher, folder, host)
+    for good in ("127.0.0.1:8000", "localhost:8000", "localhost"):
+        assert client.get("/", headers={"Host": good}).status_code == 200
+    for bad in ("attacker.example", "127.0.0.1.attacker.example:8000", "localhost.example", "x@localhost", "1.2.3.4"):
+        for address in ("/", "/?q=a", "/video/v01", "/static/page.js", "/nothing"):
+            response = client.get(address, headers={"Host": bad})
+            assert response.status_code == 400, (bad, address)
+            assert b"<" not in response.data
+
+
+def test_elsewhere_any_name_is_answered_to(searcher: Searcher) -> None:
+    client = client_of(searcher, host="0.0.0.0")
+    assert client.get("/", headers={"Host": "gpu-box:8000"}).status_code == 200
+
+
+def test_only_reading_is_allowed(client: FlaskClient) -> None:
+    for address in ("/", "/video/v01"):
+        for method in ("POST", "PUT", "DELETE", "PATCH"):
+            assert client.open(address, method=method).status_code == 405
+
+
+def test_many_ask_at_once(searcher: Searcher, folder: Path) -> None:
+    app = make_app(searcher, "127.0.0.1", 5, folder)
+    expected = [
+        [hit.video_id for hit in searcher.search_sentence(f"sentence {number}", 5).hits] for number in range(12)
+    ]
+    found: dict[int, list[str]] = {}
+
+    def ask(number: int) -> None:
+        text = app.test_client().get(f"/?q=sentence+{number}").get_data(as_text=True)
+        found[number] = re.findall(r'<h2 id="r\d+-name">(.*?)</h2>', text)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[number] for number in range(12)] == expected
+
+
+def test_a_port_that_is_taken_is_named(searcher: Searcher) -> None:
+    app = make_app(searcher, "127.0.0.1", 5, None)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=rf"--host 127\.0\.0\.1 --port {port}: cannot be served on"):
+            serve(app, "127.0.0.1", port)
+    with pytest.raises(InputError, match=r"--host no\.such\.host\.example"):
+        serve(app, "no.such.host.example", 0)
+
+
+def test_a_player_that_stops_reading_holds_up_nobody(folder: Path) -> None:
+    """More players than the server has threads ask for a large film and read nothing of it."""
+    with (folder / "v06.mp4").open("wb") as file:
+        file.truncate(200 << 20)
+    idle = []
+    with serving(folder, "x") as (address, _):
+        try:
+            for request in ["Range: bytes=0-\r\n", ""] * 10:
+                player = socket.create_connection(("127.0.0.1", int(address.rsplit(":")[-1])))
+                player.sendall(f"GET /video/v06 HTTP/1.1\r\nHost: localhost\r\n{request}\r\n".encode())
+                idle.append(player)
+            time.sleep(0.5)
+            with urllib.request.urlopen(f"{address}/?q=a", timeout=20) as response:
+                assert b"<article" in response.read()
+        finally:
+            for player in idle:
+                player.close()
+
+
+def test_ctrl_c_ends_the_server(folder: Path) -> None:
+    with serving(folder, "x") as (address, process):
+        urllib.request.urlopen(address, timeout=30).close()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert "Traceback" not in said

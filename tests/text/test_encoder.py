@@ -1,0 +1,238 @@
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoTokenizer
+
+from method.data.ragged import Ragged
+from method.runtime.errors import InputError
+from method.text.encoder import TextEncoder
+from method.text.encoder_files import encoder_digest
+from tests.helpers.tiny_text_encoder import WIDTH, make_text_encoder
+
+CPU = torch.device("cpu")
+SENTENCES = [
+    "A man walks to the table.",
+    "He sits.",
+    "A man walks to the table.",
+    "Penny's T-shirt is naïve 東京",
+    "He eats.",
+    " ".join(["a man sits and walks"] * 5),
+    " ".join(["a very long story about a table and a man"] * 40),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_text_encoder(tmp_path_factory.mktemp("encoder") / "roberta", SENTENCES)
+
+
+def naive(folder: Path, sentence: str, max_tokens: int) -> torch.Tensor:
+    """One sentence by itself through transformers, cut to the 60 positions of the encoder, no padding anywhere."""
+    ids = AutoTokenizer.from_pretrained(folder)(sentence, truncation=True, max_length=60, return_tensors="pt")
+    with torch.no_grad():
+        hidden = AutoModel.from_pretrained(folder).eval()(**ids).last_hidden_state[0, :max_tokens]
+    return hidden / (hidden.norm(dim=1, keepdim=True) + 1e-5)
+
+
+@pytest.mark.parametrize("token_budget", [None, 1, 70, 10_000])
+def test_batches_give_what_single_sentences_give(folder: Path, token_budget: int | None) -> None:
+    encoded = TextEncoder(folder, WIDTH, 30, CPU, token_budget).encode(SENTENCES)
+    single = [naive(folder, sentence, 30) for sentence in SENTENCES]
+    assert encoded.layout.lengths == tuple(len(rows) for rows in single)
+    assert max(encoded.layout.lengths) == 30
+    assert encoded.values.dtype == torch.float32
+    torch.testing.assert_close(encoded.values, torch.cat(single), atol=2e-6, rtol=0)
+
+
+def test_starts_and_ends_with_the_special_tokens(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = TextEncoder(folder, WIDTH, 30, CPU).tokenize(["He sits."])[0].values.tolist()
+    assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert tokenizer.unk_token_id not in ids
+
+
+def test_a_long_sentence_is_encoded_whole_before_it_is_cut(folder: Path) -> None:
+    long, short = TextEncoder(folder, WIDTH, 60, CPU), TextEncoder(folder, WIDTH, 30, CPU)
+    torch.testing.assert_close(short.encode(SENTENCES[-1:]).values, long.encode(SENTENCES[-1:]).values[:30])
+
+
+def test_equal_sentences_are_encoded_once_and_none_cost_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = TextEncoder(folder, WIDTH, 30, CPU)
+    seen: list[int] = []
+    hidden = encoder._hidden
+
+    def counted(tokens: Ragged) -> torch.Tensor:
+        seen.append(len(tokens))
+        return hidden(tokens)
+
+    monkeypatch.setattr(encoder, "_hidden", counted)
+    twice = encoder.encode(["He sits.", "He eats.", "He sits.", "He sits."])
+    assert sum(seen) == 2
+    sits = twice.layout.lengths[0]
+    assert torch.equal(twice.values[:sits], twice.values[-sits:])
+
+    seen.clear()
+    nothing = encoder.encode([])
+    assert (len(nothing), nothing.values.shape, seen) == (0, (0, WIDTH), [])
+
+
+def test_counts_rows_without_encoding(folder: Path) -> None:
+    encoder = TextEncoder(folder, WIDTH, 30, CPU)
+    assert encoder.count_rows(SENTENCES) == len(encoder.encode(SENTENCES).values)
+    assert encoder.count_rows([]) == 0
+
+
+def test_trained_layers_get_gradients_from_its_features_and_it_gets_none(folder: Path) -> None:
+    encoder = TextEncoder(folder, WIDTH, 30, CPU)
+    layers = torch.nn.Sequential(torch.nn.LayerNorm(WIDTH), torch.nn.Linear(WIDTH, 3))
+    layers(encoder.encode(SENTENCES).values).square().sum().backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in layers.parameters())
+    assert not any(weight.requires_grad for weight in encoder._model.parameters())
+    assert not encoder._model.training
+
+
+def test_loading_draws_no_random_numbers_and_says_nothing(
+    tmp_path: Path, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copy = changed(folder, tmp_path, without_pooler)
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    encoder = TextEncoder(copy, WIDTH, 30, CPU)
+    assert torch.equal(torch.rand(3), expected)
+    encoder.encode(SENTENCES)
+    assert capfd.readouterr() == ("", "")
+    torch.testing.assert_close(
+        encoder.encode(SENTENCES).values, TextEncoder(folder, WIDTH, 30, CPU).encode(SENTENCES).values
+    )
+
+
+def test_half_precision_is_within_rounding_of_single(folder: Path) -> None:
+    encoder = TextEncoder(folder, WIDTH, 30, CPU)
+    single = encoder.encode(SENTENCES).values
+    encoder._model.half()
+    torch.testing.assert_close(encoder.encode(SENTENCES).values, single, atol=5e-3, rtol=0)
+    in_bf16 = TextEncoder(folder, WIDTH, 30, CPU, precision="bf16").encode(SENTENCES).values
+    assert in_bf16.dtype == torch.float32
+    assert not torch.equal(in_bf16, single)
+    torch.testing.assert_close(in_bf16, single, atol=2e-2, rtol=0)
+
+
+def changed(folder: Path, tmp_path: Path, change: Callable[[Path], object]) -> Path:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    change(copy)
+    return copy
+
+
+def set_config(copy: Path, **values: object) -> None:
+    path = copy / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def keep_weights(copy: Path, keep: Callable[[str], bool]) -> None:
+    path = copy / "model.safetensors"
+    weights = {key: value for key, value in load_file(path).items() if keep(key)}
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def without_pooler(copy: Path) -> None:
+    keep_weights(copy, lambda key: not key.startswith("pooler."))
+
+
+def without_tokenizer(copy: Path) -> None:
+    for name in ("tokenizer.json", "merges.txt"):
+        (copy / name).unlink(missing_ok=True)
+
+
+def cut_weights(copy: Path) -> None:
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+class Bomb:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.marker),)
+
+
+def pickled_code(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    torch.save({"embeddings.word_embeddings.weight": Bomb(copy / "ran")}, copy / "pytorch_model.bin")
+
+
+def code_of_its_own(copy: Path) -> None:
+    set_config(copy, model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModel": "own.Model"})
+    (copy / "own.py").write_text(f"import os\nos.mkdir({str(copy / 'ran')!r})\n")
+
+
+def other_tokenizer(copy: Path) -> None:
+    donor = make_text_encoder(copy / "extra", ["only these few words"])
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(donor / name, copy / name)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (shutil.rmtree, "no such folder"),
+        (lambda copy: (copy / "config.json").unlink(), "no config.json, expected a whole text encoder"),
+        (lambda copy: (copy / "model.safetensors").unlink(), "no model.safetensors,"),
+        (without_tokenizer, "no tokenizer.json (or vocab.json with merges.txt),"),
+        (lambda copy: (copy / "tokenizer.json").write_text("{"), "cannot be loaded"),
+        (lambda copy: (copy / "config.json").write_text("{"), "cannot be loaded"),
+        (cut_weights, "cannot be loaded"),
+        (pickled_code, "cannot be loaded"),
+        (code_of_its_own, "cannot be loaded"),
+        (lambda copy: set_config(copy, num_hidden_layers=3), "16 weights missing, such as encoder.layer.2.attention"),
+        (lambda copy: set_config(copy, hidden_size=64), f"hidden size 64, expected {WIDTH} as in --q_feat_size"),
+        (lambda copy: set_config(copy, intermediate_size=17), "cannot be loaded"),
+        (lambda copy: set_config(copy, model_type="bart", is_encoder_decoder=True), "expected an encoder without"),
+        (other_tokenizer, "the model only"),
+    ],
+)
+def test_a_broken_folder_is_one_line_that_says_what_to_do(
+    tmp_path: Path, folder: Path, change: Callable[[Path], object], named: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copy = changed(folder, tmp_path, change)
+    capfd.readouterr()
+    with pytest.raises(InputError) as caught:
+        TextEncoder(copy, WIDTH, 30, CPU)
+    line = str(caught.value)
+    assert line.startswith(f"{copy}: ")
+    assert named in line
+    assert "python utils/download_roberta.py" in line
+    assert "\n" not in line
+    assert not (copy / "ran").exists()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tensors_in_the_older_format_load(tmp_path: Path, folder: Path) -> None:
+    def older(copy: Path) -> None:
+        torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+        (copy / "model.safetensors").unlink()
+
+    copy = changed(folder, tmp_path, older)
+    expected = TextEncoder(folder, WIDTH, 30, CPU).encode(SENTENCES).values
+    assert torch.equal(TextEncoder(copy, WIDTH, 30, CPU).encode(SENTENCES).values, expected)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_the_digest_changes_with_what_decides_the_features(tmp_path: Path, folder: Path, name: str) -> None:
+    def appended(copy: Path) -> None:
+        with (copy / name).open("ab") as file:
+            file.write(b" ")
+
+    def unrelated(copy: Path) -> None:
+        (copy / "README.md").write_text("hello")
+
+    assert encoder_digest(changed(folder, tmp_path / "a", unrelated)) == encoder_digest(folder)
+    assert encoder_digest(changed(folder, tmp_path / "b", appended)) != encoder_digest(folder)

@@ -1,0 +1,142 @@
+"""The demo's videos: what happens in them, and how the two streams and the captions' tokens show it.
+
+A video is a sequence of moments and a caption describes one of them. The I3D stream carries a moment's verb, the CLIP
+stream its thing and its person, each at a frame rate of its own and not quite in step, over a background of the video's
+own and noise. Everything depends on the seed and on names alone, not on the order in which it is made.
+
+Letters: n, m rows of the I3D and the CLIP stream, w words, Da, Do, Dq widths.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from utils.demo.language import PEOPLE, THINGS, VERBS, Event, Word, describe
+
+Rows = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
+
+ACTION_RATE, OBJECT_RATE = 0.67, 1.0  # frames a second of the I3D and the CLIP stream
+OUT_OF_STEP = 1.5  # seconds by which a thing may be seen before or after it is acted on
+# Typical norms, beside 1 for a verb or a thing.
+PERSON, BACKGROUND, NOISE = 0.3, 0.6, 1.6
+WORD_FORM, NEIGHBOURS = 0.3, 0.1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the demo's files depend on."""
+
+    videos: int
+    val: int
+    seed: int
+    visual_feat_dim: int
+    visual_flow_feat_dim: int
+    q_feat_size: int
+    tiny_roberta: bool
+
+
+@dataclass(frozen=True)
+class Moment:
+    """An event between two times in seconds, and the words of its caption."""
+
+    caption_id: str
+    start: float
+    end: float
+    event: Event
+    words: list[Word]
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video, its length in seconds and its moments in order."""
+
+    id: str
+    duration: float
+    moments: list[Moment]
+
+
+def plan_videos(settings: Settings) -> dict[str, list[Video]]:
+    """The videos of both splits, train and val."""
+    videos = [plan_video(f"demo_{index:05d}", settings.seed) for index in range(settings.videos + settings.val)]
+    return {"train": videos[: settings.videos], "val": videos[settings.videos :]}
+
+
+def plan_video(video_id: str, seed: int) -> Video:
+    """Two to five moments, each in its own stretch of the video, in which one of two people does another thing."""
+    rng = _rng(seed, "plan", video_id)
+    count = int(rng.integers(2, 6))
+    stretch = rng.uniform(8, 14)
+    people = rng.choice(PEOPLE, 2, replace=False)
+    verbs = rng.choice(list(VERBS), count, replace=False)
+    things = rng.choice(THINGS, count, replace=False)
+    moments = []
+    for index, (verb, thing) in enumerate(zip(verbs, things, strict=True)):
+        share = rng.uniform(0.5, 0.9)
+        start = (index + rng.uniform(0, 1 - share)) * stretch
+        event = Event(str(rng.choice(people)), str(verb), str(thing))
+        end = start + share * stretch
+        moments.append(Moment(f"{video_id}#enc#{index}", round(start, 2), round(end, 2), event, describe(event, rng)))
+    return Video(video_id, round(count * stretch, 2), moments)
+
+
+def action_stream(video: Video, settings: Settings) -> Rows:
+    """I3D features (n, Da): what is done."""
+    rng = _rng(settings.seed, "i3d", video.id)
+    rows_nD = _background(round(video.duration * ACTION_RATE), settings.visual_feat_dim, rng)
+    for moment in video.moments:
+        during_n = _during(moment, len(rows_nD), video.duration)
+        rows_nD[during_n] += _vector(settings.seed, "seen", moment.event.verb, settings.visual_feat_dim)
+    return rows_nD.astype(np.float32)
+
+
+def object_stream(video: Video, settings: Settings) -> Rows:
+    """CLIP features (m, Do): the thing and the person, a little before the action or after it."""
+    rng = _rng(settings.seed, "clip", video.id)
+    rows_mD = _background(round(video.duration * OBJECT_RATE), settings.visual_flow_feat_dim, rng)
+    for moment in video.moments:
+        during_m = _during(moment, len(rows_mD), video.duration, rng.uniform(-OUT_OF_STEP, OUT_OF_STEP))
+        thing, person = (
+            _vector(settings.seed, "seen", name, settings.visual_flow_feat_dim)
+            for name in (moment.event.thing, moment.event.person)
+        )
+        rows_mD[during_m] += thing + PERSON * person
+    return rows_mD.astype(np.float32)
+
+
+def word_vector(word: Word, width: int, seed: int) -> Floats:
+    """A vector (width,) of norm about 1 for a word by itself, most of it shared by all forms of the word."""
+    return _vector(seed, "meaning", word.meaning, width) + WORD_FORM * _vector(seed, "form", word.text, width)
+
+
+def token_features(words: Sequence[Word], settings: Settings) -> Rows:
+    """Features (w + 2, Dq) of a sentence's words between a start and an end token; neighbours shine through."""
+    tokens = [Word("<s>", "<s>"), *words, Word("</s>", "</s>")]
+    own_wD = np.stack([word_vector(token, settings.q_feat_size, settings.seed) for token in tokens])
+    padded_wD = np.pad(own_wD, ((1, 1), (0, 0)))
+    features_wD: Rows = (own_wD + NEIGHBOURS * (padded_wD[:-2] + padded_wD[2:])).astype(np.float32)
+    return features_wD
+
+
+def _background(rows: int, width: int, rng: np.random.Generator) -> Floats:
+    own: Floats = BACKGROUND * rng.standard_normal(width) + NOISE * rng.standard_normal((rows, width))
+    return own * width**-0.5
+
+
+def _during(moment: Moment, rows: int, duration: float, shift: float = 0.0) -> npt.NDArray[np.bool_]:
+    times_n = (np.arange(rows) + 0.5) * duration / rows
+    inside_n: npt.NDArray[np.bool_] = (times_n >= moment.start + shift) & (times_n <= moment.end + shift)
+    return inside_n
+
+
+def _vector(seed: int, space: str, name: str, width: int) -> Floats:
+    return _rng(seed, space, name).standard_normal(width) * width**-0.5
+
+
+def _rng(seed: int, *key: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32("/".join(key).encode())])

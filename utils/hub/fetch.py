@@ -1,0 +1,158 @@
+"""Files of a repository placed into a folder: continued where they stopped, checked, and recorded once they are whole.
+
+A file is fetched into a hidden partial file beside its place, which outlives the process, and renamed when its content
+is the announced one. A small JSON record in the folder says what has been placed; its "complete" is written last.
+"""
+
+import contextlib
+import fcntl
+import glob
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from method.runtime.errors import InputError
+from utils.hub.record import Record, digests
+from utils.hub.repository import RemoteFile, Repository
+
+log = logging.getLogger(__name__)
+
+_MARGIN = 64 << 20  # bytes of a disk that are left free
+
+
+def fetch(repository: Repository, sources: Mapping[str, RemoteFile], record: Record) -> None:
+    """Place files of a repository, and nothing that is there already; says on the terminal what it fetches.
+
+    Args:
+        repository: where they come from.
+        sources: name below the record's folder -> file of the repository.
+        record: what the folder holds; updated after every file, not completed.
+
+    Raises:
+        InputError: a file of the user's stands in the way, there is no room, or the hub fails; what was fetched stays.
+    """
+    folder = record.path.parent
+    record.begin(repository)
+    pending = {name: file for name, file in sources.items() if not _is_placed(name, file, record)}
+    total = readable(sum(file.size for file in pending.values()))
+    print(f"{repository.name} at {repository.commit}: {len(pending)} of {len(sources)} files to fetch, {total}")
+    for name in pending:
+        make_folder((folder / name).parent)
+    check_room({folder / name: file.size - _fetched(folder / name, file) for name, file in pending.items()})
+    for name, file in pending.items():
+        print(f"{folder / name}: {readable(file.size)}", flush=True)
+        record.claim(name, file.path, file.etag)
+        record.add(name, file.path, file.etag, _fetch_file(repository, file, folder / name))
+
+
+def refuse_others(name: str, record: Record) -> None:
+    """InputError when a file that was not downloaded stands where one is to be placed."""
+    path = record.path.parent / name
+    if name not in record.files and os.path.lexists(path):
+        raise InputError(f"{path}: is not the file of {record.repository}; move it away to fetch that one")
+
+
+def check_room(needed: Mapping[Path, int]) -> None:
+    """InputError when the disks cannot take so many bytes for these files and keep a margin."""
+    folders = {os.stat(path.parent).st_dev: path.parent for path in needed}
+    for device, folder in folders.items():
+        wanted = sum(size for path, size in needed.items() if os.stat(path.parent).st_dev == device)
+        free = shutil.disk_usage(folder).free
+        if wanted and wanted + _MARGIN > free:
+            found = f"{readable(wanted)} to write, {readable(free)} free"
+            raise InputError(f"{folder}: no room on the disk, {found}, {readable(_MARGIN)} of it stay free")
+
+
+@contextlib.contextmanager
+def partial_file(destination: Path, key: str) -> Iterator[BinaryIO]:
+    """Open the partial file of `destination` at its end, for this process alone; it is renamed when the block ends.
+
+    If the block raises, it stays for the next run. `key` keeps partial files of different contents apart.
+    """
+    path = _partial_path(destination, key)
+    try:
+        with path.open("ab") as stream:
+            _lock(stream, path, destination)
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+            os.replace(path, destination)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise InputError(f"{destination}: {os.strerror(error.errno)}; what was fetched so far is kept") from error
+    for stale in destination.parent.glob(f".{glob.escape(destination.name)}.{'[0-9a-f]' * 12}.incomplete"):
+        stale.unlink()
+
+
+def readable(size: int) -> str:
+    """A number of bytes as people read it."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size} bytes"
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it. InputError when that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: this folder cannot be made ({os.strerror(error.errno or 0)})") from error
+
+
+def _lock(stream: BinaryIO, path: Path, destination: Path) -> None:
+    with contextlib.suppress(BlockingIOError, FileNotFoundError):
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Between opening and locking, another process may have finished the file and moved it to its place.
+        if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+            return
+    raise InputError(f"{destination}: another process is fetching it; wait for it and run again")
+
+
+def _partial_path(destination: Path, key: str) -> Path:
+    return destination.with_name(f".{destination.name}.{hashlib.sha256(key.encode()).hexdigest()[:12]}.incomplete")
+
+
+def _fetched(destination: Path, file: RemoteFile) -> int:
+    path = _partial_path(destination, file.etag)
+    return min(path.stat().st_size, file.size) if path.exists() else 0
+
+
+def _is_placed(name: str, file: RemoteFile, record: Record) -> bool:
+    path = record.path.parent / name
+    if record.holds(name, file.etag):
+        return True
+    if not os.path.lexists(path):
+        return False
+    if path.is_file() and path.stat().st_size == file.size:
+        found = digests(path, file.etag)
+        if file.etag in found.values():
+            record.add(name, file.path, file.etag, found["sha256"])
+            return True
+    refuse_others(name, record)
+    log.warning("%s: is not what %s holds, it is fetched again", path, record.repository)
+    return False
+
+
+def _fetch_file(repository: Repository, file: RemoteFile, destination: Path) -> str:
+    """Fetch one file to its place; its SHA-256."""
+    with partial_file(destination, file.etag) as stream:
+        if stream.tell() > file.size:
+            stream.seek(stream.truncate(0))
+        repository.append_rest(file, stream)
+        stream.flush()
+        found = digests(Path(stream.name), file.etag)
+        if _is_hash(file.etag) and file.etag not in found.values():
+            stream.truncate(0)
+            raise InputError(
+                f"{repository.name}/{file.path}: damaged on its way, its SHA-256 is {found['sha256']}, "
+                f"the hub's etag {file.etag}; run again"
+            )
+    return found["sha256"]
+
+
+def _is_hash(etag: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", etag) is not None
