@@ -41,7 +41,8 @@ from method.model.precision import use_quickest_products
 from method.model.retrieval import RetrievalModel
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import write_json
-from method.runtime.processes import ALONE, Processes, joined_processes
+from method.runtime.process_group import joined_processes
+from method.runtime.processes import SINGLE_PROCESS, Processes
 from method.runtime.progress import be_quiet
 from method.runtime.run_folder import OPTIONS, RunFolder, circumstances, log_to_terminal, new_run
 from method.training.checkpoint import load_model
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     """Evaluate the checkpoint that the command line names; returns the folder of the results."""
     with joined_processes() as processes:
         log_to_terminal(processes.is_first)
-        with processes.agreed():
+        with processes.raise_on_all():
             options = read_options(arguments, "Evaluate a checkpoint of A3PRVR.", kept=kept_options)
             be_quiet(options.quiet or not processes.is_first)
             if options.eval_ckpt is None:
@@ -62,10 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         return evaluate_checkpoint(options, processes)
 
 
-def evaluate_checkpoint(options: EasyDict, processes: Processes = ALONE) -> Path:
+def evaluate_checkpoint(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
     """Evaluate `options.eval_ckpt` on the evaluated split, into a run folder of its own."""
     needed = [name for name in DATA_FILES if name != "caption_train_txt"]
-    with processes.agreed():
+    with processes.raise_on_all():
         device = choose_device(options, processes.local_rank)
         use_quickest_products(device)
         loaded = load_model(options.eval_ckpt, make_architecture(options))
@@ -75,11 +76,11 @@ def evaluate_checkpoint(options: EasyDict, processes: Processes = ALONE) -> Path
         split = check_split("evaluated split", options.caption_test_txt, reader)
         log.info(describe(split))
         moments = known_moments(options, split)
-    with processes.agreed():
+    with processes.raise_on_all():
         folder = new_run(options) if processes.is_first else None
     path = processes.broadcast(folder.path if folder else Path())
     with folder or contextlib.nullcontext():
-        with processes.agreed():
+        with processes.raise_on_all():
             if folder:
                 write_json(path / OPTIONS, plain(options))
             reader = cached(options, reader, [split])
@@ -135,7 +136,7 @@ class SplitEvaluator:
         reader: FeatureReader,
         split: Split,
         device: torch.device,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
         self.options = options
         self.device = device

@@ -41,7 +41,8 @@ from method.model.retrieval import RetrievalModel
 from method.negatives.online import open_negatives
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import write_json
-from method.runtime.processes import ALONE, Processes, joined_processes
+from method.runtime.process_group import joined_processes
+from method.runtime.processes import SINGLE_PROCESS, Processes
 from method.runtime.progress import be_quiet
 from method.runtime.run_folder import BEST, OPTIONS, log_to_terminal
 from method.runtime.signals import StopRequests
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     """Do what the command line says; returns the folder of the run."""
     with joined_processes() as processes:
         log_to_terminal(processes.is_first)
-        with processes.agreed():
+        with processes.raise_on_all():
             options = read_options(arguments, kept=kept_options)
             be_quiet(options.quiet or not processes.is_first)
             if options.eval_ckpt and not options.only_eval:
@@ -69,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         return evaluate_checkpoint(options, processes) if options.only_eval else train(options, processes)
 
 
-def train(options: EasyDict, processes: Processes = ALONE) -> Path:
+def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
     """Train, select the best epoch, evaluate it on the evaluated split and write its metrics."""
-    with processes.agreed():
+    with processes.raise_on_all():
         if options.bsz < processes.count:
             raise InputError(f"--bsz {options.bsz}: expected a video for each of {processes.count} processes, or more")
         device = choose_device(options, processes.local_rank)
@@ -92,13 +93,13 @@ def train(options: EasyDict, processes: Processes = ALONE) -> Path:
         ids = [caption.id for caption in (*splits.training_file, *splits.reported.captions)]
         negatives = open_negatives(options, splits.training_file, ids, device)
         data = fingerprints([splits.training, splits.selecting, splits.reported])
-    with processes.agreed():
+    with processes.raise_on_all():
         folder, state = open_run(options, processes.count) if processes.is_first else (None, None)
     path, state = processes.broadcast((folder.path if folder else Path(), state))
     with folder or contextlib.nullcontext(), StopRequests(repeated=processes.count > 1) as requests:
         order = EpochBatches(len(splits.training.video_ids), options.bsz, options.seed, processes.rank, processes.count)
         training = make_training(options, model, len(order), device, negatives, processes)
-        with processes.agreed():
+        with processes.raise_on_all():
             if state is not None:
                 take_up(training, state, path, data)
             if folder:
@@ -106,7 +107,7 @@ def train(options: EasyDict, processes: Processes = ALONE) -> Path:
                 write_json(path / OPTIONS, plain(options))
         run = RecordedRun(options, path, training, order, requests, data)
         with contextlib.closing(run.monitor), run.saved_when_stopped():
-            with processes.agreed():
+            with processes.raise_on_all():
                 reader = cached(options, reader, [splits.training, splits.selecting, splits.reported], run.watch)
                 selector = SplitEvaluator(options, reader, splits.selecting, device, processes)
                 loader = training_loader(options, reader, splits.training, order, device, run.watch, negatives)
@@ -177,7 +178,7 @@ def make_training(
     steps: int,
     device: torch.device,
     negatives: NegativeSource | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Training:
     """Everything that changes from step to step, at the start; `steps` is those of one epoch."""
     losses = LossSettings(

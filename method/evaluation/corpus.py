@@ -23,7 +23,7 @@ from method.evaluation.sharding import items_of_all, own_part, rows_of_all
 from method.model.precision import PRECISIONS, autocast, products_of
 from method.model.retrieval import RetrievalModel
 from method.model.scoring import fuse, normalized
-from method.runtime.processes import ALONE, Processes
+from method.runtime.processes import SINGLE_PROCESS, Processes
 from method.runtime.progress import progress_bar
 
 _BYTES = 4  # float32
@@ -70,13 +70,13 @@ def encode_corpus(
     batches: Iterable[VideoBatch],
     device: torch.device,
     precision: str = "off",
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Corpus:
     """Encode every video once; the keys stay on `device`. Of several processes each gives some and gets all."""
     video_ids: list[str] = []
     kept = {name: _kept_rows(model, PRECISIONS[precision], device) for name in model.branches}
     lengths: dict[str, list[int]] = {name: [] for name in model.branches}
-    with processes.agreed():
+    with processes.raise_on_all():
         for batch in progress_bar(batches, "videos", "batch"):
             video_ids += batch.video_ids
             with autocast(device, precision):
@@ -97,12 +97,12 @@ def encode_queries(
     batches: Iterable[QueryBatch],
     device: torch.device,
     precision: str = "off",
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> QuerySet:
     """Encode every caption once; the vectors stay on `device`. Of several processes each gives some, gets all."""
     captions: list[Caption] = []
     kept = {name: _kept_rows(model, torch.float32, device) for name in model.branches}
-    with processes.agreed():
+    with processes.raise_on_all():
         for batch in progress_bar(batches, "queries", "batch"):
             captions += batch.captions
             with autocast(device, precision):
@@ -182,7 +182,7 @@ class Scorer:
 
     @torch.inference_mode()
     def blocks(
-        self, queries: QuerySet, fusion_weight: float, processes: Processes = ALONE
+        self, queries: QuerySet, fusion_weight: float, processes: Processes = SINGLE_PROCESS
     ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
         """Scores of all queries, a block of them at a time: which queries, and (q, V) for each branch and 'fused'.
 

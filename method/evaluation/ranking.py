@@ -18,7 +18,7 @@ from method.evaluation.score_files import KeptScores, Scores
 from method.model.retrieval import RetrievalModel
 from method.runtime import hardware
 from method.runtime.errors import InputError
-from method.runtime.processes import ALONE, Processes
+from method.runtime.processes import SINGLE_PROCESS, Processes
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def evaluate(
     memory_mb: int,
     precision: str = "off",
     scores_in: Path | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Evaluation:
     """Encode every video and every caption once and rank all videos for each caption.
 
@@ -97,13 +97,13 @@ def rank(
     fusion_weight: float,
     memory_mb: int,
     scores_in: Path | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Evaluation:
     """Rank all videos of a corpus for each query; see `evaluate`."""
-    sharing = processes if scores_in is None else ALONE  # who keeps the scores needs all of them
+    sharing = processes if scores_in is None else SINGLE_PROCESS  # who keeps the scores needs all of them
     kept: KeptScores | None = None
     own = slice(0, 0)  # the queries of this process
-    with processes.agreed():
+    with processes.raise_on_all():
         right_Q = right_places(corpus, queries)
         if scores_in is not None and processes.is_first:
             kept = KeptScores(scores_in, len(queries.captions), len(corpus.video_ids))

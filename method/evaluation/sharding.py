@@ -21,8 +21,8 @@ _Item = TypeVar("_Item")
 def own_part(count: int, processes: Processes) -> slice:
     """Which of `count` things are this process's; there may be none.
 
-    >>> from method.runtime.processes import ALONE
-    >>> own_part(7, ALONE)
+    >>> from method.runtime.processes import SINGLE_PROCESS
+    >>> own_part(7, SINGLE_PROCESS)
     slice(0, 7, None)
     """
     return slice(count * processes.rank // processes.count, count * (processes.rank + 1) // processes.count)

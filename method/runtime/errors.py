@@ -1,4 +1,4 @@
-"""The user's mistakes: one exception type, and the one place that turns it into a line and an exit status."""
+"""InputError for user mistakes, and `run_command`, which turns exceptions into one line and an exit status."""
 
 import _thread
 import atexit
@@ -17,23 +17,41 @@ EXIT_DONE = 0
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
 
-# What a machine can run out of or refuse; the user can mend these, a traceback would not help.
+# Limits and refusals of the machine: the user can fix them, and a traceback would not help.
 _MACHINE_ERRNOS = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.ESTALE),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOLCK, errno.ETIMEDOUT),
-    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOENT, errno.ENXIO, errno.ENOTEMPTY),
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENOLCK,
+    errno.ETIMEDOUT,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOENT,
+    errno.ENXIO,
+    errno.ENOTEMPTY,
 }
-# What torch says of a CPU and of a GPU, and Python of a thread.
-_LACKS_MEMORY = ("can't allocate memory", "out of memory", "can't start new thread")
-_NEED_LESS = "a smaller --bsz, --eval_context_bsz or --eval_memory_mb and fewer --num_workers need less"
+# Messages of torch on a CPU, of torch on a GPU, and of Python's threads.
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "can't start new thread")
+_MEMORY_ADVICE = "reduce --bsz, --eval_context_bsz, --eval_memory_mb or --num_workers"
 
 
 class InputError(Exception):
-    """What the user gave cannot be used. The message is one line: file, id, what was found, what was expected."""
+    """A mistake in the user's input. The message is one line: file, id, what was found, what was expected."""
 
 
 class Stopped(Exception):
-    """A signal asked the program to end, and everything worth keeping has been saved; `signal` is its number."""
+    """The run was stopped by a signal, `signal`, after its state was saved."""
 
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)
@@ -41,11 +59,11 @@ class Stopped(Exception):
 
 
 class _Terminated(SystemExit):
-    """SIGTERM came, and nothing has to be saved."""
+    """SIGTERM arrived where there is nothing to save."""
 
 
-class Ended(Exception):
-    """The program ends with this status because of another of its processes, which says why if the message does not."""
+class PeerFailed(Exception):
+    """Exit with `status` because another rank failed, which reports the reason unless the message does."""
 
     def __init__(self, status: int, message: str = "") -> None:
         super().__init__(message)
@@ -53,15 +71,15 @@ class Ended(Exception):
 
 
 def summarize(problems: Sequence[str], shown: int = 5) -> str:
-    """Join problems into one line: the first `shown` in full, the rest as a count."""
+    """Join problems into one line: the first `shown` in full, the others counted."""
     rest = len(problems) - shown
     return "; ".join(problems[:shown]) + (f"; and {rest} more" if rest > 0 else "")
 
 
 def shown(value: object, length: int = 60) -> str:
-    """A value that a file holds as a message quotes it: text and numbers cut off, of anything else only its type.
+    """A value read from a file, quoted for a message: long text and numbers are cut, containers shown by type only.
 
-    Lists may hold the same list twice, and that one another twice, and so on, so that writing them out never ends.
+    A hostile file may nest containers so that printing them takes exponential time.
 
     >>> shown(3.5), shown("a long name", 6), shown([1, 2]), shown(10**100)
     ('3.5', "'a long...'", 'a list', 'a number of more than 60 digits')
@@ -73,20 +91,20 @@ def shown(value: object, length: int = 60) -> str:
     return repr(value) if isinstance(value, bool | int | float | None) else f"a {type(value).__name__}"
 
 
-def _end_at_once() -> NoReturn:
-    """Leave one of torchrun's processes; a thread of its process group may abort it while Python takes itself down."""
+def _exit_now() -> NoReturn:
+    """Exit a process of torchrun without interpreter shutdown, during which a thread of gloo may abort it."""
     atexit._run_exitfuncs()
     sys.stderr.flush()
     os._exit(EXIT_DONE)
 
 
 def run_command(main: Callable[[], object]) -> None:
-    """Run `main` as the whole program and leave the process with the exit status of the command line contract.
+    """Run `main` as the whole program and exit with the documented status.
 
-    0 done, 2 the user's input is wrong (one line on stderr, no traceback), 130 interrupted, 143 terminated.
+    0 done, 2 wrong user input (one line on stderr, no traceback), 130 interrupted, 143 terminated.
     """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started the program
+        if getattr(sys, name) is None:  # closed by the parent process
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     before, hook_before = signal.signal(signal.SIGTERM, _terminate), sys.unraisablehook
     sys.unraisablehook = _raise_again
@@ -94,18 +112,18 @@ def run_command(main: Callable[[], object]) -> None:
         main()
         sys.stdout.flush()
         if "LOCAL_RANK" in os.environ:
-            _end_at_once()
+            _exit_now()
     except InputError as error:
         _leave(f"error: {error}", EXIT_INPUT)
     except Stopped as stop:
         _leave(str(stop), 128 + stop.signal)
-    except Ended as end:
+    except PeerFailed as end:
         _leave(str(end), end.status)
     except KeyboardInterrupt:
         _leave("interrupted", EXIT_INTERRUPTED)
     except _Terminated:
         _leave("terminated", 128 + signal.SIGTERM)
-    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
+    except BrokenPipeError:  # the reader of the pipe has closed it, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_DONE)
     except OSError as error:
@@ -113,18 +131,18 @@ def run_command(main: Callable[[], object]) -> None:
             raise
         _leave(f"error: {error.filename or 'a file'}: {os.strerror(error.errno)}", EXIT_INPUT)
     except (MemoryError, RuntimeError) as error:
-        if not _is_lack_of_memory(error):
+        if not _is_out_of_memory(error):
             raise
-        _leave(f"error: not enough memory ({str(error) or 'none is left'}); {_NEED_LESS}", EXIT_INPUT)
+        _leave(f"error: out of memory ({str(error) or 'none is left'}); {_MEMORY_ADVICE}", EXIT_INPUT)
     finally:
         sys.unraisablehook = hook_before
         signal.signal(signal.SIGTERM, before)
-        for number in (signal.SIGINT, signal.SIGTERM):  # who cannot wait for the exit need not be told where it was
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second signal during shutdown needs no traceback
             atexit.register(signal.signal, number, signal.SIG_DFL)
 
 
-def _is_lack_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(words in str(error) for words in _LACKS_MEMORY)
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(message in str(error) for message in _OUT_OF_MEMORY)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
@@ -132,16 +150,16 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _raise_again(ignored: "sys.UnraisableHookArgs") -> None:
-    """A signal that came while Python ran a destructor, which ends no program, comes again a moment later."""
+    """Send a signal again whose exception was raised inside a destructor, where Python discards it."""
     number = {KeyboardInterrupt: signal.SIGINT, _Terminated: signal.SIGTERM}.get(ignored.exc_type)
     if number is None:
         sys.__unraisablehook__(ignored)
         return
-    _thread.start_new_thread(_send_after_the_hook, (threading.get_ident(), number))  # a Thread waits for its start
+    _thread.start_new_thread(_send_after_the_hook, (threading.get_ident(), number))  # Thread.start would block
 
 
 def _send_after_the_hook(main: int, number: int) -> None:
-    """Send a signal to the main thread once it has left `_raise_again`, where an exception is lost too."""
+    """Send the signal once the main thread has left `_raise_again`, in which an exception would be lost as well."""
     time.sleep(0.01)
     while any(frame.f_code is _raise_again.__code__ for frame, _ in traceback.walk_stack(sys._current_frames()[main])):
         time.sleep(0.001)
@@ -149,10 +167,10 @@ def _send_after_the_hook(main: int, number: int) -> None:
 
 
 def _leave(line: str, status: int) -> NoReturn:
-    for stream, words in ((sys.stderr, " ".join(line.split()) + "\n" if line else ""), (sys.stdout, "")):
+    for stream, text in ((sys.stderr, " ".join(line.split()) + "\n" if line else ""), (sys.stdout, "")):
         try:
-            stream.write(words)
+            stream.write(text)
             stream.flush()
-        except OSError:  # a full disk or a reader that has gone, which must not change the status
+        except OSError:  # a full disk or a closed pipe must not change the exit status
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(status)

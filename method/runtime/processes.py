@@ -1,39 +1,29 @@
-"""The processes that train one model together, as torchrun starts them: one for each GPU, or several on CPUs.
+"""The ranks of a distributed run, and the interface of what they exchange.
 
-    torchrun --nproc_per_node 4 method/train.py ...
-
-Without torchrun there is one process, and nothing to exchange. Letters: N rows of all processes, D width.
+Without torchrun there is one rank, `SINGLE_PROCESS`, for which every collective is the identity.
+`process_group.py` implements them over torch.distributed. Letters: N rows of all ranks, D width.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from method.runtime.errors import EXIT_INPUT, Ended, InputError
+from method.runtime.errors import InputError
 
 _Value = TypeVar("_Value")
 
-# A process that has died is noticed at once; for one that reads or writes slowly the others wait so long.
-_LONGEST_WAIT = timedelta(hours=1)
-# torchrun and job schedulers kill 30 s after they have asked to stop.
-_SECONDS_TO_STOP = 25.0
-
 
 class Processes:
-    """The only process.
+    """A single process.
 
-    rank: its number, 0 for the first, which alone writes and speaks. count: how many there are. local_rank: its number
-    among those of its machine, None without torchrun.
+    rank: 0 for the rank that alone writes files and logs. count: the world size. local_rank: the rank on this machine,
+    None without torchrun.
     """
 
     rank: int = 0
@@ -42,124 +32,65 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes and speaks."""
+        """Whether this is rank 0, which alone writes files and logs."""
         return self.rank == 0
 
     def exchange(self, numbers: Sequence[int]) -> list[list[int]]:
-        """What each process gave, in their order; each must give as many numbers."""
+        """All-gather integers; every rank must give the same number of them. Returns one list a rank."""
         return [list(numbers)]
 
     @contextlib.contextmanager
-    def agreed(self) -> Iterator[None]:
-        """End all processes alike when one of them meets InputError or Stopped within this block, which each enters.
+    def raise_on_all(self) -> Iterator[None]:
+        """Raise InputError or Stopped on every rank when one rank raises it in this block, which all ranks enter.
 
-        InputError is raised on the first alone, as its words are to be said once, and Ended on the others.
+        Rank 0 raises the InputError, so that it is reported once; the others raise PeerFailed.
         """
         yield
 
-    def together(self, batches: Iterable[_Value]) -> Iterable[_Value]:
-        """Pass on batches, as many on each process; one that cannot be had, or Stopped, ends all alike."""
+    def in_lockstep(self, batches: Iterable[_Value]) -> Iterable[_Value]:
+        """Yield batches, equally many on every rank; a batch that fails, or Stopped, is raised on all ranks."""
         return batches
 
     def broadcast(self, value: _Value) -> _Value:
-        """The first process's value."""
+        """The value of rank 0."""
         return value
 
     def gather(self, value: _Value) -> list[_Value]:
-        """The values of all processes in their order."""
+        """The values of all ranks, in rank order."""
         return [value]
 
     def rows(self, own_ND: Tensor, counts: Sequence[int], partial: bool) -> Tensor:
-        """The rows of all processes, `counts` of each, in their order.
+        """All-gather rows, in rank order. Differentiable: gradients reach this rank's own rows.
 
         Args:
-            own_ND: the rows of this process, of which gradients reach this process alone.
-            counts: rows of each process.
-            partial: whether each process computes another part of the loss from the rows, so that their gradients are
-                summed, instead of all the same loss.
+            own_ND: rows of this rank.
+            counts: number of rows of each rank.
+            partial: True if each rank computes a different part of the loss from the rows, so that their gradients are
+                summed; False if all ranks compute the same loss.
         """
         return own_ND
 
     def sum(self, part: Tensor) -> Tensor:
-        """The sum over all processes, from which each computes the same loss."""
+        """All-reduce a sum from which every rank computes the same loss. Differentiable."""
         return part
 
     def add_gradients(self, weights: Iterable[Tensor]) -> None:
-        """Sum the gradients of the weights over all processes; each has them for the same weights."""
+        """All-reduce the gradients of the weights; every rank has gradients for the same weights."""
 
 
-ALONE = Processes()
-
-
-@contextlib.contextmanager
-def joined_processes() -> Iterator[Processes]:
-    """The processes that torchrun has started this one with, each of which waits for the others at the end.
-
-    InputError when there are more of them on this machine than it has GPUs, or when they cannot be reached.
-    """
-    if "LOCAL_RANK" not in os.environ:
-        yield ALONE
-        return
-    import torch.distributed as dist
-
-    from method.runtime.process_group import joined_group
-
-    gpus, local_rank = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
-    if gpus:
-        _expect_gpus(gpus, local_rank)
-        torch.cuda.set_device(local_rank)
-    _end_in_time()
-    try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_LONGEST_WAIT)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"torchrun: the other processes cannot be reached ({str(error).splitlines()[0]})") from error
-    group = joined_group()
-    yield group
-    # Without an agreement to leave, taking the group down could wait for a process that has died; and if one that left
-    # early failed on its way out, torchrun would end the others in the middle of their work. A message without content
-    # would wait for nobody.
-    group.exchange([0])
-    dist.destroy_process_group()
-
-
-def _expect_gpus(gpus: int, local_rank: int) -> None:
-    """One GPU for each process of this machine; the first of them says so when there are fewer."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
-    if here > gpus and local_rank > 0:
-        raise Ended(EXIT_INPUT)
-    if here > gpus:
-        raise InputError(f"torchrun: {here} processes on a machine with {gpus} usable GPUs, expected one for each")
+SINGLE_PROCESS = Processes()
 
 
 def expect_one_process(what: str) -> None:
-    """InputError when torchrun has started several of a program whose processes share no work.
+    """InputError when torchrun has started several processes of a program that does not distribute its work.
 
-    Each says so: torchrun ends the others when the first of them, whichever it is, has ended.
+    Every rank raises it: torchrun ends the others as soon as any of them has ended.
     """
     if "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError(f"{what} runs in one process; start it without torchrun")
 
 
 def count_processes() -> int:
-    """How many processes share the work of this program."""
+    """The world size of this program."""
     dist = torch.distributed
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _end_in_time() -> None:
-    """End this process when it has been asked to stop but waits for others that never answer.
-
-    Python runs a signal's handler only between two of its own instructions; the bytes come at once.
-    """
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-
-    def watch() -> None:
-        while True:
-            number = os.read(read, 1)[0]
-            if number in (signal.SIGINT, signal.SIGTERM):
-                time.sleep(_SECONDS_TO_STOP)
-                os._exit(128 + number)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -23,7 +23,7 @@ from method.model.precision import autocast
 from method.model.retrieval import RetrievalModel
 from method.runtime import hardware
 from method.runtime.errors import InputError, summarize
-from method.runtime.processes import ALONE, Processes
+from method.runtime.processes import SINGLE_PROCESS, Processes
 from method.runtime.progress import progress_bar
 from method.training.losses import LossSettings, total, training_losses
 from method.training.optimizer import Schedule, make_optimizer
@@ -78,7 +78,7 @@ class Training:
         weight_decay: float,
         device: torch.device,
         negatives: NegativeSource | None,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
         self.model = model.to(device)
         self.settings = settings
@@ -104,7 +104,7 @@ class Training:
         settings = {"total": len(order), "initial": progress.step, "delay": 0}
         bar = progress_bar(loader, f"epoch {progress.epoch}", "step", **settings)
         asked = time.perf_counter()
-        for batch in self.processes.together(bar):
+        for batch in self.processes.in_lockstep(bar):
             self.stopwatch.add("data", time.perf_counter() - asked)
             if not order.share(progress.step):
                 batch = replace(batch, video_ids=(), captions=(), labels_Q=batch.labels_Q[:0], edits=None)
@@ -172,7 +172,7 @@ class Training:
         ids = [caption.id for part in self.processes.gather(batch.captions) for caption in part]
         log.error("%s: captions of the batch: %s", where, " ".join(ids))
         terms = ", ".join(f"{name} {value:g}" for name, value in values.items())
-        with self.processes.agreed():
+        with self.processes.raise_on_all():
             raise InputError(f"{where}: the loss is not finite ({terms}); captions of the batch: {summarize(ids)}; "
                 "nothing was updated")  # fmt: skip
 

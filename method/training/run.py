@@ -16,7 +16,7 @@ from method.config.options import plain
 from method.data.batch import EpochBatches, VideoBatch
 from method.evaluate import SplitEvaluator, recalls
 from method.evaluation.ranking import Evaluation
-from method.runtime.errors import Ended, Stopped
+from method.runtime.errors import PeerFailed, Stopped
 from method.runtime.files import write_text
 from method.runtime.hardware import memory_mb
 from method.runtime.run_folder import BEST, LAST
@@ -67,7 +67,7 @@ class RecordedRun:
             metrics = selector.evaluate(training.model, watch=self.watch).metrics
             self.monitor.metrics(metrics, self.steps_done)
             better = training.finish_epoch(losses, metrics)
-            with self.processes.agreed():
+            with self.processes.raise_on_all():
                 if better and self.processes.is_first:
                     write_checkpoint(self.path / BEST, self.content(epoch))
             self.write_history()
@@ -85,7 +85,7 @@ class RecordedRun:
 
     def best(self) -> Loaded:
         """The model of the best epoch."""
-        with self.processes.agreed():
+        with self.processes.raise_on_all():
             best = load_model(self.path / BEST, self.training.model.architecture) if self.processes.is_first else None
         best = self.processes.broadcast(best)
         assert best is not None
@@ -112,7 +112,7 @@ class RecordedRun:
     def save(self) -> None:
         """Write last.ckpt, from which the run can go on; every process waits until it is there."""
         state = self.training.state()
-        with self.processes.agreed():
+        with self.processes.raise_on_all():
             if self.processes.is_first:
                 content = self.content(self.training.progress.epoch)
                 write_checkpoint(self.path / LAST, {**content, **state, "data": self.data})
@@ -154,7 +154,7 @@ class RecordedRun:
         except Stopped as stop:
             self.save()
             if not self.processes.is_first:
-                raise Ended(128 + stop.signal) from None
+                raise PeerFailed(128 + stop.signal) from None
             count = self.processes.count
             start = "with: python" if count == 1 else f"with {count} processes: torchrun ..."
             way = f"{start} method/train.py --resume {self.path}"

@@ -109,7 +109,7 @@ def impossible_content(world: World, rng: random.Random) -> None:
 
 
 def little_memory(world: World, rng: random.Random) -> None:
-    """A model for which there is not enough memory: a line that says so, wherever it runs out."""
+    """A model for which there is out of memory: a line that says so, wherever it runs out."""
     run = world.new_run()
     wide = ("--hidden_size", str(rng.choice([1024, 2048, 4096, 8192, 1 << 17, 1 << 20])), "--n_heads", "8")
     limit = world.starter.memory + rng.randint(50, 400) * 1_000_000
@@ -117,7 +117,7 @@ def little_memory(world: World, rng: random.Random) -> None:
     if outcome.status == 0:
         outcome.expect_done()
     else:
-        outcome.expect_refused("not enough memory")
+        outcome.expect_refused("out of memory")
     expect_whole(run)
 
 

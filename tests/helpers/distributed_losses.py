@@ -20,7 +20,8 @@ from method.data.captions import Caption
 from method.data.edits import EditedQueries
 from method.data.ragged import Ragged
 from method.model.retrieval import RetrievalModel
-from method.runtime.processes import ALONE, Processes, joined_processes
+from method.runtime.process_group import joined_processes
+from method.runtime.processes import SINGLE_PROCESS, Processes
 from method.training.losses import LossSettings, total, training_losses
 from method.training.sharded_batch import share_of
 from tests.helpers.reference_model import split_values
@@ -64,7 +65,7 @@ def main() -> None:
 
 def compare(case: Case, processes: Processes) -> float:
     """The largest difference of a loss term or a gradient from that of one process, relative where it is above 1."""
-    alone, together = (compute(case, group) for group in (ALONE, processes))
+    alone, together = (compute(case, group) for group in (SINGLE_PROCESS, processes))
     assert alone.keys() == together.keys(), alone.keys() ^ together.keys()
     return max(((together[name] - alone[name]).abs() / alone[name].abs().clamp(min=1)).max().item() for name in alone)
 

@@ -20,7 +20,7 @@ import torch
 from method import train
 from method.data.batch import VideoBatch
 from method.evaluate import SplitEvaluator
-from method.runtime import processes
+from method.runtime import process_group
 from method.training.loop import Training
 
 
@@ -57,7 +57,7 @@ def spoil_a_step(wanted: int) -> None:
 
 def be_impatient(seconds: float) -> None:
     """Wait only so long for others after a request to stop."""
-    processes._SECONDS_TO_STOP = seconds
+    process_group._SECONDS_TO_STOP = seconds
 
 
 def report_late(seconds: float) -> None:

@@ -32,11 +32,11 @@ def raising(error: BaseException) -> Callable[[], None]:
     (PermissionError(errno.EACCES, "x", "/etc/file"), 2, "error: /etc/file: Permission denied"),
     (OSError(errno.EROFS, "x", "/ro/file"), 2, "error: /ro/file: Read-only file system"),
     (FileNotFoundError(errno.ENOENT, "x", "/no/file"), 2, "error: /no/file: No such file or directory"),
-    (MemoryError(), 2, "error: not enough memory (none is left); a smaller --bsz, --eval_context_bsz or "
-        "--eval_memory_mb and fewer --num_workers need less"),
+    (MemoryError(), 2, "error: out of memory (none is left); reduce --bsz, --eval_context_bsz, "
+        "--eval_memory_mb or --num_workers"),
     (RuntimeError("CUDA out of memory."), 2,
-        "error: not enough memory (CUDA out of memory.); a smaller --bsz, --eval_context_bsz or "
-        "--eval_memory_mb and fewer --num_workers need less"),
+        "error: out of memory (CUDA out of memory.); reduce --bsz, --eval_context_bsz, "
+        "--eval_memory_mb or --num_workers"),
 ])  # fmt: skip
 def test_status_and_line(error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:

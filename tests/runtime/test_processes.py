@@ -22,9 +22,10 @@ import torch
 from method.config.options import choose_device
 from method.data.batch import EpochBatches
 from method.data.captions import read_captions
-from method.runtime.errors import Ended, InputError
+from method.runtime.errors import InputError, PeerFailed
 from method.runtime.files import read_json
-from method.runtime.processes import expect_one_process, joined_processes
+from method.runtime.process_group import joined_processes
+from method.runtime.processes import expect_one_process
 from method.runtime.run_folder import REPOSITORY
 from method.training.checkpoint import read_checkpoint
 from tests.faults.programs import Outcome, Program, Starter
@@ -273,7 +274,7 @@ def test_torchrun_chooses_the_device(flag: str, value: object) -> None:
 def test_each_process_needs_a_gpu_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    for rank, ends in (("0", InputError), ("1", Ended), ("2", Ended)):  # said once
+    for rank, ends in (("0", InputError), ("1", PeerFailed), ("2", PeerFailed)):  # said once
         monkeypatch.setenv("LOCAL_RANK", rank)
         words = "^$" if rank > "0" else "^torchrun: 3 processes on a machine with 2 usable GPUs"
         with pytest.raises(ends, match=words), joined_processes():
