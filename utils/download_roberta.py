@@ -1,6 +1,7 @@
-"""Fetch the text encoder that hard negative queries need, from the Hugging Face Hub to where training looks for it.
+"""Fetch a text encoder from the Hugging Face Hub to where training and search look for it, roberta-large by default.
 
     python utils/download_roberta.py
+    python utils/download_roberta.py --model FacebookAI/roberta-base     # for utils/tune_text_encoder.py
 
 Run it again after an interruption: it goes on where it stopped, and does nothing once everything is there.
 """
@@ -26,7 +27,10 @@ from utils.hub.record import RECORD_NAME, Record
 from utils.hub.repository import open_repository
 
 MODEL = "FacebookAI/roberta-large"
-PINNED = {MODEL: "722cf37b1afa9454edce342e7895e588b6ff1d59"}
+PINNED = {
+    MODEL: "722cf37b1afa9454edce342e7895e588b6ff1d59",
+    "FacebookAI/roberta-base": "e2da8e2f811d1448a5b465c236feacd80ffbac7b",
+}
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
@@ -45,7 +49,8 @@ _SENTENCE, _MAX_TOKENS = "person opens the door.", 30
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fetch an encoder and load it once. InputError, in one line, for everything that can go wrong on the way."""
     options = _read_arguments(arguments)
-    folder = (Path(options.root_path).expanduser() / Path(options.out).expanduser()).absolute()
+    out = options.out or Path("checkpoints", options.model.rsplit("/", 1)[-1])
+    folder = (Path(options.root_path).expanduser() / Path(out).expanduser()).absolute()
     revision = options.revision or PINNED.get(options.model, "main")
     record = Record.read(folder / RECORD_NAME)
     if record.is_complete(options.model, revision):
@@ -103,12 +108,12 @@ def _weights(model: str, there: Collection[str]) -> set[str]:
 
 
 def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(description="Fetch the text encoder of hard negative queries from the Hugging Face Hub.")
+    parser = Parser(description="Fetch a text encoder from the Hugging Face Hub.")
     parser.add_argument("--model", default=MODEL, help="repository on the hub, any transformers encoder")
     parser.add_argument(
-        "--revision", help=f"branch, tag or commit; if none, {PINNED[MODEL]} of {MODEL} and main of others"
+        "--revision", help=f"branch, tag or commit; if none, a fixed one of {' and '.join(PINNED)}, main of others"
     )
-    parser.add_argument("--out", default="checkpoints/roberta-large", help="folder to fetch it to")
+    parser.add_argument("--out", help="folder to fetch it to (default: checkpoints/ and the model's own name)")
     parser.add_argument("--root_path", default=".", help="folder from which --out is taken")
     return parser.parse_args(arguments)
 

@@ -84,6 +84,17 @@ def test_only_the_wanted_files_of_the_pinned_commit_are_fetched(
     assert f"width {WIDTH}" in capsys.readouterr().out
 
 
+def test_another_model_goes_to_a_folder_of_its_own_name_and_roberta_base_is_pinned(
+    hub: FakeHub, folder: Path, encoder: dict[str, bytes]
+) -> None:
+    base = "FacebookAI/roberta-base"
+    hub.host(base, encoder, commit=PINNED[base])
+    main(["--model", base])
+    assert held(folder.with_name("roberta-base")) == encoder
+    assert {request.revision for request in hub.requests if request.kind != "api"} == {PINNED[base]}
+    assert not folder.exists()
+
+
 def test_a_complete_download_is_recognised_without_a_request(hub: FakeHub, folder: Path) -> None:
     main([])
     hub.requests.clear()
