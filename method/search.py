@@ -26,14 +26,16 @@ from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import method  # noqa: F401 (before torch, whose threads it tells how to wait)
 
+import torch
 from easydict import EasyDict
 
 from method.config.flags import Parser
 from method.config.options import choose_device, make_architecture, read_options
 from method.data.batch import Loader
-from method.data.captions import group_by_video, read_captions
-from method.data.dataset import CorpusVideos
+from method.data.captions import Caption, group_by_video, read_captions
+from method.data.dataset import CorpusVideos, FeatureReader
 from method.evaluate import open_features
 from method.evaluation.corpus import encode_corpus
 from method.evaluation.moments import read_moments
@@ -46,7 +48,8 @@ from method.runtime.run_folder import log_to_terminal
 from method.serving.index import fingerprint, index_path, open_index
 from method.serving.output import ASCII_BLOCKS, BLOCKS, as_json, as_text
 from method.serving.searcher import Answer, Searcher
-from method.text.encoder import TextEncoder
+from method.text.check import check_encoder
+from method.text.encoder import TextEncoder, open_text_encoder
 from method.training.checkpoint import load_model
 from method.training.resume import kept_options
 
@@ -110,12 +113,23 @@ def make_searcher(options: EasyDict) -> Searcher:
         corpus,
         known,
         reader,
-        partial(TextEncoder, Path(options.text_encoder), width, words, device),
+        partial(_open_encoder, {**options, "q_feat_size": width, "max_desc_l": words}, device, reader, known),
         durations(known, moments or {}),
         options.fusion_weight,
         options.eval_memory_mb,
         options.eval_amp,
     )
+
+
+def _open_encoder(
+    options: Mapping[str, Any], device: torch.device, reader: FeatureReader, captions: Sequence[Caption]
+) -> TextEncoder:
+    """Load the text encoder, and warn when it does not give the token features of the dataset's captions."""
+    encoder = open_text_encoder(options, device)
+    fits, line = check_encoder(encoder, reader, captions)
+    if not fits:
+        log.warning("%s", line)
+    return encoder
 
 
 def _add_flags(parser: Parser) -> None:

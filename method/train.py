@@ -91,7 +91,7 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
         splits = load_splits(options, reader)
         moments = known_moments(options, splits.reported)
         ids = [caption.id for caption in (*splits.training_file, *splits.reported.captions)]
-        negatives = open_negatives(options, splits.training_file, ids, device)
+        negatives = open_negatives(options, splits.training_file, ids, device, reader)
         data = fingerprints([splits.training, splits.selecting, splits.reported])
     with processes.raise_on_all():
         folder, state = open_run(options, processes.count) if processes.is_first else (None, None)

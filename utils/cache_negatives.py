@@ -18,8 +18,9 @@ if __package__ in (None, ""):
 from collections.abc import Sequence
 
 from method.config.flags import Parser
-from method.config.options import choose_device, read_options
+from method.config.options import choose_device, make_architecture, read_options
 from method.data.captions import read_captions
+from method.evaluate import open_features
 from method.model.precision import use_quickest_products
 from method.negatives.build_cache import Pools, make_cache
 from method.negatives.editor import CaptionEditor
@@ -28,7 +29,8 @@ from method.negatives.vocabulary import Kind
 from method.runtime.errors import InputError, run_command
 from method.runtime.processes import expect_one_process
 from method.runtime.run_folder import log_to_terminal
-from method.text.encoder import TextEncoder
+from method.text.check import log_encoder_check
+from method.text.encoder import open_text_encoder
 
 POOLS_PER_DRAW = 2
 
@@ -61,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InputError(f"--pool_size {options.pool_size}: expected at least --neg_{editor.kind}_num {drawn}")
     device = choose_device(options)
     use_quickest_products(device)
-    encoder = TextEncoder(options.text_encoder, options.q_feat_size, options.max_desc_l, device)
+    encoder = open_text_encoder(options, device)
+    if options.text_feat_path and options.text_feat_path.exists():  # a cache can be built without them
+        log_encoder_check(encoder, open_features(options, make_architecture(options), needed=()), captions)
     made_from = cache_fingerprint(options, captions, vocabularies)
     make_cache(options.neg_cache, Pools(captions, editors, sizes, options.seed), made_from, encoder)
 

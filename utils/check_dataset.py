@@ -4,6 +4,7 @@
     python utils/check_dataset.py charades --quick        # headers only: what training checks before its first step
     python utils/check_dataset.py charades --neg_query_loss both          # and what edited captions need
 
+Where the text encoder is at hand, a line says whether it gives the token features of the dataset's own captions.
 Exit status 2 when training would refuse the files.
 """
 
@@ -23,7 +24,7 @@ if __package__ in (None, ""):
 import torch
 
 from method.config.flags import Parser
-from method.config.options import make_architecture, read_options
+from method.config.options import choose_device, make_architecture, read_options
 from method.data.captions import group_by_video
 from method.data.check import Split, check_split, warn_of_shared_videos
 from method.data.dataset import FeatureReader
@@ -35,6 +36,8 @@ from method.negatives.vocabulary import KINDS, Kind, read_vocabulary
 from method.runtime.errors import InputError, run_command, summarize
 from method.runtime.progress import progress_bar
 from method.runtime.run_folder import log_to_terminal
+from method.text.check import check_encoder
+from method.text.encoder import open_text_encoder
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             read_everything(split, reader)
     for line in table(splits, _editable(splits, options, negatives)):
         print(line)
+    if not options.quick:
+        _check_encoder(options, reader, splits)
 
 
 def read_everything(split: Split, reader: FeatureReader) -> None:
@@ -127,12 +132,29 @@ def _editable(splits: Sequence[Split], options: Mapping[str, Any], negatives: Ne
     return {kind: editable[kind] for kind in KINDS}
 
 
+def _check_encoder(options: Mapping[str, Any], reader: FeatureReader, splits: Sequence[Split]) -> None:
+    """Say how well the text encoder agrees with the token features, where there is one: few need it."""
+    if not options["text_encoder"].exists():
+        print(f"{options['text_encoder']}: no text encoder there to compare with the token features")
+        return
+    try:
+        encoder = open_text_encoder(options, choose_device(options))
+    except InputError as error:
+        log.warning("%s; edited captions and typed sentences would be refused", error)
+        return
+    fits, line = check_encoder(encoder, reader, [caption for split in splits for caption in split.captions])
+    if fits:
+        print(line)
+    else:
+        log.warning("%s", line)
+
+
 def _spread(counts: Sequence[int]) -> str:
     return f"median {statistics.median(counts):g}, longest {max(counts)}"
 
 
 def _add_flags(parser: Parser) -> None:
-    parser.add_argument("--quick", action="store_true", default=False, help="read headers only")
+    parser.add_argument("--quick", action="store_true", default=False, help="read headers only, load no text encoder")
 
 
 if __name__ == "__main__":

@@ -160,7 +160,12 @@ def _add_negatives(parser: Parser) -> None:
     add("--neg_loss_label_smoothing", type=float, default=0.2, help="label smoothing of the loss")
     add("--neg_action_num", type=int, default=8, help="copies of a caption with another verb")
     add("--neg_object_num", type=int, default=8, help="copies of a caption with another noun")
-    add("--text_encoder", default="checkpoints/roberta-large", help="folder of the encoder of edited captions")
+    add("--text_encoder", default="checkpoints/roberta-large", help="folder of the encoder of edited captions and of "
+        "sentences that are searched with")  # fmt: skip
+    add("--text_layer", type=int, default=-1, help="its layer that gives the token features, an index into the hidden "
+        "states: -1 the last, -2 the one before")  # fmt: skip
+    add("--text_special_tokens", choices=("keep", "drop"), default="keep", help="whether <s> and </s> are tokens of a "
+        "sentence")  # fmt: skip
     add("--neg_cache", help="folder of edits encoded beforehand by utils/cache_negatives.py (default: none)")
 
 

@@ -91,13 +91,13 @@ def make_cache(folder: Path, pools: Pools, made_from: Mapping[str, Any], encoder
         if not (folder / "cache.json").exists():
             write_manifest(folder, Manifest(parts, complete=False))
         manifest = read_manifest(folder, parts)
-        if set(manifest.made_from) != set(parts):
+        if not set(manifest.made_from) <= set(parts):
             raise InputError(f"{folder}: holds edits of both kinds, expected --neg_query_loss both")
         missing = _blocks_to_make(folder, manifest, blocks_of(pools.captions))
         if missing:
             _announce(folder, pools, missing, encoder)
             _make_blocks(folder, manifest, pools, missing, encoder)
-        write_manifest(folder, Manifest(parts, complete=True))
+        write_manifest(folder, Manifest(manifest.made_from, complete=True))
     print(f"{folder}: complete, {len(pools.captions)} captions")
 
 

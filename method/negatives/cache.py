@@ -22,6 +22,8 @@ from method.runtime.files import read_json, write_json
 FORMAT = 1
 CAPTIONS_PER_BLOCK = 64
 REMEDY = "`python utils/cache_negatives.py` with the flags of the training"
+# What caches were made from before this was recorded.
+_UNRECORDED = {"--text_layer": -1, "--text_special_tokens": "keep"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Manifest:
 
 
 def fingerprint(
-    captions: Sequence[Caption], vocabularies: Sequence[Vocabulary], encoder: str | None, **flags: int
+    captions: Sequence[Caption], vocabularies: Sequence[Vocabulary], encoder: str | None, **flags: int | str
 ) -> dict[str, Any]:
     """What the content of a cache depends on, part by part.
 
@@ -46,7 +48,7 @@ def fingerprint(
         captions: all captions of the training file, in its order.
         vocabularies: one for each kind of edit.
         encoder: digest of the text encoder; None leaves it out.
-        flags: numbers by the name of their flag, such as seed=666.
+        flags: values by the name of their flag, such as seed=666.
     """
     parts: dict[str, Any] = {"captions": _digest([(caption.id, caption.text) for caption in captions])}
     for vocabulary in vocabularies:
@@ -81,10 +83,11 @@ def read_manifest(folder: Path, expected: Mapping[str, Any]) -> Manifest:
     found = stored.get("made_from") if isinstance(stored, dict) else None
     if not isinstance(found, dict) or stored.get("format") != FORMAT:
         raise InputError(f"{path}: expected a cache of encoded edits in format {FORMAT}; {other}")
+    recorded = {**_UNRECORDED, **found}
     different = [
-        f"{part} {_shown(found.get(part))}, expected {_shown(value)}"
+        f"{part} {_shown(recorded.get(part))}, expected {_shown(value)}"
         for part, value in expected.items()
-        if found.get(part) != value
+        if recorded.get(part) != value
     ]
     if different:
         raise InputError(f"{folder}: made from something else: {summarize(different, 9)}; {other}")

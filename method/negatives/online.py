@@ -11,12 +11,14 @@ import torch
 from method.config.options import negative_branches
 from method.data.captions import Caption
 from method.data.check import check_files
+from method.data.dataset import FeatureReader
 from method.data.edits import EditedQueries, NegativeSource, PreparedEdits
 from method.negatives.cache import fingerprint
 from method.negatives.cached import CachedNegatives
 from method.negatives.editor import CaptionEditor
 from method.negatives.vocabulary import KINDS, Kind, Vocabulary, read_vocabulary
-from method.text.encoder import TextEncoder
+from method.text.check import log_encoder_check
+from method.text.encoder import TextEncoder, open_text_encoder
 from method.text.encoder_files import encoder_digest
 
 log = logging.getLogger(__name__)
@@ -58,7 +60,11 @@ class OnlineNegatives:
 
 
 def open_negatives(
-    options: Mapping[str, Any], captions: Sequence[Caption], dataset_ids: Collection[str], device: torch.device
+    options: Mapping[str, Any],
+    captions: Sequence[Caption],
+    dataset_ids: Collection[str],
+    device: torch.device,
+    reader: FeatureReader | None = None,
 ) -> NegativeSource | None:
     """The source of edited captions that the options ask for, None when they ask for none and nothing is read.
 
@@ -67,6 +73,8 @@ def open_negatives(
         captions: all captions of the training file, in its order.
         dataset_ids: ids of all captions of the dataset, training and evaluation.
         device: where the text encoder runs when there is no cache.
+        reader: of the token features that the text encoder is compared with; None when the caller does that. Edits of
+            a cache were compared when it was built.
 
     Raises:
         InputError: for a vocabulary, encoder or cache that is missing, wrong or made from something else.
@@ -80,9 +88,9 @@ def open_negatives(
     source: NegativeSource
     if options["neg_cache"] is None:
         editors = [CaptionEditor(captions, vocabulary) for vocabulary in vocabularies]
-        encoder = TextEncoder(
-            options["text_encoder"], options["q_feat_size"], options["max_desc_l"], device, precision=options["amp"]
-        )
+        encoder = open_text_encoder(options, device, options["amp"])
+        if reader is not None:
+            log_encoder_check(encoder, reader, captions)
         source = OnlineNegatives(editors, counts, encoder, options["seed"])
     else:
         expected = cache_fingerprint(options, captions, vocabularies)
@@ -111,8 +119,9 @@ def cache_fingerprint(
     """
     digest = None
     if options["text_encoder"].exists():
-        digest = encoder_digest(options["text_encoder"])
+        digest = encoder_digest(options["text_encoder"], options["dataset_name"])
     else:
         log.warning("%s: no such folder, so the cache is not compared with its encoder", options["text_encoder"])
-    flags = {flag: options[flag] for flag in ("max_desc_l", "q_feat_size", "seed")}
+    names = ("max_desc_l", "q_feat_size", "seed", "text_layer", "text_special_tokens")
+    flags = {flag: options[flag] for flag in names}
     return fingerprint(captions, vocabularies, digest, **flags)

@@ -7,9 +7,10 @@ Letters: E sentences, b of them in a batch, L tokens of its longest, N rows of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,10 +18,27 @@ from torch import Tensor
 from method.data.features import normalize_rows
 from method.data.ragged import Layout, Ragged
 from method.runtime import hardware
+from method.runtime.errors import InputError, shown
 from method.text.encoder_files import load_encoder
 
 # Tokens of a batch, padding included: a GPU wants many, a CPU gains nothing from more.
 _TOKENS_ON_GPU, _TOKENS_ON_CPU = 16384, 1024
+
+SpecialTokens = Literal["keep", "drop"]
+
+
+def open_text_encoder(options: Mapping[str, Any], device: torch.device, precision: str = "off") -> TextEncoder:
+    """The text encoder that the options describe; errors as of `TextEncoder`."""
+    return TextEncoder(
+        options["text_encoder"],
+        options["q_feat_size"],
+        options["max_desc_l"],
+        device,
+        precision=precision,
+        layer=options["text_layer"],
+        special_tokens=options["text_special_tokens"],
+        dataset=options["dataset_name"],
+    )
 
 
 class TextEncoder:
@@ -29,13 +47,17 @@ class TextEncoder:
     Args:
         folder: config, weights and tokeniser as transformers saves them.
         width: D that is expected of the encoder.
-        max_tokens: tokens kept of a sentence, <s> and </s> included; a longer sentence is encoded whole and then cut.
+        max_tokens: tokens kept of a sentence; a longer sentence is encoded whole and then cut.
         device: where it runs, in half precision (fp16) on a GPU and single on a CPU.
         token_budget: most tokens in a batch, padding included; None chooses by the device.
         precision: of the training that it serves: with 'bf16' a CPU encodes in bf16 too.
+        layer: index into the hidden states, -1 the last one.
+        special_tokens: whether the rows of <s> and </s> are kept. The encoder sees them in any case.
+        dataset: whose token features the encoder is for; error messages say how to get it.
 
     Raises:
-        InputError: when the folder or a part of it is missing, broken or of another width.
+        InputError: when the folder or a part of it is missing, broken or of another width, and for a layer that the
+            encoder does not have.
     """
 
     def __init__(
@@ -46,12 +68,18 @@ class TextEncoder:
         device: torch.device,
         token_budget: int | None = None,
         precision: str = "off",
+        layer: int = -1,
+        special_tokens: SpecialTokens = "keep",
+        dataset: str | None = None,
     ) -> None:
-        self.width, self.max_tokens, self.device = width, max_tokens, device
+        self.folder, self.width, self.max_tokens, self.device = folder, width, max_tokens, device
+        self.layer, self.special_tokens, self.dataset = layer, special_tokens, dataset
+        self._precision = precision
         is_cpu = device.type == "cpu"
         self._token_budget = token_budget or (_TOKENS_ON_CPU if is_cpu else _TOKENS_ON_GPU)
-        self._tokenizer, model = load_encoder(folder, width)
-        self._max_positions = min(_positions(model), self._tokenizer.model_max_length)
+        self._tokenizer, model, self._layer_of_model = load_encoder(folder, width, layer, dataset)
+        self._dropped = _special_tokens_around(self._tokenizer) if special_tokens == "drop" else (0, 0)
+        self._max_positions = min(count_positions(model), self._tokenizer.model_max_length)
         self._padding = self._tokenizer.pad_token_id or 0
         on_cpu = torch.bfloat16 if precision == "bf16" else torch.float32
         self._model = model.eval().requires_grad_(False).to(device, on_cpu if is_cpu else torch.float16)
@@ -60,10 +88,30 @@ class TextEncoder:
         # Where workers are not forked they get a copy, and need the tokeniser alone; the model may lie on a GPU.
         return {**self.__dict__, "_model": None}
 
+    def with_settings(self, layer: int, special_tokens: SpecialTokens) -> TextEncoder:
+        """The same encoder with another layer or other special tokens; for the same layer it shares the weights."""
+        if layer != self.layer:
+            return TextEncoder(
+                self.folder,
+                self.width,
+                self.max_tokens,
+                self.device,
+                self._token_budget,
+                self._precision,
+                layer,
+                special_tokens,
+                self.dataset,
+            )
+        other = copy.copy(self)
+        other._model = self._model  # which __getstate__ leaves out of copies
+        other.special_tokens = special_tokens
+        other._dropped = _special_tokens_around(self._tokenizer) if special_tokens == "drop" else (0, 0)
+        return other
+
     def encode(self, sentences: Sequence[str]) -> Ragged:
         """Token features of E sentences in their order, values (N, D) float32 on the encoder's device.
 
-        Equal sentences are encoded once; without sentences nothing is.
+        Equal sentences are encoded once; without sentences nothing is. InputError for a sentence without any token.
         """
         return self.encode_tokens(*self.tokenize(sentences))
 
@@ -80,7 +128,7 @@ class TextEncoder:
     def encode_tokens(self, tokens: Ragged, order: Sequence[int]) -> Ragged:
         """Token features of sentences as `encode` gives them, from what `tokenize` gave."""
         tokens = Ragged(hardware.sent(tokens.values, self.device), tokens.layout.to(self.device))
-        kept = Layout.of([min(length, self.max_tokens) for length in tokens.layout.lengths], device=self.device)
+        kept = Layout.of(list(map(self._kept, tokens.layout.lengths)), device=self.device)
         values_ND = self._encode(tokens, kept)
         if len(kept.lengths) < len(order):
             rows_n, kept = _rows_of(kept, order)
@@ -90,12 +138,19 @@ class TextEncoder:
 
     def count_rows(self, sentences: Sequence[str]) -> int:
         """N, the rows that these sentences will have if no two are equal, without encoding them."""
-        return sum(min(len(ids), self.max_tokens) for ids in self._token_lists(list(sentences)))
+        return sum(self._kept(len(ids)) for ids in self._token_lists(list(sentences)))
+
+    def _kept(self, length: int) -> int:
+        """Rows that are kept of a sentence of so many tokens."""
+        return min(length - sum(self._dropped), self.max_tokens)
 
     def _token_lists(self, sentences: list[str]) -> list[list[int]]:
         if not sentences:
             return []
         tokens = self._tokenizer(sentences, truncation=True, max_length=self._max_positions)["input_ids"]
+        for sentence, ids in zip(sentences, tokens, strict=True):
+            if self._kept(len(ids)) < 1:
+                raise InputError(f"{shown(sentence)}: no token for {self.folder}, expected words that it knows")
         return [list(ids) for ids in tokens]
 
     def _encode(self, tokens: Ragged, layout: Layout) -> Tensor:
@@ -107,16 +162,30 @@ class TextEncoder:
                 rows_n, whole = _rows_of(tokens.layout, batch)
                 hidden_bLD = self._hidden(Ragged(tokens.values[rows_n], whole))
                 target_n, kept = _rows_of(layout, batch)
-                rows_nD = hidden_bLD.flatten(0, 1)[kept.owner_N * hidden_bLD.shape[1] + kept.position_N]
+                first_n = kept.owner_N * hidden_bLD.shape[1] + self._dropped[0]
+                rows_nD = hidden_bLD.flatten(0, 1)[first_n + kept.position_N]
                 values_ND.index_copy_(0, target_n, normalize_rows(rows_nD.float()))
         return values_ND
 
     def _hidden(self, tokens: Ragged) -> Tensor:
-        """Last hidden states (b, L, D) of b sentences."""
+        """Hidden states (b, L, D) of b sentences at the encoder's layer."""
         real_bL = tokens.layout.real_BL
         ids_bL = tokens.layout.pad(tokens.values).masked_fill(~real_bL, self._padding)
-        hidden_bLD: Tensor = self._model(input_ids=ids_bL, attention_mask=real_bL.long()).last_hidden_state
+        inputs = {"input_ids": ids_bL, "attention_mask": real_bL.long()}
+        hidden_bLD: Tensor
+        if self._layer_of_model == -1:
+            hidden_bLD = self._model(**inputs).last_hidden_state
+        else:
+            hidden_bLD = self._model(**inputs, output_hidden_states=True).hidden_states[self._layer_of_model]
         return hidden_bLD
+
+
+def _special_tokens_around(tokenizer: Any) -> tuple[int, int]:
+    """How many special tokens the tokeniser puts before and behind every sentence."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    before = next(first for first in range(len(whole) + 1) if whole[first : first + len(bare)] == bare)
+    return before, len(whole) - len(bare) - before
 
 
 def _rows_of(layout: Layout, order: Sequence[int]) -> tuple[Tensor, Layout]:
@@ -136,7 +205,7 @@ def _batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
         start += size
 
 
-def _positions(model: Any) -> int:
+def count_positions(model: Any) -> int:
     """Most tokens that a model takes: its position embeddings, less those that are kept for padding."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):

@@ -31,6 +31,9 @@ _FREE = {
     *("report", "moments", "quiet", "feature_cache", "features_on_device"),
 }
 
+# How edited captions were encoded before their runs recorded it: a resumed one must not go over to the dataset's way.
+_EDITS_BEFORE = {"text_layer": -1, "text_special_tokens": "keep"}
+
 
 def kept_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the run that `--resume DIR` or `--eval_ckpt FILE` points to; none for a published checkpoint."""
@@ -38,7 +41,8 @@ def kept_options(given: Mapping[str, Any]) -> dict[str, Any]:
         folder = Path(given["resume"])
         if not (folder / OPTIONS).exists():
             raise InputError(f"--resume {folder}: no run there, expected a folder with {OPTIONS}")
-        return _options_of(folder)
+        options = _options_of(folder)
+        return _EDITS_BEFORE | options if options.get("neg_query_loss") else options
     if given.get("eval_ckpt"):
         return stored_options(Path(given["eval_ckpt"])) or {}
     return {}

@@ -15,7 +15,7 @@ from method.negatives.build_cache import Pools, make_cache
 from method.negatives.online import OnlineNegatives, cache_fingerprint, open_negatives, read_vocabularies
 from method.negatives.vocabulary import KINDS, Kind
 from method.runtime.errors import InputError
-from method.text.encoder import TextEncoder
+from method.text.encoder import TextEncoder, open_text_encoder
 from tests.helpers.small_negatives import edits_of, make_captions, make_editors
 from tests.helpers.tiny_text_encoder import WIDTH, make_text_encoder
 
@@ -43,6 +43,8 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "neg_cache": None,
         "q_feat_size": WIDTH,
         "max_desc_l": 10,
+        "text_layer": -1,
+        "text_special_tokens": "keep",
         "seed": 666,
         "amp": "off",
     }
@@ -209,6 +211,55 @@ def test_a_cache_of_another_encoder_is_refused(cached_options: dict[str, Any], t
         opened(cached_options, text_encoder=other)
 
 
+def test_other_settings_of_the_encoder_change_the_edits_and_refuse_their_cache(
+    options: dict[str, Any], cached_options: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {"text_layer": -2, "text_special_tokens": "drop"}
+    usual, other = (
+        given(edits_of(opened({**options, "max_desc_l": 30, **more}), CAPTIONS, 0)["action"]) for more in ({}, settings)
+    )
+    assert other.queries.layout.lengths == tuple(length - 2 for length in usual.queries.layout.lengths)
+    for name, value in settings.items():
+        with pytest.raises(InputError, match=rf"--{name} .*, expected {value}"):
+            opened({**cached_options, name: value})
+
+    others = {**options, **settings, "neg_cache": tmp_path}
+    editors = make_editors(tmp_path, CAPTIONS)
+    parts = cache_fingerprint(others, CAPTIONS, read_vocabularies(others, IDS))
+    pools = Pools(CAPTIONS, editors, {"action": 99, "object": 99}, 666)
+    make_cache(tmp_path, pools, parts, open_text_encoder(others, CPU))
+    everything = {"neg_action_num": 99, "neg_object_num": 99}
+    online, cached = (
+        given(edits_of(opened({**others, **everything, **more}), CAPTIONS[:4], 0)["action"])
+        for more in ({"neg_cache": None}, {})
+    )
+    assert sorted(cached.queries.layout.lengths) == sorted(online.queries.layout.lengths)
+    torch.testing.assert_close(cached.queries.values.sum(0), online.queries.values.sum(0), atol=2e-2, rtol=0)
+
+
+def test_a_cache_from_before_the_settings_were_recorded_is_used_and_continued(
+    options: dict[str, Any], cached_options: dict[str, Any], tmp_path: Path
+) -> None:
+    editors = make_editors(options["id_action_dict"].parent, CAPTIONS)
+    parts = cache_fingerprint(options, CAPTIONS, read_vocabularies(options, IDS))
+    before = {name: value for name, value in parts.items() if not name.startswith("--text_")}
+    assert len(before) == len(parts) - 2
+    pools = Pools(CAPTIONS, editors, {"action": 99, "object": 99}, 666)
+    encoder = open_text_encoder(options, CPU)
+    make_cache(tmp_path, pools, before, encoder)
+    blocks = {path: path.stat().st_mtime_ns for path in tmp_path.glob("block-*")}
+    old = {**options, "neg_cache": tmp_path}
+    edits_of(opened(old), CAPTIONS, 0)
+    with pytest.raises(InputError, match="--text_layer -1, expected -2"):
+        opened(old, text_layer=-2)
+
+    make_cache(tmp_path, pools, parts, encoder)
+    assert blocks == {path: path.stat().st_mtime_ns for path in tmp_path.glob("block-*")}
+    expected = edits_of(opened(cached_options), CAPTIONS, 0)
+    made = edits_of(opened(old), CAPTIONS, 0)
+    assert all(torch.equal(given(made[kind]).queries.values, given(expected[kind]).queries.values) for kind in KINDS)
+
+
 def test_features_of_a_cache_become_single_precision_on_the_device(cached_options: dict[str, Any]) -> None:
     source = opened(cached_options)
     prepared = source.prepare(CAPTIONS, 0)
@@ -300,3 +351,5 @@ def test_a_missing_encoder_says_what_to_do(options: dict[str, Any], tmp_path: Pa
     shutil.rmtree(tmp_path / "roberta-large", ignore_errors=True)
     with pytest.raises(InputError, match=r"roberta-large: no such folder.*python utils/download_roberta\.py"):
         opened(options, text_encoder=tmp_path / "roberta-large")
+    with pytest.raises(InputError, match=r"roberta-base-tvr: no such folder.*python utils/tune_text_encoder\.py tvr"):
+        opened(options, text_encoder=tmp_path / "roberta-base-tvr", dataset_name="tvr")

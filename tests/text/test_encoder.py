@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from method.data.ragged import Ragged
 from method.runtime.errors import InputError
+from method.text import encoder_files
 from method.text.encoder import TextEncoder
 from method.text.encoder_files import encoder_digest
 from tests.helpers.tiny_text_encoder import WIDTH, make_text_encoder
@@ -55,6 +56,43 @@ def test_starts_and_ends_with_the_special_tokens(folder: Path) -> None:
     ids = TextEncoder(folder, WIDTH, 30, CPU).tokenize(["He sits."])[0].values.tolist()
     assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
     assert tokenizer.unk_token_id not in ids
+
+
+@pytest.mark.parametrize("layer", [-3, -2, -1, 0, 1, 2])
+@pytest.mark.parametrize("left_out", [True, False], ids=["needed layers", "all layers"])
+def test_any_layer_and_no_special_tokens(
+    folder: Path, layer: int, left_out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the features of TVR were made: `<s>` and `</s>` are seen by the encoder, their rows are not kept."""
+    if not left_out:
+        monkeypatch.setattr(encoder_files, "_LAYERS_CAN_BE_LEFT_OUT", ())
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    single = []
+    for sentence in SENTENCES:
+        ids = tokenizer(sentence, truncation=True, max_length=60, return_tensors="pt")
+        with torch.no_grad():
+            hidden = model(**ids, output_hidden_states=True).hidden_states[layer][0, 1:-1][:30]
+        single.append(hidden / (hidden.norm(dim=1, keepdim=True) + 1e-5))
+    encoder = TextEncoder(folder, WIDTH, 30, CPU, layer=layer, special_tokens="drop")
+    encoded = encoder.encode(SENTENCES)
+    assert encoded.layout.lengths == tuple(map(len, single))
+    assert max(encoded.layout.lengths) == 30
+    assert encoder.count_rows(SENTENCES) == len(encoded.values)
+    torch.testing.assert_close(encoded.values, torch.cat(single), atol=2e-6, rtol=0)
+    kept = encoder.with_settings(layer, "keep").encode(SENTENCES[:1]).values
+    torch.testing.assert_close(kept[1:-1], single[0], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("layer", [-4, 3])
+def test_a_layer_that_is_not_there_is_named(folder: Path, layer: int) -> None:
+    with pytest.raises(InputError, match=rf"--text_layer {layer}: .* has 2 layers, expected -3 to 2"):
+        TextEncoder(folder, WIDTH, 30, CPU, layer=layer)
+
+
+def test_a_sentence_without_any_token_is_named(folder: Path) -> None:
+    assert TextEncoder(folder, WIDTH, 30, CPU).encode([""]).layout.lengths == (2,)
+    with pytest.raises(InputError, match="'': no token"):
+        TextEncoder(folder, WIDTH, 30, CPU, special_tokens="drop").encode(["He sits.", ""])
 
 
 def test_a_long_sentence_is_encoded_whole_before_it_is_cut(folder: Path) -> None:
