@@ -1,9 +1,10 @@
-"""Files that are whole or absent: written beside their place, flushed to the disk and renamed."""
+"""Files and folders that are whole or absent: written beside their place, flushed to the disk and renamed."""
 
 import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,7 +32,31 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.errno and str(error.filename or ".part").endswith(".part"):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    _flush_folder(path.parent)
+    _flush(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give a new folder to fill, which becomes `path` when the block ends and is removed if it raises.
+
+    InputError when `path` exists. What a killed process left of its own is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in path.parent.glob(f".{path.name}.*.part"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    try:
+        yield beside
+        for file in beside.iterdir():
+            _flush(file)
+        _flush(beside)
+        os.chmod(beside, 0o777 & ~_umask())
+        if path.exists():
+            raise InputError(f"{path}: exists, expected a new folder")
+        os.rename(beside, path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    _flush(path.parent)
 
 
 def write_bytes(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -93,8 +118,8 @@ def _umask() -> int:
     return mask
 
 
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
