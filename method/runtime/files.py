@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from method.runtime.errors import InputError
+from method.runtime.file_kinds import stand_in
 
 
 @contextlib.contextmanager
@@ -89,13 +90,15 @@ def read_json(path: Path, max_bytes: int = 1 << 30) -> Any:
 
 
 def require_file(path: Path) -> None:
-    """InputError unless `path` is a readable file."""
+    """InputError unless `path` is a readable file, and no pointer, web page or packed file in its place."""
     if not path.exists():
         raise InputError(f"{path}: no such file")
     if not path.is_file():
         raise InputError(f"{path}: expected a file, found a {'folder' if path.is_dir() else 'pipe, socket or device'}")
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: permission denied")
+    if found := stand_in(path):
+        raise InputError(f"{path}: {found}")
 
 
 def sha256(path: Path) -> str:

@@ -27,7 +27,9 @@ from torch import Tensor
 from method.model.architecture import Architecture
 from method.model.published import from_published, is_published, published_architecture
 from method.model.retrieval import RetrievalModel
+from method.model.weight_names import unwrap_names
 from method.runtime.errors import InputError, shown, summarize
+from method.runtime.file_kinds import describe
 from method.runtime.files import require_file, sha256_of, write_bytes
 
 # What published checkpoints hold beside tensors. Each is data: none of it does anything when it is made, and the
@@ -45,6 +47,7 @@ _HARMLESS: list[Any] = [
         for name in ("scalar", "_reconstruct")
     ),
 ]
+_NO_CHECKPOINT, _EXPECTED = "not a readable checkpoint", "expected a file that torch.save wrote"
 _REAL_NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _DOS_FOLDER = 0x10
 # Whatever a damaged file makes the readers below stumble over.
@@ -108,18 +111,26 @@ def _read(file: BinaryIO, path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # on foreign pickles, which are refused below
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = str(error).split("GLOBAL ")[1].split(" ")[0] if "GLOBAL " in str(error) else ""
-        brings = f"asks for {found}" if found else "brings code or objects beside tensors and plain data, or is damaged"
+        if kind := describe(path):
+            raise InputError(f"{path}: {_NO_CHECKPOINT}: {_EXPECTED}, found {kind}") from error
+        wanted = str(error).split("GLOBAL ")[1].split(" ")[0] if "GLOBAL " in str(error) else ""
+        brings = (
+            f"asks for {wanted}" if wanted else "brings code or objects beside tensors and plain data, or is damaged"
+        )
         raise InputError(f"{path}: refused as a checkpoint: it {brings}; nothing of it was run") from error
     except _UNREADABLE as error:
-        raise InputError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
+        kind = describe(path)
+        reason = f": {_EXPECTED}, found {kind}" if kind else f" ({_first_line(error)})"
+        raise InputError(f"{path}: {_NO_CHECKPOINT}{reason}") from error
     weights = content.get("model") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
     ):
-        raise InputError(f"{path}: expected a checkpoint with the weights under 'model'")
+        found = f", found {summarize([shown(key) for key in content])}" if isinstance(content, dict) else ""
+        raise InputError(f"{path}: expected a checkpoint with the weights under 'model'{found}")
     if odd := [name for name, value in weights.items() if not is_plain(value)]:
         raise InputError(f"{path}: weights that are no plain arrays of numbers: {summarize(odd)}")
+    content["model"] = unwrap_names(weights, str(path))
     epoch = content.setdefault("epoch", 0)
     if not isinstance(epoch, int | np.integer) or isinstance(epoch, bool) or epoch < 0:
         raise InputError(f"{path}: expected a whole number, at least 0, under 'epoch', found {shown(epoch)}")

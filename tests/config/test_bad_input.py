@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
 import re
@@ -74,6 +75,8 @@ def truncate(path: Path) -> None:
 
 # Found before anything is written, each with a message that names the file and the id
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+CALLED_A_POINTER = "a Git LFS pointer, not the file itself; `git lfs pull`"
 BEFORE_THE_FIRST_STEP: dict[str, tuple[Spoil, str]] = {
     "no video features": (lambda d: d.features.unlink(),
         r"files of dataset demo are not all there: --video_feat_path: no .*numpy\.hdf5; .*download_data\.py demo$"),
@@ -118,6 +121,12 @@ BEFORE_THE_FIRST_STEP: dict[str, tuple[Spoil, str]] = {
         "'T00#enc#0' is a group, expected an array$"),
     "truncated HDF5": (lambda d: truncate(d.features), r"numpy\.hdf5: not a readable HDF5 file .*truncated"),
     "not HDF5": (lambda d: d.texts.write_text("hello"), r"query_feat\.hdf5: not a readable HDF5 file"),
+    "a Git LFS pointer for features": (lambda d: d.features.write_bytes(POINTER), f"hdf5: {CALLED_A_POINTER}"),
+    "a Git LFS pointer for captions": (lambda d: d.train_txt.write_bytes(POINTER), f"txt: {CALLED_A_POINTER}"),
+    "a web page for captions": (lambda d: d.test_txt.write_text("\n<!doctype html><html>"),
+        r"val\.caption\.txt: a web page"),
+    "compressed features": (lambda d: d.features.write_bytes(gzip.compress(d.features.read_bytes())),
+        r"hdf5: compressed \(gzip\); unpack it first"),
     "empty HDF5": (lambda d: d.texts.write_bytes(b""), r"query_feat\.hdf5: not a readable HDF5 file"),
 }  # fmt: skip
 

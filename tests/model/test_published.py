@@ -115,6 +115,19 @@ def test_published_weights_that_nobody_knows(tmp_path: Path, name: str) -> None:
         load_model(path, golden_architecture(SMALL_CASE))
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_published_weights_of_a_wrapped_model(tmp_path: Path, prefix: str) -> None:
+    weights = {prefix + name: weight for name, weight in published_weights(SMALL_CASE).items()}
+    write_checkpoint(tmp_path / "p.ckpt", {"model": weights, "epoch": 1})
+    if prefix == "model.":
+        with pytest.raises(InputError, match=r"weights begin with 'model\.', expected names without it"):
+            load_model(tmp_path / "p.ckpt", golden_architecture(SMALL_CASE))
+        return
+    loaded = load_model(tmp_path / "p.ckpt", golden_architecture(SMALL_CASE))
+    expected = published_weights(SMALL_CASE)["mapping_linear.0.weight"]
+    assert torch.equal(loaded.model.branch("action").key.weight, expected)
+
+
 @pytest.mark.parametrize("changes", [{"action_width": 25}, {"query_width": 21}, {"max_frames": 25}, {"hidden_size": 64},
     {"fusion": "none"}, {"fusion_positions": True}, {"fusion_asks": "double_q"}, {"offset_count": 5},
     {"object_width": None, "fusion": "none"}], ids=str)  # fmt: skip

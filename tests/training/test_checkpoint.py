@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from method.model.architecture import Architecture
+from method.model.weight_names import unwrap_names
 from method.runtime.errors import InputError
 from method.runtime.files import sha256
 from method.training.checkpoint import load_model, model_content, stored_options, write_checkpoint
@@ -172,6 +173,49 @@ def test_a_huge_architecture_costs_no_memory(tmp_path: Path) -> None:
     """What a few bytes declare is compared with the weights before a model of that size is made."""
     write_checkpoint(tmp_path / "m.ckpt", altered(architecture=lambda a: a.update(hidden_size=1 << 20)))
     with pytest.raises(InputError, match=r"key\.weight is \(16, 16\), expected \(1048576, 1048576\)"):
+        load_model(tmp_path / "m.ckpt", SMALL)
+
+
+WRAPPED: dict[str, Callable[[str], str]] = {
+    "DataParallel": lambda name: f"module.{name}",
+    "compile": lambda name: f"_orig_mod.{name}",
+    "compile of DataParallel": lambda name: f"_orig_mod.module.{name}",
+    "DataParallel of compile": lambda name: f"module._orig_mod.{name}",
+    "compile of a part": lambda name: name.replace("branches.action.", "branches.action._orig_mod."),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_names_of_wrappers_are_left_out(tmp_path: Path, wrap: Callable[[str], str]) -> None:
+    model = lively_model()
+    content = model_content(model, 3, OPTIONS)
+    content["model"] = {wrap(name): weight for name, weight in content["model"].items()}
+    write_checkpoint(tmp_path / "m.ckpt", content)
+    state = load_model(tmp_path / "m.ckpt", SMALL).model.state_dict()
+    assert all(torch.equal(weight, state[name]) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_no_weight_of_a_model_is_taken_for_a_wrapped_one(changes: dict[str, Any]) -> None:
+    weights = lively_model(**changes).state_dict()
+    assert unwrap_names(weights, "m.ckpt") == weights
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.encoder.", "module.student."])
+def test_another_prefix_is_named_and_not_every_weight(tmp_path: Path, prefix: str) -> None:
+    content = model_content(lively_model(), 3, OPTIONS)
+    content["model"] = {prefix + name: weight for name, weight in content["model"].items()}
+    write_checkpoint(tmp_path / "m.ckpt", content)
+    named = prefix.removeprefix("module.")
+    with pytest.raises(InputError, match=rf"m\.ckpt: the names of all \d+ weights begin with '{named}'") as caught:
+        load_model(tmp_path / "m.ckpt", SMALL)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_weight_with_and_without_the_name_of_a_wrapper(tmp_path: Path) -> None:
+    content = with_weights(lambda weights: weights.update({f"module.{KEY}": weights[KEY] + 1}))
+    write_checkpoint(tmp_path / "m.ckpt", content)
+    with pytest.raises(InputError, match=f"holds the weight {KEY} twice, once as module.{KEY}"):
         load_model(tmp_path / "m.ckpt", SMALL)
 
 

@@ -1,8 +1,13 @@
 """Files given as checkpoints that are broken or mean harm: refused, and nothing of them is run."""
 
 import builtins
+import bz2
+import gzip
+import io
+import lzma
 import os
 import pickle
+import tarfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from method.model.retrieval import RetrievalModel
@@ -121,6 +127,56 @@ def test_a_missing_file_a_folder_and_a_foreign_archive(tmp_path: Path) -> None:
         archive.writestr("a.txt", "hello")
     with pytest.raises(InputError, match="not a readable checkpoint"):
         read_checkpoint(tmp_path / "x.zip")
+
+
+def archive_of(name: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, "hello")
+    return buffer.getvalue()
+
+
+def tar_of(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        entry = tarfile.TarInfo("m.ckpt")
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("content", "found"), [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64, "a Git LFS pointer.*`git lfs pull`"),
+    (b"\xef\xbb\xbf\n<!DOCTYPE html>\n<html><title>Sign in</title></html>", "a web page.*/resolve/"),
+    (b"<HTML lang='en'>", "a web page"),
+    *((pack(b"weights" * 100), rf"compressed \({name}\); unpack it first")
+      for pack, name in ((gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz"))),
+    (safetensors.torch.save({"a": torch.zeros(2)}), "a safetensors file"),
+    (safetensors.torch.save({"a": torch.zeros(2)}, {"format": "pt"}), "a safetensors file"),
+    (archive_of("weights.bin"), "a zip archive of 1 other files, such as 'weights.bin'"),
+    (tar_of(b"weights"), "a tar archive; unpack it first"),
+    (b"", "an empty file; download or copy it again"),
+    (bytes(5000), "begins with zeros only.*copy it again"),
+    (b"PK\x03\x04" + bytes(100), "an incomplete archive of 104 bytes; download or copy it again"),
+    (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file"),
+    (b"caption one.\ncaption two.\n" * 1000, "text, beginning 'caption one. caption two. "),
+    ("déjà vu\n".encode() * 1000, "text, beginning 'déjà vu"),
+    (b'{"error": "Invalid username or password."}', 'text, beginning .*"error"'),
+], ids=lambda value: value[:20] if isinstance(value, str) else "")  # fmt: skip
+def test_a_file_of_another_kind_is_called_by_its_name(tmp_path: Path, content: bytes, found: str) -> None:
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"^{path}: .*{found}") as caught:
+        read_checkpoint(path)
+    assert "brings" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cut_off_checkpoint_is_called_incomplete(tmp_path: Path, whole: tuple[bytes, dict[str, Any]]) -> None:
+    content, _ = whole
+    (tmp_path / "x.ckpt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=f"an incomplete archive of {len(content) // 2} bytes"):
+        read_checkpoint(tmp_path / "x.ckpt")
 
 
 @pytest.fixture(scope="module")
