@@ -147,7 +147,8 @@ def _add_flags(parser: Parser) -> None:
     add("--serve", action="store_true", default=False, help="answer on a web page")
     add("--host", default="127.0.0.1", help="address of the web page; any but the loopback's lets others in")
     add("--port", type=int, default=8000, help="port of the web page; 0: any free one")
-    add("--video_dir", metavar="DIR", help="folder with <video id>.mp4, .webm and so on, shown on the web page")
+    add("--video_dir", metavar="DIR", help="folder with <video id>.mp4, .webm and so on, shown on the web page; "
+        "those below are looked through too, once, at the start")  # fmt: skip
 
 
 def _check(options: Mapping[str, Any]) -> None:

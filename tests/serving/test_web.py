@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
@@ -247,27 +249,28 @@ def test_videos_are_served_in_ranges(client: FlaskClient, folder: Path) -> None:
         ("bytes=100-", 100, len(content)),
         ("bytes=-10", len(content) - 10, len(content)),
         (f"bytes=5-{10**9}", 5, len(content)),
+        ("Bytes=5-9", 5, 10),
+        (f"bytes=-{len(content)}", 0, len(content)),
+        (f"bytes=-{len(content) + 1}", 0, len(content)),
+        (f"bytes=-{10**15}", 0, len(content)),
     ):
         part = client.get("/video/v01", headers={"Range": asked})
         assert part.status_code == 206
         assert part.data == content[start:end]
         assert part.headers["Content-Range"] == f"bytes {start}-{end - 1}/{len(content)}"
-    assert client.get("/video/v01", headers={"Range": f"bytes={len(content)}-"}).status_code == 416
-    for odd in ("bytes=0-4,9-12", "bytes=x-", "frames=0-4", "bytes=9-4"):
-        assert client.get("/video/v01", headers={"Range": odd}).status_code in (200, 206, 416)
-    head = client.head("/video/v01")
+    beyond = client.get("/video/v01", headers={"Range": f"bytes={len(content)}-"})
+    assert (beyond.status_code, beyond.headers["Content-Range"]) == (416, f"bytes */{len(content)}")
+    head = client.head("/video/v01", headers={"Range": "bytes=0-4"})
     assert (head.status_code, head.data, head.content_length) == (200, b"", len(content))
 
 
-def test_the_rest_of_a_large_video_comes_in_pieces(client: FlaskClient, folder: Path) -> None:
-    size = (9 << 20) + 5
-    with (folder / "v06.mp4").open("wb") as file:
-        file.truncate(size)
-    first = client.get("/video/v06", headers={"Range": "bytes=0-"})
-    assert first.headers["Content-Range"] == f"bytes 0-{(4 << 20) - 1}/{size}"
-    assert len(first.data) == 4 << 20
-    last = client.get("/video/v06", headers={"Range": f"bytes={8 << 20}-"})
-    assert last.headers["Content-Range"] == f"bytes {8 << 20}-{size - 1}/{size}"
+@pytest.mark.parametrize("asked", [
+    "frames=0-4", "items=0-5", "bytes=x-", "bytes=9-4", "bytes=--5", "bytes=", "bytes=-", "bytes", "0-4", "",
+    "bytes=0-4,9-12", "bytes=9-12,0-4", "bytes=0-4,-5", "bytes=0-4, x", f"bytes=0-{'9' * 5000}", "bytes=1.5-",
+])  # fmt: skip
+def test_ranges_that_are_ignored(client: FlaskClient, folder: Path, asked: str) -> None:
+    whole = client.get("/video/v01", headers={"Range": asked})
+    assert (whole.status_code, whole.data) == (200, (folder / "v01.webm").read_bytes())
 
 
 def test_only_the_files_of_searched_videos_inside_the_folder_can_be_fetched(
@@ -309,6 +312,85 @@ def test_a_folder_that_is_a_link_itself_is_followed(folder: Path, tmp_path: Path
     assert VideoFolder(tmp_path / "link").find("v01") == (folder / "v01.webm", "video/webm")
 
 
+def named(folder: Path, *names: str) -> VideoFolder:
+    """A folder of empty files, each of which may be in a folder of its own."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return VideoFolder(folder)
+
+
+@pytest.mark.parametrize(("file", "video_id"), [
+    ("v01.MP4", "v01"),
+    ("v01.Mkv", "v01"),
+    ("part1/more/v01.mp4", "v01"),
+    ("part1/v01.mp4", "part1/v01"),
+    ("v01.mp4", "v01.mp4"),
+    ("part1/v01.MOV", "v01.MOV"),
+    ("a film, 2 of 3 [x] #1%20.mp4", "a film, 2 of 3 [x] #1%20"),
+    ("v01.720p.mp4", "v01.720p"),
+    ("-v01.webm", "-v01"),
+    ("cafe\u0301.mp4", "caf\u00e9"),
+    ("caf\u00e9.mp4", "cafe\u0301"),
+    ("\udcff.mp4", "\udcff"),
+])  # fmt: skip
+def test_names_of_video_files(tmp_path: Path, file: str, video_id: str) -> None:
+    videos = named(tmp_path, file)
+    found = videos.find(video_id)
+    assert found is not None
+    assert found[0] == tmp_path / file
+    assert videos.describe([video_id, "v99"]) == (1, f"1 of 2 videos have a file in {tmp_path}")
+    client = client_of(make_searcher({video_id: ["a"]}), tmp_path)
+    assert client.get(f"/video/{quote(video_id, errors='surrogateescape')}").status_code in (
+        {200, 404} if "\udcff" in video_id else {200}  # an address is UTF-8
+    )
+
+
+def test_of_several_files_the_same_one_is_taken(tmp_path: Path) -> None:
+    names = [
+        "b/v01.mp4",
+        "a/v01.mp4",
+        "a/v01.webm",
+        "v01.mkv",
+        "v01.webm",
+        "v01.mp4.mp4",
+        ".hidden/v01.mp4",
+        "._v01.mp4",
+    ]
+    taken = []
+    videos = named(tmp_path, *names)
+    while found := videos.find("v01"):
+        taken.append(found[0].relative_to(tmp_path).as_posix())
+        found[0].unlink()
+    assert taken == ["v01.webm", "v01.mkv", "a/v01.mp4", "b/v01.mp4", "a/v01.webm"]
+
+
+@pytest.mark.parametrize(("names", "said"), [
+    (["v01.mp4", "sub/v02.MP4"], "2 of 14 videos have a file in {folder}"),
+    (["film1.mp4"], "0 of 14 videos have a file in {folder}: it has files such as 'film1.mp4', expected names such as "
+        "'v00.mp4'"),
+    (["v01.avi", "notes.txt"], "0 of 14 videos have a file in {folder}: it has no .mp4, .m4v, .webm, .ogv, .mov, .mkv "
+        "file, expected names such as 'v00.mp4'"),
+])  # fmt: skip
+def test_the_start_says_how_many_videos_have_a_file(
+    tmp_path: Path, searcher: Searcher, names: list[str], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    named(tmp_path, *names)
+    caplog.set_level(logging.INFO)
+    client_of(searcher, tmp_path)
+    level = logging.WARNING if said.startswith("0") else logging.INFO
+    assert [(record.levelno, record.message) for record in caplog.records] == [(level, said.format(folder=tmp_path))]
+    caplog.clear()
+    client_of(searcher)
+    assert not caplog.records
+
+
+def test_a_file_that_has_gone(client: FlaskClient, folder: Path) -> None:
+    (folder / "v01.webm").unlink()
+    for video in ("v01", "v02"):
+        assert client.get(f"/video/{video}").status_code == 404
+
+
 def test_a_result_has_a_player_only_where_there_is_a_file(client: FlaskClient) -> None:
     tags = page(client.get("/?id=v01%23enc%230&top=14"))
     sources = sorted(str(video["src"]).split("#")[0] for video in tags.named("video"))
@@ -320,9 +402,10 @@ def test_a_result_has_a_player_only_where_there_is_a_file(client: FlaskClient) -
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_on_the_loopback_only_its_names_are_answered_to(searcher: Searcher, folder: Path, host: str) -> None:
     client = client_of(searcher, folder, host)
-    for good in ("127.0.0.1:8000", "localhost:8000", "localhost"):
+    for good in ("127.0.0.1:8000", "localhost:8000", "localhost", "LocalHost:8000", "LOCALHOST.", "[::1]:8000"):
         assert client.get("/", headers={"Host": good}).status_code == 200
-    for bad in ("attacker.example", "127.0.0.1.attacker.example:8000", "localhost.example", "x@localhost", "1.2.3.4"):
+    for bad in ("attacker.example", "127.0.0.1.attacker.example:8000", "localhost.example", "x@localhost", "1.2.3.4",
+            "localhost..", "[::2]", "[::1", "", "127.0.0.1@attacker.example"):  # fmt: skip
         for address in ("/", "/?q=a", "/video/v01", "/static/page.js", "/nothing"):
             response = client.get(address, headers={"Host": bad})
             assert response.status_code == 400, (bad, address)
@@ -337,7 +420,9 @@ def test_elsewhere_any_name_is_answered_to(searcher: Searcher) -> None:
 def test_only_reading_is_allowed(client: FlaskClient) -> None:
     for address in ("/", "/video/v01"):
         for method in ("POST", "PUT", "DELETE", "PATCH"):
-            assert client.open(address, method=method).status_code == 405
+            response = client.open(address, method=method)
+            assert response.status_code == 405
+            assert "GET" in response.headers["Allow"]
 
 
 def test_many_ask_at_once(searcher: Searcher, folder: Path) -> None:
@@ -371,20 +456,32 @@ def test_a_port_that_is_taken_is_named(searcher: Searcher) -> None:
         serve(app, "no.such.host.example", 0)
 
 
-def test_a_player_that_stops_reading_holds_up_nobody(folder: Path) -> None:
-    """More players than the server has threads ask for a large film and read nothing of it."""
+def test_players_that_stop_reading_hold_up_nobody(folder: Path) -> None:
+    """More of them than the server has threads, for each way to ask for much; ranges are exact meanwhile."""
+    size, start = 200 << 20, np.random.default_rng(0).bytes(1 << 20)
     with (folder / "v06.mp4").open("wb") as file:
-        file.truncate(200 << 20)
+        file.write(start)
+        file.truncate(size)
+    request = "GET /video/v06 HTTP/1.1\r\nHost: localhost\r\n"
+    many = ["Range: bytes=0-\r\n\r\n", "\r\n", "Range: bytes=-50000000\r\n\r\n", f"\r\n{request}\r\n"]
     idle = []
     with serving(folder, "x") as (address, _):
         try:
-            for request in ["Range: bytes=0-\r\n", ""] * 10:
-                player = socket.create_connection(("127.0.0.1", int(address.rsplit(":")[-1])))
-                player.sendall(f"GET /video/v06 HTTP/1.1\r\nHost: localhost\r\n{request}\r\n".encode())
+            for ending in many * 9:
+                player = socket.socket()
+                player.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                player.connect(("127.0.0.1", int(address.rsplit(":")[-1])))
+                player.sendall(f"{request}{ending}".encode())
                 idle.append(player)
             time.sleep(0.5)
             with urllib.request.urlopen(f"{address}/?q=a", timeout=20) as response:
                 assert b"<article" in response.read()
+            for asked, first, end in (("10-", 10, size), ("1000-2000", 1000, 2001), ("-70", size - 70, size)):
+                ranged = urllib.request.Request(f"{address}/video/v06", headers={"Range": f"bytes={asked}"})
+                with urllib.request.urlopen(ranged, timeout=20) as part:
+                    assert part.headers["Content-Range"] == f"bytes {first}-{end - 1}/{size}"
+                    assert int(part.headers["Content-Length"]) == end - first
+                    assert part.read(len(start)) == (start[first:] + bytes(1 << 20))[: min(len(start), end - first)]
         finally:
             for player in idle:
                 player.close()

@@ -19,6 +19,7 @@ from flask import Flask, Response, abort, redirect, render_template, request, se
 from waitress.server import create_server
 from werkzeug.exceptions import HTTPException, SecurityError
 from werkzeug.wrappers import Response as BaseResponse
+from werkzeug.wsgi import wrap_file
 
 from method.data.captions import Caption
 from method.runtime.errors import InputError
@@ -31,7 +32,9 @@ log = logging.getLogger(__name__)
 
 MOST_RESULTS = 200
 _EXAMPLES = 6
-_RANGE_BYTES = 4 << 20
+# Waitress lets a thread wait for a client that does not read once this many bytes are to be sent. None ever should:
+# video files are sent from the disk by the loop that serves all clients, and pages are small.
+_UNSENT_BYTES = 1 << 40
 _SECURITY = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "media-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -69,8 +72,15 @@ def make_app(searcher: Searcher, host: str, results: int, video_dir: Path | None
     """
     app = Flask(__name__)
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
-    app.config["TRUSTED_HOSTS"] = ["localhost", "127.0.0.1", host] if _is_loopback(host) else None
     videos = VideoFolder(video_dir)
+    if video_dir is not None:
+        found, line = videos.describe(searcher.video_ids)
+        log.log(logging.INFO if found else logging.WARNING, "%s", line)
+
+    @app.before_request
+    def refuse_other_hosts() -> None:
+        if _is_loopback(host) and not _is_loopback(_host_name(request.host)):
+            raise SecurityError
 
     @app.get("/")
     def page() -> Any:
@@ -95,20 +105,18 @@ def make_app(searcher: Searcher, host: str, results: int, video_dir: Path | None
         )
 
     @app.get("/video/<path:video_id>")
-    def video(video_id: str) -> Response:
+    def video(video_id: str) -> BaseResponse:
         found = videos.find(video_id) if video_id in searcher.captions_of else None
         if found is None:
             abort(404)
-        path, kind = found
-        _shorten_range()
-        return send_file(path, mimetype=kind, conditional=True, max_age=3600)
+        return _send(*found)
 
     @app.errorhandler(HTTPException)
     def failed(error: HTTPException) -> Any:
         if isinstance(error, SecurityError):  # no page for a host that is not ours
             return Response(f"{error.code}: this page answers to the name that it is served on only\n", error.code,
                 mimetype="text/plain")  # fmt: skip
-        return _render(searcher, error=f"{error.code}: {error.name}"), error.code
+        return _render(searcher, error=f"{error.code}: {error.name}"), error.code, error.get_headers()
 
     @app.after_request
     def secure(response: BaseResponse) -> BaseResponse:
@@ -126,7 +134,8 @@ def serve(app: Flask, host: str, port: int) -> None:
     except OSError as error:
         raise InputError(f"--host {host} --port {port}: cannot be served on ({error.strerror})") from error
     with listening:
-        server = create_server(app, sockets=[listening], threads=8, ident=None, max_request_body_size=1 << 16)
+        server = create_server(app, sockets=[listening], threads=8, ident=None, max_request_body_size=1 << 16,
+            outbuf_high_watermark=_UNSENT_BYTES)  # fmt: skip
         if not _is_loopback(host):
             log.warning("whoever reaches this machine by the network can use the page: there is no password")
         print(f"http://{_in_url(host)}:{listening.getsockname()[1]}/   Ctrl-C ends", flush=True)
@@ -169,26 +178,52 @@ def _rows(answer: Answer, searcher: Searcher, videos: VideoFolder) -> list[Row]:
     return rows
 
 
-def _shorten_range() -> None:
-    """Answer a request for the rest of a file with a piece of it.
+def _send(path: Path, kind: str) -> BaseResponse:
+    """A video file, or the part of it that the request names."""
+    try:
+        _settle_range(path.stat().st_size)
+        response = send_file(path, mimetype=kind, conditional=True, max_age=3600)
+        if response.status_code == 206 and "wsgi.file_wrapper" in request.environ:
+            # The server sends a file from where it stands, as many bytes as are announced (PEP 3333). A part as
+            # Werkzeug makes it would be handed over in pieces by a thread that waits for the client.
+            part = path.open("rb")
+            part.seek(response.content_range.start or 0)
+            response.response.close()  # type: ignore[union-attr]
+            response.response = wrap_file(request.environ, part)
+        return response
+    except OSError:  # gone meanwhile, or not ours to read
+        abort(404)
 
-    A player asks for all from some place on and stops reading when it has enough; the thread that sends it would wait.
+
+def _settle_range(size: int) -> None:
+    """Adapt the request's Range header to a file where Werkzeug would answer 416 and RFC 9110 (14.1.2, 14.2) not.
+
+    Ignored are units other than bytes, what is no range, several ranges, and any range of another method than GET. The
+    last N bytes of a shorter file are all of it.
     """
     asked = request.range
-    if asked is not None and asked.units == "bytes" and len(asked.ranges) == 1:
-        start, end = asked.ranges[0]
-        if start >= 0 and (end is None or end - start > _RANGE_BYTES):
-            request.environ["HTTP_RANGE"] = f"bytes={start}-{start + _RANGE_BYTES - 1}"
+    if asked is None or asked.units != "bytes" or len(asked.ranges) != 1 or request.method != "GET":
+        request.environ.pop("HTTP_RANGE", None)
+    elif asked.ranges[0][0] < -size:
+        request.environ["HTTP_RANGE"] = "bytes=0-"
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without its port, a final dot and capitals, which make no difference.
+
+    >>> _host_name("LocalHost.:8000"), _host_name("[::1]:8000"), _host_name("127.0.0.1")
+    ('localhost', '::1', '127.0.0.1')
+    """
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return name.lower().removesuffix(".")
 
 
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"
 
 
 def _in_url(host: str) -> str:
-    if ":" not in host:
-        return host
-    return "localhost" if _is_loopback(host) else f"[{host}]"  # Werkzeug knows no trusted hosts of IPv6
+    return f"[{host}]" if ":" in host else host

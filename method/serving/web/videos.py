@@ -1,8 +1,11 @@
-"""The video files that the web page may show: those of one folder, each named after a video id."""
+"""The video files that the web page may show: those in one folder and below, each named after a video id."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 
 # In the order in which browsers like them best.
 _TYPES = {
@@ -13,30 +16,78 @@ _TYPES = {
     ".mov": "video/quicktime",
     ".mkv": "video/x-matroska",
 }
+_ORDER = list(_TYPES)
 
 
 class VideoFolder:
     """Finds the file of a video.
+
+    The folder is read once, so that an id, which is data and may hold anything, is only ever looked up and never made
+    into a path. A file matches an id with its name without extension, its name, or its path below the folder without
+    extension; case matters in all but the extension. Of several that match, the one nearest to the folder is taken,
+    then the type that browsers like best, then the first by name.
 
     Args:
         path: the folder; None when there is none, and then nothing is found.
     """
 
     def __init__(self, path: Path | None) -> None:
+        self.path = path
         self._root = path.resolve() if path is not None else None
+        self._files: dict[str, list[str]] = {}
+        self.files = sorted(_video_files(self._root), key=_preference) if self._root is not None else []
+        for file in self.files:
+            for name in _names(file):
+                self._files.setdefault(name, []).append(file)
 
     def find(self, video_id: str) -> tuple[Path, str] | None:
-        """The file of a video and its type; None when there is none, or when it lies outside the folder.
-
-        An id is data and may hold anything, `../` as well, and a file may be a link to anywhere.
-        """
+        """The file of a video and its type; None when there is none, or when it is a link that leaves the folder."""
         if self._root is None:
             return None
-        for suffix, kind in _TYPES.items():
+        for file in self._files.get(_normal(video_id), []):
             try:
-                path = (self._root / f"{video_id}{suffix}").resolve(strict=True)
-            except (OSError, RuntimeError, ValueError):  # missing, links in a circle, no name of a file
+                path = (self._root / file).resolve(strict=True)
+            except (OSError, RuntimeError):  # gone, or links in a circle
                 continue
             if path.is_relative_to(self._root) and path.is_file():
-                return path, kind
+                return path, _TYPES[_suffix(file)]
         return None
+
+    def describe(self, video_ids: Iterable[str]) -> tuple[int, str]:
+        """How many of these videos have a file, and a line that says so."""
+        ids = list(video_ids)
+        found = sum(self.find(video_id) is not None for video_id in ids)
+        line = f"{found} of {len(ids)} videos have a file in {self.path}"
+        if ids and not found:
+            there = f"files such as {self.files[0]!r}" if self.files else f"no {', '.join(_TYPES)} file"
+            line += f": it has {there}, expected names such as {ids[0] + _ORDER[0]!r}"
+        return found, line
+
+
+def _video_files(root: Path) -> Iterator[str]:
+    """Paths of the video files below a folder, relative to it; linked and hidden folders are left out."""
+    for folder, inside, files in os.walk(root):
+        inside[:] = [name for name in inside if not name.startswith(".")]
+        relative = Path(folder).relative_to(root)
+        for name in files:
+            if not name.startswith(".") and _suffix(name) in _TYPES:
+                yield (relative / name).as_posix()
+
+
+def _preference(file: str) -> tuple[int, int, str]:
+    return file.count("/"), _ORDER.index(_suffix(file)), file
+
+
+def _names(file: str) -> set[str]:
+    """The ids that a file belongs to."""
+    path = PurePosixPath(_normal(file))
+    return {path.stem, path.name, path.with_suffix("").as_posix()}
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _normal(name: str) -> str:
+    """One spelling of characters that Unicode spells in several ways: some file systems change it."""
+    return unicodedata.normalize("NFC", name)
