@@ -6,12 +6,15 @@ Run it again after an interruption: it goes on where it stopped, and fetches not
 end the dataset is checked the way training would check it.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -19,11 +22,14 @@ if __package__ in (None, ""):
 from method.config.flags import Parser, make_parser
 from method.config.options import CONFIGS, DATA_FILES, VOCABULARY_FILES, read_yaml
 from method.runtime.errors import InputError, run_command, summarize
+from method.runtime.hub_environment import check_environment
 from utils.check_dataset import main as check_dataset
 from utils.hub.archives import SUFFIXES, unpack
 from utils.hub.fetch import fetch, refuse_others
 from utils.hub.record import RECORD_NAME, Record, digests
-from utils.hub.repository import Repository, open_repository
+
+if TYPE_CHECKING:  # as in utils/hub/fetch.py
+    from utils.hub.repository import Repository
 
 REPOSITORY = "chadcs/A3PRVR_AAAI2026"
 # dataset -> the folder of its data in the repository and the name of its checkpoint
@@ -60,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         downloads += [(Record.read(root / "checkpoints" / f".{checkpoint}{RECORD_NAME}"), "", {checkpoint: True})]
     pending = [download for download in downloads if not _is_here(download[0], options)]
     if pending:
+        check_environment()
+        from utils.hub.repository import open_repository
+
         repository = open_repository(options.repo, options.revision)
         plans = [(record, make_plan(repository, where, names)) for record, where, names in pending]
         for record, plan in plans:

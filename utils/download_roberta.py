@@ -17,14 +17,13 @@ if __package__ in (None, ""):
     import method  # noqa: F401 (before torch, whose threads it tells how to wait)
 
 import torch
-import transformers
 
 from method.config.flags import Parser
 from method.runtime.errors import InputError, run_command, summarize
+from method.runtime.hub_environment import check_environment
 from method.text.encoder import TextEncoder
 from utils.hub.fetch import fetch
 from utils.hub.record import RECORD_NAME, Record
-from utils.hub.repository import open_repository
 
 MODEL = "FacebookAI/roberta-large"
 PINNED = {
@@ -56,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if record.is_complete(options.model, revision):
         print(f"{folder}: {options.model} at {record.commit} is already here")
         return
+    check_environment()
+    from utils.hub.repository import open_repository
+
     repository = open_repository(options.model, revision)
     names = select_files(repository.name, repository.paths)
     files = {name: repository.describe(name) for name in names}
@@ -84,6 +86,8 @@ def encode_once(folder: Path) -> tuple[int, int]:
 
     InputError when it cannot be loaded or gives no finite features.
     """
+    import transformers  # as utils.hub.repository: after the environment was checked
+
     try:
         width = int(transformers.AutoConfig.from_pretrained(folder, local_files_only=True).hidden_size)
     except Exception as error:  # foreign files: anything can come out of the code that reads them

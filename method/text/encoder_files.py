@@ -14,6 +14,7 @@ import torch
 
 from method.runtime.errors import InputError
 from method.runtime.files import require_file, sha256
+from method.runtime.hub_environment import check_timeouts
 
 # A tokeniser comes as one of these sets of files; without any, transformers would make one that knows no word.
 _TOKENIZERS = (
@@ -53,6 +54,7 @@ def load_encoder(folder: Path, width: int, layer: int = -1, dataset: str | None 
     """
     require_parts(folder, dataset)
     remedy = encoder_remedy(dataset)
+    check_timeouts()  # a wrong one makes the import fail
     # Imported here because it takes seconds, and most runs have no edited captions.
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -122,7 +124,10 @@ def require_parts(folder: Path, dataset: str | None = None) -> None:
         raise InputError(f"{folder}: no {', no '.join(missing)}, expected a whole text encoder; {remedy}")
     for path in folder.iterdir():  # a pipe would be waited for, a device be read without end
         if path.exists() and not path.is_dir():
-            require_file(path)
+            try:
+                require_file(path)
+            except InputError as error:
+                raise InputError(f"{folder}: cannot be loaded as a text encoder ({error}); {remedy}") from error
 
 
 @functools.cache

@@ -194,6 +194,9 @@ def cut_weights(copy: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
 class Bomb:
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -229,6 +232,10 @@ def other_tokenizer(copy: Path) -> None:
         (lambda copy: (copy / "config.json").write_text("{"), "cannot be loaded"),
         (cut_weights, "cannot be loaded"),
         (pickled_code, "cannot be loaded"),
+        (
+            lambda copy: (copy / "model.safetensors").write_text(POINTER),
+            "safetensors: a Git LFS pointer, not the file",
+        ),
         (code_of_its_own, "cannot be loaded"),
         (lambda copy: set_config(copy, num_hidden_layers=3), "16 weights missing, such as encoder.layer.2.attention"),
         (lambda copy: set_config(copy, hidden_size=64), f"hidden size 64, expected {WIDTH} as in --q_feat_size"),
@@ -251,6 +258,13 @@ def test_a_broken_folder_is_one_line_that_says_what_to_do(
     assert "\n" not in line
     assert not (copy / "ran").exists()
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_wrong_timeout_of_the_hub_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The import of transformers fails at it."""
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "abc")
+    with pytest.raises(InputError, match=r"^HF_HUB_DOWNLOAD_TIMEOUT 'abc': expected a whole number of seconds"):
+        TextEncoder(folder, WIDTH, 30, CPU)
 
 
 def test_tensors_in_the_older_format_load(tmp_path: Path, folder: Path) -> None:

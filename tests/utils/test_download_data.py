@@ -189,6 +189,14 @@ def test_a_complete_download_is_recognised_without_a_request(
     assert len(download_data.asked) == 4  # type: ignore[attr-defined]
 
 
+def test_a_wrong_environment_is_named(hub: FakeHub, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:port")
+    monkeypatch.delenv("https_proxy", raising=False)
+    with pytest.raises(InputError, match=r"^HTTPS_PROXY http://127\.0\.0\.1:port: not the address of a proxy"):
+        run(root)
+    assert not hub.requests
+
+
 def test_what_is_missing_there(
     hub: FakeHub, root: Path, charades: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:

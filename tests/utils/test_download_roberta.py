@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils import close_session  # type: ignore[attr-defined]
 
 from method.runtime.errors import InputError
+from tests.helpers.hub_environment import clear_network
 from tests.helpers.tiny_text_encoder import WIDTH, make_text_encoder
 from tests.utils.fake_hub import FakeHub, Fault
 from utils import download_roberta
@@ -229,6 +231,38 @@ def test_what_the_hub_refuses_is_one_line(hub: FakeHub, folder: Path, encoder: d
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("variables", [
+    dict.fromkeys(("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_ENDPOINT", "SSL_CERT_FILE", "ALL_PROXY"), ""),
+    {"HF_HUB_ETAG_TIMEOUT": " 5 ", "HF_HUB_DOWNLOAD_TIMEOUT": "0"},
+    {"REQUESTS_CA_BUNDLE": "/nonexistent", "CURL_CA_BUNDLE": "/nonexistent"},  # of another client
+    {"ALL_PROXY": "nonsense://x:y", "NO_PROXY": "localhost,*"},
+    {"HTTPS_PROXY": "127.0.0.1:9", "all_proxy": "http://[::1]:9", "NO_PROXY": "127.0.0.1"},
+], ids=lambda value: " ".join(value)[:30])  # fmt: skip
+def test_an_environment_that_can_work(
+    folder: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], encoder: dict[str, bytes]
+) -> None:
+    clear_network(monkeypatch)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    close_session()  # the client reads the environment when it is made
+    main([])
+    close_session()
+    assert held(folder) == encoder
+
+
+def test_a_proxy_that_does_not_answer_is_named(folder: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    clear_network(monkeypatch)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
+    monkeypatch.setenv("HTTP_PROXY", "http://me:secret@127.0.0.1:9")
+    close_session()
+    with pytest.raises(
+        InputError, match=r"^http://hub\.invalid: lost or not reachable .* HTTP_PROXY http://\*\*\*@127"
+    ) as caught:
+        main([])
+    close_session()
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["", "huggingface.co", "ftp://hub", "http://", "http://a b", "http://hub:port"])
 def test_an_endpoint_that_is_no_url(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", url)
@@ -411,15 +445,15 @@ def test_the_command(hub: FakeHub, encoder: dict[str, bytes], tmp_path: Path) ->
     environment = {"PATH": os.environ["PATH"], "HF_HOME": str(tmp_path / "home"), "HOME": str(tmp_path / "home")}
     command = [sys.executable, str(ROOT / "utils" / "download_roberta.py")]
 
-    def run(url: str) -> "subprocess.CompletedProcess[str]":
-        where = environment | {"HF_ENDPOINT": url, "NO_PROXY": "127.0.0.1"}
+    def run(**changes: str) -> "subprocess.CompletedProcess[str]":
+        where = environment | {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1"} | changes
         return subprocess.run(command, cwd=tmp_path, env=where, capture_output=True, text=True, timeout=60)
 
-    refused = run("http://127.0.0.1:9")
+    refused = run(HF_HUB_ETAG_TIMEOUT="abc")  # at which the import of huggingface_hub fails
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.startswith("error: http://127.0.0.1:9: lost or not reachable")
+    assert refused.stderr.startswith("error: HF_HUB_ETAG_TIMEOUT 'abc': expected a whole number of seconds")
     assert refused.stderr.count("\n") == 1
-    done = run(hub.url)
+    done = run()
     assert (done.returncode, done.stderr) == (0, "")
     folder = tmp_path / "checkpoints" / "roberta-large"
     assert held(folder) == encoder

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from method.runtime.hub_environment import check_timeouts
 from utils.demo.language import vocabulary
 from utils.demo.world import word_vector
 
@@ -17,6 +18,7 @@ WORD_NORM = 1.5
 
 def save_encoder(folder: Path, width: int, seed: int) -> None:
     """Save a RoBERTa of two layers and `width` hidden units, and a tokeniser with a token for every word."""
+    check_timeouts()  # a wrong one makes the import fail
     # Imported here because it takes seconds, and only captions with edits need it.
     from tokenizers import ByteLevelBPETokenizer
     from transformers import RobertaConfig, RobertaModel, RobertaTokenizerFast

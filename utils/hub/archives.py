@@ -14,8 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from method.runtime.errors import InputError
-from utils.hub.fetch import check_room, make_folder, partial_file, readable
-from utils.hub.repository import is_safe
+from utils.hub.fetch import check_room, is_safe, make_folder, partial_file, readable
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 

@@ -4,6 +4,8 @@ A file is fetched into a hidden partial file beside its place, which outlives th
 is the announced one. A small JSON record in the folder says what has been placed; its "complete" is written last.
 """
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import glob
@@ -14,11 +16,13 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from method.runtime.errors import InputError
 from utils.hub.record import Record, digests
-from utils.hub.repository import RemoteFile, Repository
+
+if TYPE_CHECKING:  # a wrong environment makes the import fail: programs check it before
+    from utils.hub.repository import RemoteFile, Repository
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +105,11 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: this folder cannot be made ({os.strerror(error.errno or 0)})") from error
+
+
+def is_safe(path: str) -> bool:
+    """Whether a relative name stays inside the folder it is joined to."""
+    return path.isprintable() and not {"", ".."} & set(path.replace("\\", "/").split("/"))
 
 
 def _lock(stream: BinaryIO, path: Path, destination: Path) -> None:

@@ -1,14 +1,19 @@
 """What a folder holds of a repository of the Hugging Face Hub, kept in a small JSON file inside it."""
 
+from __future__ import annotations
+
 import hashlib
 import logging
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from method.runtime.errors import InputError
 from method.runtime.files import read_json, write_json
-from utils.hub.repository import Repository
+
+if TYPE_CHECKING:  # as in utils/hub/fetch.py
+    from utils.hub.repository import Repository
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +43,7 @@ class Record:
     files: dict[str, PlacedFile] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path) -> "Record":
+    def read(cls, path: Path) -> Record:
         """Read a record; one that is missing or damaged is an empty one."""
         if not path.exists():
             return cls(path)

@@ -1,8 +1,9 @@
 """One model repository of the Hugging Face Hub: what it holds, and the bytes of its files from any point on.
 
 Every request goes through huggingface_hub's own client, so its environment variables (HF_ENDPOINT, HF_TOKEN,
-HF_HUB_OFFLINE, timeouts, proxies, progress bars) mean here what they mean everywhere. Its usual download functions are
-not used: they throw away what an interrupted process has fetched.
+HF_HUB_OFFLINE, timeouts, proxies, progress bars) mean here what they mean everywhere; `check_environment` belongs
+before the import of this module. Its usual download functions are not used: they throw away what an interrupted process
+has fetched.
 """
 
 import contextlib
@@ -12,7 +13,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import (
@@ -24,9 +24,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
 from method.runtime.errors import InputError, summarize
+from method.runtime.hub_environment import check_endpoint, proxy_of
+from utils.hub.fetch import is_safe
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +130,8 @@ def open_repository(name: str, revision: str) -> Repository:
     """
     if "HF_HUB_VERBOSITY" not in os.environ:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    _check_endpoint()
+    check_endpoint(constants.ENDPOINT)
+    _open_client()
     with _in_one_line(name, f"no such model, or no revision {revision} of it"), _a_hub_answers(name):
         api = HfApi()
         # The hub answers a listing with retries for half a minute when there is no network, this call at once.
@@ -148,18 +151,11 @@ def open_repository(name: str, revision: str) -> Repository:
     return Repository(name, revision, commit, tuple(sorted(paths)))
 
 
-def is_safe(path: str) -> bool:
-    """Whether a relative name stays inside the folder it is joined to."""
-    return path.isprintable() and not {"", ".."} & set(path.replace("\\", "/").split("/"))
-
-
-def _check_endpoint() -> None:
-    with contextlib.suppress(ValueError):
-        parts = urlsplit(constants.ENDPOINT)
-        in_order = re.fullmatch(r"[\x21-\x7e]+", constants.ENDPOINT) and parts.port != 0
-        if parts.scheme in ("http", "https") and parts.hostname and in_order:
-            return
-    raise InputError(f"HF_ENDPOINT {constants.ENDPOINT}: expected a URL such as https://huggingface.co")
+def _open_client() -> None:
+    try:
+        get_session()
+    except Exception as error:  # the environment is checked before; whatever it or the system may still set wrongly
+        raise InputError(f"the network settings of this machine cannot be used ({error!r})") from error
 
 
 @contextlib.contextmanager
@@ -198,4 +194,7 @@ def _in_one_line(name: str, missing: str) -> Iterator[None]:
         raise InputError(f"{name}: HF_HUB_OFFLINE is set and not everything is here; unset it to download") from error
     except _TransportError as error:
         text = str(error) or type(error).__name__
-        raise InputError(f"{hub}: lost or not reachable ({text}); check the network and run again") from error
+        checked = f"the network and the proxy {proxy}" if (proxy := proxy_of(hub)) else "the network"
+        if "CERTIFICATE_VERIFY_FAILED" in text:
+            checked = "its certificate: SSL_CERT_FILE can name a file of those that your network uses"
+        raise InputError(f"{hub}: lost or not reachable ({text}); check {checked} and run again") from error
