@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Sourced by the launchers. Sets `repository`, this repository's folder, and defines `find_python` and `start_training`.
 
-repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+unset CDPATH # with it `cd` may go elsewhere, and prints where
+repository="$(cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 # Print the path of a Python that has the packages: PYTHON where it is set, else the active one (conda, venv), else .venv
 # in the repository, which is made with that Python when need be. Flags: see utils/environment.py.
@@ -27,5 +28,10 @@ start_training() {
     "$repository/method/train.py" "$@"
 }
 
-# What torchrun sets too, but not without a banner.
-if [[ -n "${NPROC:-}" ]]; then export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"; fi
+if [[ -n "${NPROC:-}" ]]; then
+  if [[ ! "$NPROC" =~ ^[1-9][0-9]{0,2}$ ]]; then
+    echo "error: NPROC=$NPROC: expected how many processes train together, 1 to 999" >&2
+    exit 2
+  fi
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # as torchrun sets it, but without its banner
+fi
