@@ -5,8 +5,10 @@
 #   bash do_demo.sh --neg_query_loss both      edited captions as hard negative queries
 #   bash do_demo.sh --no_cross_branch_fusion   an ablation
 # Data and runs go to demo/. Environment: PYTHON chooses the interpreter, NPROC how many processes train together.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by another shell: sh do_demo.sh
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/utils/environment.sh"
+# shellcheck source=utils/environment.sh
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/utils/environment.sh"
 python="$(find_python)"
 
 # With a small text encoder of its own, so that sentences that are in no caption file can be encoded too.
@@ -14,25 +16,7 @@ world="$repository/demo"
 "$python" "$repository/utils/make_demo_dataset.py" --out "$world" --tiny_roberta
 
 run="$(date +%Y-%m-%d_%H-%M-%S)"
-(start_training "$python" \
-  --dataset_name demo \
-  --root_path "$world" \
-  --exp_id a3prvr \
-  --description "$run" \
-  --best_frame_loss \
-  --phrase_action_branch \
-  --flow_feat \
-  --cross_branch_fusion \
-  --deformable_attn \
-  --hidden_size 64 \
-  --initializer_range 0.05 \
-  --bsz 32 \
-  --lr 1e-3 \
-  --n_epoch 18 \
-  --hard_negative_start_epoch 8 \
-  --num_workers 1 \
-  --report \
-  "$@")
+(start_training "$python" --dataset_name demo --root_path "$world" --description "$run" --num_workers 1 --report "$@")
 
 # Flags given here may have sent the run elsewhere; train.py has said where.
 metrics="$world/results/demo/a3prvr/$run/metrics.json"

@@ -1,43 +1,19 @@
 #!/usr/bin/env bash
-# Train A3PRVR on TVR, or evaluate a checkpoint on it. Flags given here come last and win:
+# Train A3PRVR on TVR, or evaluate a checkpoint on it. The published values stand in configs/tvr.yaml; any flag
+# given here wins over them:
 #   bash do_tvr.sh
 #   bash do_tvr.sh --n_epoch 2 --device -1
 #   bash do_tvr.sh --only_eval --eval_ckpt checkpoints/tvr.ckpt
+#   bash do_tvr.sh --description first --resume auto    start the run, or resume it
 # Environment: PYTHON chooses the interpreter, ROOT_PATH the folder of dataset/, checkpoints/ and results/, NPROC how many
-# processes train together, a GPU each.
+# processes train together, a GPU each. NEG_QUERY_LOSS=both, action or object trains with edited captions as hard negative
+# queries. The text encoder of the released 768-wide TVR features was never published: this needs token features and a
+# --text_encoder of your own.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by another shell: sh do_tvr.sh
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/utils/environment.sh"
+# shellcheck source=utils/environment.sh
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/utils/environment.sh"
 python="$(find_python)"
 
-# Edited captions as hard negative queries: both, action or object switches them on; empty, they are off and the
-# --neg_ flags below do nothing. The text encoder of the released 768-wide TVR features was never published: switch them
-# on only with token features and a --text_encoder of your own.
-neg_query_loss="${NEG_QUERY_LOSS:-}"
-
-# Dimensions of the features and paths stand in configs/tvr.yaml.
-start_training "$python" \
-  --dataset_name tvr \
-  --root_path "${ROOT_PATH:-$repository}" \
-  --exp_id a3prvr \
-  --visual_feature i3d \
-  --best_frame_loss \
-  --phrase_action_branch \
-  --flow_feat \
-  --cross_branch_fusion \
-  --deformable_attn \
-  --deformable_heads 8 \
-  --deformable_offset_groups 8 \
-  --deformable_offset_num 8 \
-  --deformable_offset_scale 12 \
-  --margin 0.1 \
-  --bsz 128 \
-  --lr 2.5e-4 \
-  --n_epoch 100 \
-  --seed 808 \
-  ${neg_query_loss:+--neg_query_loss "$neg_query_loss"} \
-  --neg_query_loss_weight 0.005 \
-  --neg_action_num 8 \
-  --neg_object_num 8 \
-  --neg_query_loss_branch both \
-  --neg_loss_label_smoothing 0.2 \
-  "$@"
+start_training "$python" --dataset_name tvr --root_path "${ROOT_PATH:-$repository}" \
+  ${NEG_QUERY_LOSS:+--neg_query_loss "$NEG_QUERY_LOSS"} "$@"

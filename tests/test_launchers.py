@@ -2,75 +2,40 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import torch
 from easydict import EasyDict
 
 from benchmarks import learning
 from method.config.options import make_architecture, read_options
 from method.runtime.files import read_json
+from method.training.checkpoint import write_checkpoint
+from method.training.resume import kept_options
+from tests.helpers.launching import STUB, launch, write_stub
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PUBLISHED = {
-    "charades": {"margin": 0.2, "seed": 666, "neg_action_num": 8, "neg_object_num": 8},
-    "activitynet": {"margin": 0.2, "seed": 520, "neg_action_num": 12, "neg_object_num": 12},
-    "tvr": {"margin": 0.1, "seed": 808, "neg_action_num": 8, "neg_object_num": 8},
-}
-EVERYWHERE = {
-    "best_frame_loss": True,
-    "phrase_action_branch": True,
-    "flow_feat": True,
-    "cross_branch_fusion": True,
-    "deformable_attn": True,
-    "deformable_heads": 8,
-    "deformable_offset_groups": 8,
-    "deformable_offset_num": 8,
-    "deformable_offset_scale": 12,
-    "bsz": 128,
-    "lr": 2.5e-4,
-    "n_epoch": 100,
-    "neg_query_loss": None,
-    "neg_query_loss_weight": 0.005,
-    "neg_query_loss_branch": "both",
-    "neg_loss_label_smoothing": 0.2,
-}
-WIDTHS = {"charades": (1024, 512, 1024), "activitynet": (1024, 512, 1024), "tvr": (3072, 512, 768)}
-
-# A stand-in for Python: finds itself when it is asked for an interpreter, and notes every other command line.
-STUB = """#!/usr/bin/env bash
-case "$1" in
-  -c | */utils/environment.py) echo "$0" ;;
-  *) printf '%s\\0' "$@" >> "$NOTES"; printf '\\n' >> "$NOTES" ;;
-esac
-exit "${STUB_STATUS:-0}"
-"""
+# What the published launchers end up with, read by the published program's own option parser.
+PUBLISHED: dict[str, dict[str, dict[str, Any]]] = read_json(REPOSITORY / "tests" / "golden" / "launch_options.json")
+(EDITS,) = PUBLISHED["charades"].keys() - {"launch"}
+# Published options that have the same name here. A new one fails the test until it is entered here or below.
+SAME_NAME = """dataset_name margin bsz seed lr lr_warmup_proportion wd n_epoch max_es_cnt hard_negative_start_epoch
+    hard_pool_size max_desc_l max_ctx_l q_feat_size visual_feat_dim visual_flow_feat_dim hidden_size n_heads input_drop
+    drop initializer_range fusion_weight cross_attn_head cross_attn_q deformable_offset_kernel_size deformable_heads
+    deformable_offset_groups deformable_offset_num deformable_offset_scale grad_clip eval_query_bsz eval_context_bsz
+    phrase_action_branch flow_feat cross_branch_fusion deformable_attn neg_query_loss neg_query_loss_branch
+    neg_action_num neg_object_num neg_query_loss_weight neg_loss_label_smoothing"""
+WITHOUT_EFFECT = {"best_frame_loss": "the paper's loss, which is always on"}
 
 
 @pytest.fixture
 def stub(tmp_path: Path) -> Path:
-    path = tmp_path / "stub" / "python"
-    path.parent.mkdir()
-    path.write_text(STUB)
-    path.chmod(0o755)
-    return path
-
-
-def launch(stub: Path, launcher: str, *arguments: str, **environment: str) -> list[list[str]]:
-    """The command lines that a launcher runs, started from another folder."""
-    notes = stub.parent / "notes"
-    notes.unlink(missing_ok=True)
-    subprocess.run(
-        ["bash", REPOSITORY / launcher, *arguments],
-        cwd=stub.parent,
-        env={**os.environ, "PYTHON": str(stub), "NOTES": str(notes), **environment},
-        check=True,
-    )
-    return [line.split("\0")[:-1] for line in notes.read_text().splitlines()]
+    return write_stub(tmp_path)
 
 
 def options_of(stub: Path, name: str, *arguments: str, **environment: str) -> EasyDict:
@@ -80,13 +45,39 @@ def options_of(stub: Path, name: str, *arguments: str, **environment: str) -> Ea
     return read_options(flags)
 
 
+@pytest.mark.parametrize("way", ["launcher", "no launcher", "checkpoint", "edits"])
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_values(stub: Path, name: str) -> None:
-    options = options_of(stub, name)
-    expected: dict[str, Any] = {"dataset_name": name, **EVERYWHERE, **PUBLISHED[name]}
-    assert {flag: options[flag] for flag in expected} == expected
-    assert (options.visual_feat_dim, options.visual_flow_feat_dim, options.q_feat_size) == WIDTHS[name]
-    assert options.video_feat_path.is_relative_to(REPOSITORY / "dataset" / f"{name}_i3d")
+def test_published_values(stub: Path, name: str, way: str, tmp_path: Path) -> None:
+    expected = PUBLISHED[name]["launch"] | {"neg_query_loss": None}
+    if way == "launcher":
+        options = options_of(stub, name)
+        assert options.video_feat_path.is_relative_to(REPOSITORY / "dataset" / f"{name}_i3d")
+    elif way == "edits":
+        options = options_of(stub, name, NEG_QUERY_LOSS="both")
+        expected |= {"neg_query_loss": "both", **PUBLISHED[name][EDITS]}
+    elif way == "no launcher":
+        options = read_options(["--dataset_name", name])
+    else:
+        write_checkpoint(tmp_path / "p.ckpt", {"model": {"query_input_proj.net.1.bias": torch.ones(384)}})
+        options = read_options(["--dataset_name", name, "--eval_ckpt", str(tmp_path / "p.ckpt")], kept=kept_options)
+    assert expected.keys() <= set(SAME_NAME.split()) | WITHOUT_EFFECT.keys()
+    compared = expected.keys() - WITHOUT_EFFECT.keys()
+    assert {flag: options[flag] for flag in compared} == {flag: expected[flag] for flag in compared}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_flag_wins_over_the_yaml(stub: Path, name: str) -> None:
+    other: dict[str, Any] = {"dataset_name": name, "cross_attn_q": "clip_q", "deformable_offset_kernel_size": 5}
+    for flag, value in (PUBLISHED[name]["launch"] | PUBLISHED["charades"][EDITS]).items():
+        if flag in WITHOUT_EFFECT or flag in other:
+            continue
+        if isinstance(value, bool | str):
+            other[flag] = {"both": "i3d" if "branch" in flag else "action"}.get(str(value), False)
+        else:
+            other[flag] = value / 2 if isinstance(value, float) else 2 * abs(value)
+    words = [word for flag, value in other.items() for word in (f"--{flag}", str(value))]
+    options = options_of(stub, name, *words)
+    assert {flag: options[flag] for flag in other} == other
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -105,10 +96,8 @@ def test_launched_models_have_the_published_weights(stub: Path, name: str) -> No
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_launchers_and_yaml_files_agree(stub: Path, name: str) -> None:
-    values = yaml.safe_load((REPOSITORY / "configs" / f"{name}.yaml").read_text())
-    options = options_of(stub, name)
-    shared = values.keys() - {flag for flag in values if str(values[flag]).startswith(("dataset/", "checkpoints/"))}
-    assert {flag: options[flag] for flag in shared} == {flag: values[flag] for flag in shared}
+    launched, bare = options_of(stub, name), read_options(["--dataset_name", name, "--root_path", str(REPOSITORY)])
+    assert launched == bare
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "demo"])
@@ -181,6 +170,15 @@ def test_the_benchmark_of_learning_has_the_options_of_the_demo(stub: Path, tmp_p
     assert differ == {"description", "num_workers", "report"}
 
 
+def test_the_demo_has_values_of_its_own(stub: Path) -> None:
+    _, (_, *train) = launch(stub, "do_demo.sh")
+    options = read_options([*train, "--root_path", str(stub.parent)])
+    own = {"hidden_size": 64, "initializer_range": 0.05, "bsz": 32, "lr": 1e-3, "n_epoch": 18, "seed": 1, "margin": 0.2}
+    own |= {"hard_negative_start_epoch": 8, "deformable_offset_scale": 12, "deformable_heads": 8, "max_ctx_l": 128}
+    assert {flag: options[flag] for flag in own} == own
+    assert make_architecture(options).fusion == "deformable"
+
+
 @pytest.mark.parametrize("name", [*PUBLISHED, "demo"])
 def test_the_exit_status_is_the_programs(stub: Path, name: str) -> None:
     failing = STUB.replace("printf '\\n' >> \"$NOTES\"", "exit 3")
@@ -213,3 +211,69 @@ def test_launchers_are_executable_and_start_alike(name: str) -> None:
     text = launcher.read_text()
     assert text.startswith("#!/usr/bin/env bash\n# ")
     assert re.search(r"^set -euo pipefail$", text, re.MULTILINE)
+
+
+# Where and how they are started
+
+
+ALL = [*PUBLISHED, "demo"]
+SHELLS = [shell for shell in ("sh", "dash", "zsh", "ksh") if shutil.which(shell)]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("name", ALL)
+def test_any_shell_starts_them(stub: Path, name: str, shell: str) -> None:
+    *_, by_bash = launch(stub, f"do_{name}.sh", "--exp_id", "two words")
+    *_, by_shell = launch(stub, f"do_{name}.sh", "--exp_id", "two words", shell=shell)
+    place = by_bash.index("--description") + 1 if name == "demo" else 0
+    assert by_shell[:place] + by_shell[place + 1 :] == by_bash[:place] + by_bash[place + 1 :]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_called_through_links(stub: Path, name: str) -> None:
+    folder = stub.parent / "bin"
+    folder.mkdir()
+    (folder / "second").symlink_to(REPOSITORY / f"do_{name}.sh")
+    (folder / "first").symlink_to("second")
+    *_, (script, *_) = launch(stub, folder / "first")
+    assert script == str(REPOSITORY / "method" / "train.py")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_exported_cdpath_leads_nowhere(stub: Path, name: str) -> None:
+    """Started by a relative path, which `cd` would look up in the folders of CDPATH."""
+    (stub.parent / "here").symlink_to(REPOSITORY)
+    elsewhere = stub.parent / "elsewhere" / "here" / "utils"
+    elsewhere.mkdir(parents=True)
+    notes = stub.parent / "notes"
+    environment = {"PYTHON": str(stub), "NOTES": str(notes), "CDPATH": f"{stub.parent / 'elsewhere'}:{stub.parent}:."}
+    command = ["bash", f"here/do_{name}.sh"]
+    done = subprocess.run(command, cwd=stub.parent, env={**os.environ, **environment}, capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"", b"")
+    assert notes.read_text().splitlines()[-1].split("\0")[0] == str(REPOSITORY / "method" / "train.py")
+
+
+@pytest.mark.parametrize("processes", ["abc", "0", "-1", "2.5", " 2", "gpu", "10000"])
+def test_processes_that_cannot_be_counted(stub: Path, processes: str) -> None:
+    for name in ALL:
+        environment = {**os.environ, "PYTHON": str(stub), "NOTES": str(stub.parent / "notes"), "NPROC": processes}
+        command = ["bash", str(REPOSITORY / f"do_{name}.sh")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        message = f"error: NPROC={processes}: expected how many processes train together, 1 to 999\n"
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+    assert not (stub.parent / "notes").exists()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_a_clone_with_windows_line_ends_keeps_those_of_scripts(tmp_path: Path) -> None:
+    origin, clone = tmp_path / "origin", tmp_path / "clone"
+    files = [".gitattributes", "do_demo.sh", "utils/environment.sh", ".ci/run", "configs/base.yaml"]
+    files += ["requirements-lock.txt", "tests/golden/metrics.npz"]
+    for name in files:
+        (origin / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, origin / name)
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *identity, *words], cwd=origin, check=True)
+    subprocess.run(["git", "clone", "-q", "-c", "core.autocrlf=true", origin, clone], check=True)
+    assert {name for name in files if (clone / name).read_bytes() != (REPOSITORY / name).read_bytes()} == set()

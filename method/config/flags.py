@@ -9,6 +9,8 @@ from method.runtime.errors import InputError
 
 # Flags of the published launchers that never did anything there; accepted, and said so once.
 IGNORED = ("topk", "visual_feature")
+# `--resume auto`: resume the run that the flags name, or start it.
+AUTO = "auto"
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,8 +76,9 @@ def _add_run(parser: Parser) -> None:
     add("--results_root", default="results", help="folder of all runs")
     add("--exp_id", default="a3prvr", help="name of the experiment: results/<dataset>/<exp_id>/<description>")
     add("--description", help="name of the run's folder (default: its start time)")
-    add("--resume", nargs="?", const="", help="go on with a run: its folder, or the one that the flags name, or the "
-        "latest unfinished one")  # fmt: skip
+    add("--resume", nargs="?", const="", metavar="DIR|auto", help="resume a run: its folder, or without a "
+        "value the one that --description names, or the latest unfinished one; auto: resume the run of these flags, "
+        "start it if there is none, do nothing if it is finished")  # fmt: skip
     add("--save_every_steps", type=int, default=0, help="steps between saves within an epoch; 0: after epochs only")
     add("--seed", type=int, default=2026, help="seed of everything random")
     add("--device", type=int, help="GPU number, -1 for the CPU (default: a GPU when there is one)")
@@ -128,7 +131,7 @@ def _add_model(parser: Parser) -> None:
     add("--deformable_heads", type=int, default=8, help="heads of the deformable attention")
     add("--deformable_offset_groups", type=int, default=8, help="channel groups with offsets of their own")
     add("--deformable_offset_num", type=int, default=8, help="sampled positions a frame")
-    add("--deformable_offset_scale", type=float, default=12.0, help="largest offset, in frames")
+    add("--deformable_offset_scale", type=float, default=96.0, help="largest offset, in frames")
     add("--deformable_offset_kernel_size", type=int, default=3, help="width of the convolution that predicts offsets")
     add("--hidden_size", type=int, default=384, help="width D of both branches")
     add("--n_heads", type=int, default=4, help="heads of the sequence encoders")

@@ -1,4 +1,4 @@
-"""Options: a flag's value, else the dataset's YAML file's, else the default; checked here, in one place.
+"""Options: a flag's value, else that of the dataset's YAML file or its base, else the default; checked in one place.
 
 The rest of the program sees one EasyDict with a value for every flag of `method/config/flags.py`, paths made absolute.
 """
@@ -17,7 +17,7 @@ import yaml
 from easydict import EasyDict
 
 from method.config.checks import check_options
-from method.config.flags import IGNORED, Parser, boolean, make_parser
+from method.config.flags import AUTO, IGNORED, Parser, boolean, make_parser
 from method.model.architecture import Architecture, Fusion
 from method.runtime.errors import InputError, shown
 from method.runtime.files import require_file
@@ -25,6 +25,7 @@ from method.runtime.files import require_file
 log = logging.getLogger(__name__)
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_BASE = "base"  # key of a YAML file, and the name of the file in configs/ that is no dataset
 DATA_FILES = ("video_feat_path", "text_feat_path", "caption_train_txt", "caption_test_txt")
 VOCABULARY_FILES = ("id_action_dict", "total_action_dict", "id_object_dict", "total_object_dict")
 PATHS = (*DATA_FILES, *VOCABULARY_FILES, "results_root", "eval_ckpt", "resume", "text_encoder", "neg_cache", "moments")
@@ -69,7 +70,7 @@ def read_options(
     defaults = {name: action.default for name, action in actions.items()}
     given = _parse_given(parser, arguments)
     root = Path(given.get("root_path", ".")).expanduser().absolute()
-    given = {name: _absolute(value, root) if name in PATHS and value else value for name, value in given.items()}
+    given = {name: _absolute(value, root) if _is_path(name, value) else value for name, value in given.items()}
     earlier = kept(given) if kept is not None else {}
     source = given.get("resume") or given.get("eval_ckpt") or given.get("source") or "options of the earlier run"
     earlier = {
@@ -88,20 +89,34 @@ def read_options(
     check_options(options)
     options.root_path = _root(options.root_path, "root_path" in given)
     for path in PATHS:
-        if options[path]:
+        if _is_path(path, options[path]):
             options[path] = _absolute(options[path], options.root_path)
     return options
 
 
 def known_datasets() -> list[str]:
     """Names of the files in configs/."""
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != _BASE)
 
 
 def read_yaml(path: Path, parser: Parser) -> dict[str, Any]:
-    """Read one dataset's options; InputError for a file that is missing or not YAML, and for keys that are no flags."""
-    if not path.exists():
+    """Read one dataset's options, over those of the file that `base` names.
+
+    InputError for a file that is missing or not YAML, and for keys that are no flags.
+    """
+    if not path.exists() or path.stem == _BASE:
         raise InputError(f"--dataset_name {path.stem}: no {path}, expected one of {', '.join(known_datasets())}")
+    values = _load_yaml(path)
+    base = values.pop(_BASE, None)
+    if base is None:
+        return _typed_yaml(path, values, parser)
+    if not isinstance(base, str):
+        raise InputError(f"{path}: {_BASE}: expected the name of a YAML file, found {shown(base)}")
+    base_path = path.parent / base
+    return {**_typed_yaml(base_path, _load_yaml(base_path), parser), **_typed_yaml(path, values, parser)}
+
+
+def _load_yaml(path: Path) -> dict[Any, Any]:
     require_file(path)
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
@@ -109,6 +124,10 @@ def read_yaml(path: Path, parser: Parser) -> dict[str, Any]:
         raise InputError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected 'flag: value' lines, found {type(values).__name__}")
+    return values
+
+
+def _typed_yaml(path: Path, values: Mapping[Any, Any], parser: Parser) -> dict[str, Any]:
     of_the_call = (*OF_THE_CALL, "dataset_name", "root_path")
     actions = {name: action for name, action in _actions(parser).items() if name not in of_the_call}
     unknown = [str(key) for key in values if key not in actions]
@@ -233,6 +252,10 @@ def _text(text: str) -> str:
     if b"\0" in os.fsencode(text):
         raise ValueError(text)
     return text
+
+
+def _is_path(name: str, value: Any) -> bool:
+    return name in PATHS and bool(value) and (name, value) != ("resume", AUTO)
 
 
 def _absolute(path: str | Path, root: Path) -> Path:

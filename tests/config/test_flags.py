@@ -89,12 +89,12 @@ def test_every_flag_has_help_and_a_type() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [
-    ([], False), (["--flow_feat"], True), (["--flow_feat", "true"], True), (["--flow_feat", "False"], False),
+    ([], True), (["--flow_feat"], True), (["--flow_feat", "true"], True), (["--flow_feat", "False"], False),
     (["--flow_feat", "0"], False), (["--no_flow_feat"], False), (["--flow_feat", "--no_flow_feat"], False),
     (["--no_flow_feat", "--flow_feat"], True), (["--no_flow_feat", "false"], True),
 ])  # fmt: skip
 def test_switches(arguments: list[str], expected: bool) -> None:
-    assert read(*arguments).flow_feat is expected
+    assert read(*arguments).flow_feat is expected  # of the YAML, if there is no flag
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [

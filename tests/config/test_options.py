@@ -84,16 +84,9 @@ def test_every_yaml_key_is_a_flag_and_every_file_is_named(name: str) -> None:
     }
 
 
-def test_the_published_values_of_each_dataset() -> None:
-    facts = {}
-    for name in ("charades", "activitynet", "tvr"):
-        o = read_options(["--dataset_name", name])
-        facts[name] = (o.visual_feat_dim, o.visual_flow_feat_dim, o.q_feat_size, o.seed, o.margin, o.fusion_positions)
-    assert facts == {
-        "charades": (1024, 512, 1024, 666, 0.2, True),
-        "activitynet": (1024, 512, 1024, 520, 0.2, False),
-        "tvr": (3072, 512, 768, 808, 0.1, False),
-    }
+def test_only_charades_has_fusion_positions() -> None:
+    positions = {name: read_options(["--dataset_name", name]).fusion_positions for name in known_datasets()}
+    assert positions == {"charades": True, "activitynet": False, "tvr": False, "demo": False}
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -119,6 +112,31 @@ def test_the_published_values_of_each_dataset() -> None:
 def test_wrong_yaml_files(own_configs: Path, content: str | bytes, message: str) -> None:
     path = own_configs / "demo.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message):
+        read()
+
+
+def test_a_base_is_overridden_by_the_dataset(own_configs: Path) -> None:
+    (own_configs / "base.yaml").write_text("margin: 0.1\nbsz: 31\nlr: 3e-4\n")
+    (own_configs / "demo.yaml").write_text("base: base.yaml\nmargin: 0.3\n")
+    options = read("--lr", "1")
+    assert (options.margin, options.bsz, options.lr) == (0.3, 31, 1)
+    assert known_datasets() == ["demo"]
+    with pytest.raises(InputError, match=r"--dataset_name base: no .*base\.yaml, expected one of demo$"):
+        read_options(["--dataset_name", "base"])
+
+
+@pytest.mark.parametrize(("base", "content", "message"), [
+    ("3", None, r"demo\.yaml: base: expected the name of a YAML file, found 3$"),
+    ("base.yaml", None, r"base\.yaml: no such file"),
+    ("base.yaml", "margim: 1\n", r"base\.yaml: margim: no such flag"),
+    ("base.yaml", "bsz: many\n", r"base\.yaml: bsz: expected a value of type int, found 'many'"),
+    ("base.yaml", "base: demo.yaml\n", r"base\.yaml: base: no such flag"),  # one level, and so no circles
+])  # fmt: skip
+def test_wrong_bases(own_configs: Path, base: str, content: str | None, message: str) -> None:
+    (own_configs / "demo.yaml").write_text(f"base: {base}\n")
+    if content is not None:
+        (own_configs / "base.yaml").write_text(content)
     with pytest.raises(InputError, match=message):
         read()
 
@@ -196,6 +214,7 @@ FUSED = ["--phrase_action_branch", "--cross_branch_fusion"]
     (["--device", "-2"], "--device -2: expected the number of a GPU"),
     (["--root_path", "/no/such/folder"], "--root_path /no/such/folder: no such folder"),
 ], ids=lambda value: " ".join(value)[-50:] if isinstance(value, list) else "")  # fmt: skip
+@pytest.mark.usefixtures("own_configs")
 def test_wrong_values_are_named(arguments: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         read(*arguments)
@@ -209,6 +228,7 @@ def test_wrong_values_are_named(arguments: list[str], message: str) -> None:
     ["--max_es_cnt", "-1"], ["--grad_clip", "-1"], ["--lr_warmup_proportion", "0"], ["--fusion_weight", "1"],
     ["--neg_query_loss", "both"],
 ], ids=" ".join)  # fmt: skip
+@pytest.mark.usefixtures("own_configs")
 def test_values_that_are_right(arguments: list[str]) -> None:
     assert read(*arguments)
 
@@ -272,16 +292,17 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [
-    ([], {"fusion": "none", "object_width": None, "action_width": 64}),
-    (["--phrase_action_branch"], {"object_width": 64, "object_sees": "i3d"}),
-    (["--phrase_action_branch", "--flow_feat"], {"object_width": 48, "object_sees": "clip"}),
-    (["--phrase_action_branch", "--no_action_branch"], {"action_width": None, "object_width": 64}),
+    ([], {"fusion": "none", "object_width": None, "action_width": 1024}),
+    (["--phrase_action_branch"], {"object_width": 1024, "object_sees": "i3d"}),
+    (["--phrase_action_branch", "--flow_feat"], {"object_width": 512, "object_sees": "clip"}),
+    (["--phrase_action_branch", "--no_action_branch"], {"action_width": None, "object_width": 1024}),
     (FUSED, {"fusion": "attention", "fusion_heads": 4, "fusion_extent": "valid"}),
     ([*FUSED, "--deformable_attn", "--fusion_extent", "padded"], {"fusion_heads": 8, "fusion_extent": "padded"}),
     (["--neg_query_loss", "action"], {"temperatures": ("action",)}),
     ([*FUSED, "--neg_query_loss", "action"], {"temperatures": ("action", "object")}),
     ([*FUSED, "--neg_query_loss", "both", "--neg_query_loss_branch", "clip"], {"temperatures": ("object",)}),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")  # fmt: skip
+@pytest.mark.usefixtures("own_configs")
 def test_architectures(arguments: list[str], expected: dict[str, Any]) -> None:
     architecture = make_architecture(read(*arguments)).as_dict()
     assert {name: architecture[name] for name in expected} == expected

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ def test_without_vocabulary_files_a_dataset_is_whole(
     if not named:
         lines = (config.CONFIGS / "demo.yaml").read_text().splitlines(keepends=True)
         (small.root / "demo.yaml").write_text("".join(line for line in lines if "action_dict" not in line))
+        shutil.copy(config.CONFIGS / "base.yaml", small.root)
         monkeypatch.setattr(config, "CONFIGS", small.root)
     main(arguments(small))
     captions = str(len(read_captions(small.train_txt)))

@@ -28,7 +28,7 @@ def flags(case: str) -> list[str]:
         --hidden_size {c["hidden"]} --max_ctx_l {c["max_ctx_l"]} --max_desc_l {c["max_desc_l"]}
         --deformable_offset_scale {c["scale"]} --deformable_offset_num {c["offsets"]}
         --deformable_offset_groups {c["groups"]} --deformable_heads {c["heads"]} --cross_attn_q {c["dirn"]}"""
-    return [*words.split(), *(["--deformable_attn"] if c["deformable"] else [])]
+    return [*words.split(), "--deformable_attn" if c["deformable"] else "--no_deformable_attn"]
 
 
 @pytest.mark.parametrize("case", CASES)
