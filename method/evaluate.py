@@ -1,12 +1,11 @@
-r"""Evaluate a checkpoint, ours or a published one.
+"""Evaluate a checkpoint, ours or a published one.
 
     python method/evaluate.py --eval_ckpt results/charades/a3prvr/2026-01-31_12-00-00/model.ckpt
-    python method/evaluate.py --dataset_name tvr --eval_ckpt checkpoints/tvr.ckpt --phrase_action_branch --flow_feat \
-        --cross_branch_fusion --deformable_attn
+    python method/evaluate.py --dataset_name tvr --eval_ckpt checkpoints/tvr.ckpt
 
-A checkpoint of ours carries its options; a published one needs the flags of its launcher. Results go to a new run
-folder: metrics.json, with --save_scores scores.npz and with --report the folder report/, whose index.html shows where
-the model fails.
+A checkpoint of ours carries its options; those of a published one are in configs/<dataset>.yaml. Results go to a new
+run folder: metrics.json, with --save_scores scores.npz and with --report the folder report/, whose index.html shows
+where the model fails.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ from method.evaluation.report.subject import Subject
 from method.evaluation.sharding import own_batches
 from method.model.architecture import Architecture
 from method.model.precision import use_quickest_products
+from method.model.published import options_without_trace
 from method.model.retrieval import RetrievalModel
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import write_json
@@ -45,7 +45,7 @@ from method.runtime.process_group import joined_processes
 from method.runtime.processes import SINGLE_PROCESS, Processes
 from method.runtime.progress import be_quiet
 from method.runtime.run_folder import OPTIONS, RunFolder, circumstances, log_to_terminal, new_run
-from method.training.checkpoint import load_model
+from method.training.checkpoint import Loaded, load_model
 from method.training.resume import kept_options
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def evaluate_checkpoint(options: EasyDict, processes: Processes = SINGLE_PROCESS
         use_quickest_products(device)
         loaded = load_model(options.eval_ckpt, make_architecture(options))
         model = loaded.model.to(device)
-        _say_what_the_checkpoint_decides(make_architecture(options), model.architecture, loaded.options is not None)
+        log_model_options(options, loaded)
         reader = open_features(options, model.architecture, needed)
         split = check_split("evaluated split", options.caption_test_txt, reader)
         log.info(describe(split))
@@ -202,13 +202,19 @@ def recalls(metrics: Mapping[str, float]) -> str:
 _SHOWN = {"R@1": "r1", "R@5": "r5", "R@10": "r10", "R@100": "r100", "SumR": "sumr", "MedR": "medr"}
 
 
-def _say_what_the_checkpoint_decides(asked: Architecture, found: Architecture, ours: bool) -> None:
-    """Flags say what a published checkpoint is; a checkpoint of ours knows better."""
-    if not ours:
+def log_model_options(options: Mapping[str, Any], loaded: Loaded) -> None:
+    """Say where a checkpoint of ours overrules the options, and what had to be assumed of a published one."""
+    found = loaded.model.architecture
+    if loaded.options is None:
+        if options["fusion_extent"] not in (None, found.fusion_extent):
+            log.warning("published weights decide: fusion_extent is %s", found.fusion_extent)
+        assumed = " ".join(f"--{name} {options[name]}" for name in options_without_trace(found))
+        log.info("published weights show no trace of these options, assumed: %s", assumed)
         return
+    asked = make_architecture(options).as_dict()
     for name, value in found.as_dict().items():
-        if name != "temperatures" and asked.as_dict()[name] != value:
-            log.warning("the checkpoint decides: %s is %s, not %s", name, value, asked.as_dict()[name])
+        if name != "temperatures" and asked[name] != value:
+            log.warning("the checkpoint decides: %s is %s, not %s", name, value, asked[name])
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-r"""Type a sentence and see the videos that show it, and where in them.
+"""Type a sentence and see the videos that show it, and where in them.
 
     python method/search.py --eval_ckpt results/demo/a3prvr/first/model.ckpt "a person opens the fridge"
     python method/search.py --eval_ckpt ... --query_id 'demo_00500#enc#0'   # a caption of the dataset: no text encoder
     python method/search.py --eval_ckpt ...                                 # a prompt; an empty line ends it
     python method/search.py --eval_ckpt ... --json < sentences.txt          # JSON lines, see method/serving/output.py
     python method/search.py --eval_ckpt ... --serve --video_dir videos      # a web page on http://127.0.0.1:8000
-    python method/search.py "a man runs" --dataset_name charades --eval_ckpt checkpoints/charades.ckpt \
-        --phrase_action_branch --flow_feat --cross_branch_fusion --deformable_attn
+    python method/search.py "a man runs" --dataset_name charades --eval_ckpt checkpoints/charades.ckpt
 
-A checkpoint of ours carries its options; a published one needs the flags of its launcher. The videos are encoded once,
-into an index beside the checkpoint, which is refused when the checkpoint or the features have changed (--rebuild).
+A checkpoint of ours carries its options; those of a published one are in configs/<dataset>.yaml. The videos are
+encoded once, into an index beside the checkpoint, which is refused when the checkpoint or the features have changed
+(--rebuild).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from method.config.options import choose_device, make_architecture, read_options
 from method.data.batch import Loader
 from method.data.captions import Caption, group_by_video, read_captions
 from method.data.dataset import CorpusVideos, FeatureReader
-from method.evaluate import open_features
+from method.evaluate import log_model_options, open_features
 from method.evaluation.corpus import encode_corpus
 from method.evaluation.moments import read_moments
 from method.evaluation.report.breakdown import durations
@@ -91,6 +91,7 @@ def make_searcher(options: EasyDict) -> Searcher:
     checkpoint, device = Path(options.eval_ckpt), choose_device(options)
     use_quickest_products(device)
     loaded = load_model(checkpoint, make_architecture(options))
+    log_model_options(options, loaded)
     model = loaded.model.to(device)
     reader = open_features(options, model.architecture)
     captions = {split: read_captions(options[f"caption_{split}_txt"]) for split in ("test", "train")}

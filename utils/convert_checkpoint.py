@@ -1,10 +1,9 @@
-r"""Convert a checkpoint between the published form and ours; the direction is the input's other form.
+"""Convert a checkpoint between the published form and ours; the direction is the input's other form.
 
-    python utils/convert_checkpoint.py checkpoints/charades.ckpt charades_ours.ckpt --dataset_name charades \
-        --phrase_action_branch --flow_feat --cross_branch_fusion --deformable_attn
+    python utils/convert_checkpoint.py checkpoints/charades.ckpt charades_ours.ckpt --dataset_name charades
     python utils/convert_checkpoint.py results/charades/a3prvr/RUN/model.ckpt charades_published.ckpt
 
-A published checkpoint needs the flags of its launcher, which say what its weights are; ours carries them.
+The options of a published checkpoint are in configs/<dataset>.yaml; ours carries them.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from easydict import EasyDict
 
 from method.config.flags import Parser
 from method.config.options import make_architecture, plain, read_options
+from method.evaluate import log_model_options
 from method.model.published import to_published
 from method.runtime.errors import InputError, run_command
 from method.runtime.run_folder import log_to_terminal
@@ -48,6 +48,7 @@ def convert(source: Path, target: Path, options: EasyDict) -> None:
     """Write `source` in its other form to `target`; `options` say what a published source is."""
     loaded = load_model(source, make_architecture(options))
     if loaded.options is None:
+        log_model_options(options, loaded)
         options.fusion_extent = loaded.model.architecture.fusion_extent
         write_checkpoint(target, model_content(loaded.model, loaded.epoch, plain(options)))
         log.info("%s: our form of the published %s, epoch %d", target, source, loaded.epoch)

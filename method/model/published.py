@@ -5,7 +5,7 @@ The published names mislead: `_phrase`, `_action` and `phrase_action` all mean t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -61,6 +61,28 @@ _NEVER_USED: tuple[str, ...] = (
     *("channel_proj", "cross_branch_fusion_SA.", "cross_branch_fusion_SB.", "roberta_model."),
     *(f"mapping_linear{branch}.{layer}." for branch in ("", "_phrase_action") for layer in (1, 2)),
 )
+# What the shapes of published weights tell of the options: a size, or whether there are weights of this beginning.
+_SIZES = {
+    "visual_feat_dim": ("frame_input_proj.LayerNorm.weight", 0),
+    "visual_flow_feat_dim or --flow_feat": ("frame_input_proj_action.LayerNorm.weight", 0),
+    "q_feat_size": ("query_input_proj.LayerNorm.weight", 0),
+    "hidden_size": ("query_input_proj.net.1.weight", 0),
+    "max_ctx_l": ("frame_pos_embed.position_embeddings.weight", 0),
+    "max_desc_l": ("query_pos_embed.position_embeddings.weight", 0),
+    "deformable_offset_num": (f"{_FIRST_FUSION}.to_offsets.2.weight", 0),
+    "deformable_offset_kernel_size": (f"{_FIRST_FUSION}.to_offsets.0.weight", 2),
+}
+_OFFSET_CHANNELS = (f"{_FIRST_FUSION}.to_offsets.2.weight", 1)  # of one of the groups
+_PARTS = {
+    "action_branch": "frame_input_proj.",
+    "phrase_action_branch": "frame_input_proj_action.",
+    "cross_branch_fusion": f"{_FIRST_FUSION}.",
+    "deformable_attn": f"{_FIRST_FUSION}.to_offsets.",
+    "fusion_positions": f"{_FIRST_FUSION}.pos_encoder_",
+    "cross_attn_q double_q": f"{_SECOND_FUSION}.to_offsets.",
+}
+# The temperatures start at 1/0.07 and the scale of the logits at 70; a training moves them by a few units.
+_LEAST_SCALE, _LARGEST_SCALE = 1.0, 1000.0
 _CHANNEL_PROJECTION_WIDTH = 1024  # written into the published program, whatever the features' width
 
 
@@ -83,10 +105,19 @@ def from_published(state: Mapping[str, Tensor], architecture: Architecture, sour
         source: name of the file, for errors.
 
     Raises:
-        InputError: listing every name that is missing, unknown or of another shape than the architecture's.
+        InputError: listing the options that the weights contradict, or else every name that is missing, unknown or of
+            another shape than the architecture's.
     """
     shapes = {name: weight.shape for name, weight in _meta_model(architecture).state_dict().items()}
     published_of = {ours: published_name(ours, architecture) for ours in shapes}
+    expected = _visible_options({published_of[ours]: shape for ours, shape in shapes.items()})
+    found = _visible_options({name: weight.shape for name, weight in state.items()})
+    if contradictions := [
+        f"--{option} is {value} ({where}), expected {expected[option][0]}"
+        for option, (value, where) in found.items()
+        if option in expected and expected[option][0] != value
+    ]:
+        raise InputError(f"{source}: weights do not fit the options: {'; '.join(contradictions)}")
     unused = _NEVER_USED if len(_fusion_prefixes(architecture)) == 2 else (*_NEVER_USED, f"{_SECOND_FUSION}.")
     problems = [f"{name} is missing" for name in published_of.values() if name not in state]
     known = set(published_of.values()) | set(_TEMPERATURES.values())
@@ -99,6 +130,49 @@ def from_published(state: Mapping[str, Tensor], architecture: Architecture, sour
     if problems:
         raise InputError(f"{source}: weights do not fit the options: {summarize(problems, shown=len(problems))}")
     return {ours: state[name] for ours, name in published_of.items()}
+
+
+def _visible_options(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int | bool, str]]:
+    """The options that the shapes of published weights show, each with its value and where it is seen."""
+
+    def size(name: str, dimension: int) -> int | None:
+        return shapes[name][dimension] if name in shapes and len(shapes[name]) > dimension else None
+
+    visible: dict[str, tuple[int | bool, str]] = {}
+    for option, (name, dimension) in _SIZES.items():
+        if (value := size(name, dimension)) is not None:
+            visible[option] = value, name
+    channels = size(*_OFFSET_CHANNELS)
+    if channels and "hidden_size" in visible:
+        visible["deformable_offset_groups"] = visible["hidden_size"][0] // channels, _OFFSET_CHANNELS[0]
+    for option, prefix in _PARTS.items():
+        names = [name for name in shapes if name.startswith(prefix)]
+        visible[option] = bool(names), names[0] if names else f"no {prefix}*"
+    return visible
+
+
+def options_without_trace(architecture: Architecture) -> list[str]:
+    """Names of the options that scores depend on and that cannot be read off the weights of a published checkpoint."""
+    names = ["n_heads"]
+    if architecture.fusion == "deformable":
+        names += ["deformable_heads", "deformable_offset_scale"]
+        names += ["cross_attn_q"] if architecture.fusion_asks != "double_q" else []
+    if architecture.fusion == "attention":
+        names += ["cross_attn_head", "cross_attn_q"]
+    if architecture.object_width == architecture.action_width:
+        names.append("flow_feat")
+    return [*names, "fusion_weight", "eval_context_bsz", "text_layer", "text_special_tokens"]
+
+
+def check_scales(weights: Mapping[str, Tensor], architecture: Architecture, source: str) -> None:
+    """InputError for a temperature or a scale of logits, of weights with our names, that no training arrives at."""
+    for ours, weight in weights.items():
+        is_scale = ours.startswith("temperatures.") or ours.endswith(".logit_scale")
+        if is_scale and not _LEAST_SCALE <= weight.item() <= _LARGEST_SCALE:
+            raise InputError(
+                f"{source}: {published_name(ours, architecture)} is {weight.item():.6g}, "
+                f"expected {_LEAST_SCALE:g} to {_LARGEST_SCALE:g}"
+            )
 
 
 def to_published(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:

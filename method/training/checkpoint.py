@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from method.model.architecture import Architecture
-from method.model.published import from_published, is_published, published_architecture
+from method.model.published import check_scales, from_published, is_published, published_architecture
 from method.model.retrieval import RetrievalModel
 from method.model.weight_names import unwrap_names
 from method.runtime.errors import InputError, shown, summarize
@@ -197,6 +197,8 @@ def load_model(path: Path, architecture: Architecture) -> Loaded:
     with torch.device("meta"):  # no memory is asked for before it is known that the file has as many numbers
         sketch = RetrievalModel(architecture)
     check_weights(sketch, weights, path)
+    if published:
+        check_scales(weights, architecture, str(path))
     with torch.random.fork_rng(devices=[]):  # weights that are replaced must not cost a run its random numbers
         model = RetrievalModel(architecture)
     model.load_state_dict(weights)

@@ -1,6 +1,7 @@
 """Published checkpoints of every launch are read, and written with exactly the published names and shapes."""
 
 import argparse
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from easydict import EasyDict
 
 from method.config.options import make_architecture, read_options
 from method.model.architecture import Architecture
-from method.model.published import published_architecture, to_published
+from method.model.published import options_without_trace, published_architecture, to_published
 from method.model.retrieval import RetrievalModel
 from method.runtime.errors import InputError
 from method.training.checkpoint import load_model, write_checkpoint
@@ -128,10 +129,50 @@ def test_published_weights_of_a_wrapped_model(tmp_path: Path, prefix: str) -> No
     assert torch.equal(loaded.model.branch("action").key.weight, expected)
 
 
-@pytest.mark.parametrize("changes", [{"action_width": 25}, {"query_width": 21}, {"max_frames": 25}, {"hidden_size": 64},
-    {"fusion": "none"}, {"fusion_positions": True}, {"fusion_asks": "double_q"}, {"offset_count": 5},
-    {"object_width": None, "fusion": "none"}], ids=str)  # fmt: skip
-def test_flags_of_another_launch(tmp_path: Path, changes: dict[str, Any]) -> None:
+FIRST = "cross_branch_fusion_A1"
+CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"action_width": 25}, r"--visual_feat_dim is 24 \(frame_input_proj.LayerNorm.weight\), expected 25"),
+    ({"object_width": 24}, r"--visual_flow_feat_dim or --flow_feat is 16 \(frame_input_proj_action.LayerNorm.weight\), "
+        "expected 24"),
+    ({"query_width": 21}, r"--q_feat_size is 20 \(query_input_proj.LayerNorm.weight\), expected 21"),
+    ({"max_frames": 25}, r"--max_ctx_l is 24 \(frame_pos_embed.position_embeddings.weight\), expected 25"),
+    ({"max_words": 9}, r"--max_desc_l is 10 \(query_pos_embed.position_embeddings.weight\), expected 9"),
+    ({"hidden_size": 64}, r"--hidden_size is 32 \(query_input_proj.net.1.weight\), expected 64"),
+    ({"fusion": "none"}, rf"--cross_branch_fusion is True \({FIRST}\.\S+\), expected False; --deformable_attn.*"),
+    ({"fusion": "attention"}, rf"--deformable_attn is True \({FIRST}\.to_offsets\.\S+\), expected False"),
+    ({"fusion_positions": True}, rf"--fusion_positions is False \(no {FIRST}.pos_encoder_\*\), expected True"),
+    ({"fusion_asks": "double_q"}, r"--cross_attn_q double_q is False \(no \S+B1.to_offsets.\*\), expected True"),
+    ({"offset_count": 5}, rf"--deformable_offset_num is 4 \({FIRST}.to_offsets.2.weight\), expected 5"),
+    ({"offset_groups": 4}, rf"--deformable_offset_groups is 8 \({FIRST}.to_offsets.2.weight\), expected 4"),
+    ({"offset_kernel": 5}, rf"--deformable_offset_kernel_size is 3 \({FIRST}.to_offsets.0.weight\), expected 5"),
+    ({"object_width": None, "fusion": "none"}, "--phrase_action_branch is True .*, expected False; .*"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), CONTRADICTIONS, ids=[str(changes) for changes, _ in CONTRADICTIONS])
+def test_options_that_the_weights_contradict(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = published_file(tmp_path, lambda weights: None)
-    with pytest.raises(InputError, match="weights do not fit the options: "):
+    with pytest.raises(InputError, match=f"{re.escape(str(path))}: weights do not fit the options: {message}$"):
         load_model(path, replace(golden_architecture(SMALL_CASE), **changes))
+
+
+@pytest.mark.parametrize("value", [-3.0, 0.0, 0.07, 1e4])
+@pytest.mark.parametrize("name", ["temp", "temp2", "cross_branch_fusion_A1.scales_make_attn_diff"])
+def test_temperatures_that_no_training_arrives_at(tmp_path: Path, name: str, value: float) -> None:
+    path = published_file(tmp_path, lambda weights: weights.update({name: torch.tensor(value)}))
+    with pytest.raises(InputError, match=rf"p\.ckpt: {name} is {value:g}, expected 1 to 1000$"):
+        load_model(path, golden_architecture(SMALL_CASE))
+
+
+EVERYWHERE = {"n_heads", "fusion_weight", "eval_context_bsz", "text_layer", "text_special_tokens"}
+
+
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({}, {"deformable_heads", "deformable_offset_scale", "cross_attn_q"}),
+    ({"fusion_asks": "double_q"}, {"deformable_heads", "deformable_offset_scale"}),
+    ({"fusion": "attention"}, {"cross_attn_head", "cross_attn_q"}),
+    ({"fusion": "none", "object_width": 24}, {"flow_feat"}),
+], ids=str)  # fmt: skip
+def test_options_that_leave_no_trace(changes: dict[str, Any], expected: set[str]) -> None:
+    names = options_without_trace(replace(golden_architecture(SMALL_CASE), **changes))
+    assert set(names) == expected | EVERYWHERE
