@@ -1,12 +1,13 @@
-r"""Train A3PRVR, or with --only_eval evaluate a checkpoint.
+"""Train A3PRVR, or with --only_eval evaluate a checkpoint.
 
-    python method/train.py --dataset_name charades --phrase_action_branch --flow_feat --cross_branch_fusion \
-        --deformable_attn
+    python method/train.py --dataset_name charades
     python method/train.py --resume results/charades/a3prvr/2026-01-31_12-00-00
+    python method/train.py --dataset_name charades --description first --resume auto
     torchrun --nproc_per_node 4 method/train.py ...
     python method/train.py --help
 
-The launchers do_*.sh pass the published flags. A run writes results/<dataset>/<exp_id>/<description or start time>/.
+configs/<dataset>.yaml has the published values, and any flag wins over it. A run writes
+results/<dataset>/<exp_id>/<description or start time>/.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if __package__ in (None, ""):
 import torch
 from easydict import EasyDict
 
+from method.config.flags import AUTO
 from method.config.options import choose_device, make_architecture, plain, read_options
 from method.data.batch import EpochBatches, Loader, VideoBatch
 from method.data.cache.gpu_tables import WithFeatures, on_device
@@ -49,7 +51,7 @@ from method.runtime.signals import StopRequests
 from method.training.loop import LoopSettings, Training, seed_everything
 from method.training.losses import LossSettings
 from method.training.optimizer import Schedule
-from method.training.resume import fingerprints, kept_options, open_run, take_up
+from method.training.resume import find_run, fingerprints, kept_options, open_run, take_up
 from method.training.run import RecordedRun
 
 log = logging.getLogger(__name__)
@@ -66,8 +68,23 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             options = read_options(arguments, kept=kept_options)
             be_quiet(options.quiet or not processes.is_first)
             if options.eval_ckpt and not options.only_eval:
-                raise InputError("--eval_ckpt is for --only_eval; a run is gone on with by --resume")
-        return evaluate_checkpoint(options, processes) if options.only_eval else train(options, processes)
+                raise InputError("--eval_ckpt is for --only_eval; a run is resumed by --resume")
+            if options.debug:
+                options.n_epoch = DEBUG_EPOCHS
+        if options.only_eval:
+            return evaluate_checkpoint(options, processes)
+        if options.resume == AUTO and (finished := resolve_auto(options, processes)):
+            log.info("%s: the run is finished, nothing is left to do", finished)
+            return finished
+        return train(options, processes)
+
+
+def resolve_auto(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path | None:
+    """Replace `--resume auto` by the run to resume, or by None to start one; returns a run that is finished already."""
+    with processes.raise_on_all():
+        found = find_run(options) if processes.is_first else (None, False)
+    options.resume, finished = processes.broadcast(found)
+    return options.resume if finished else None
 
 
 def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
@@ -79,8 +96,6 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
         use_quickest_products(device)
         if options.compile:
             expect_compiler(device)
-        if options.debug:
-            options.n_epoch = DEBUG_EPOCHS
         seed_everything(options.seed)
         model = RetrievalModel(make_architecture(options))
         if options.compile:

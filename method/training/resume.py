@@ -1,4 +1,4 @@
-"""Going on with a run: which one is meant, and whether the options still are the ones it was started with."""
+"""Resuming a run: which one is meant, and whether the options still are the ones it was started with."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from method.config.flags import AUTO
 from method.config.options import plain
 from method.data.check import Split
 from method.runtime.errors import InputError, shown
@@ -37,7 +38,7 @@ _EDITS_BEFORE = {"text_layer": -1, "text_special_tokens": "keep"}
 
 def kept_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the run that `--resume DIR` or `--eval_ckpt FILE` points to; none for a published checkpoint."""
-    if given.get("resume"):
+    if given.get("resume") not in (None, "", AUTO):
         folder = Path(given["resume"])
         if not (folder / OPTIONS).exists():
             raise InputError(f"--resume {folder}: no run there, expected a folder with {OPTIONS}")
@@ -46,6 +47,43 @@ def kept_options(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("eval_ckpt"):
         return stored_options(Path(given["eval_ckpt"])) or {}
     return {}
+
+
+def find_run(options: Mapping[str, Any]) -> tuple[Path | None, bool]:
+    """The run that the flags of `--resume auto` name, and whether it is finished; (None, False) before its start.
+
+    --description names a run. Without one it is the latest unfinished run of the same options that was not named
+    either, else a finished one.
+    InputError when the run of that description has other options.
+    """
+    parent = run_parent(options)
+    if options["description"]:
+        path = parent / options["description"]
+        if not (path / OPTIONS).exists():  # it was killed before it could say what it is, and has nothing to lose
+            return None, False
+        check_same_options(_options_of(path), options)
+        return path, _is_finished(path, options)
+    same = [path.parent for path in parent.glob(f"*/{OPTIONS}") if _has_same_options(path, options)]
+    found = {path: _is_finished(path, options) for path in same}
+    latest = max(found, key=lambda path: (not found[path], (path / OPTIONS).stat().st_mtime), default=None)
+    return latest, latest is not None and found[latest]
+
+
+def _is_finished(path: Path, options: Mapping[str, Any]) -> bool:
+    return (path / METRICS).exists() and _epochs_of(path / METRICS) == options["n_epoch"]
+
+
+def _has_same_options(path: Path, options: Mapping[str, Any]) -> bool:
+    try:
+        before = read_json(path)
+    except InputError as error:
+        log.warning("not considered for --resume %s: %s", AUTO, error)
+        return False
+    if not isinstance(before, dict) or is_evaluation(before) or before.get("description") is not None:
+        return False
+    if before.get("n_epoch") != options["n_epoch"]:  # another schedule of the learning rate
+        return False
+    return not _changed_options(before, options)
 
 
 def open_run(options: Mapping[str, Any], processes: int = 1) -> tuple[RunFolder, dict[str, Any] | None]:
@@ -76,6 +114,11 @@ def open_run(options: Mapping[str, Any], processes: int = 1) -> tuple[RunFolder,
 
 def check_same_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """InputError naming every option that changed and would alter the result; `--n_epoch` may grow."""
+    if changed := _changed_options(before, now):
+        raise InputError(f"a resumed run must keep its options: {'; '.join(changed)}")
+
+
+def _changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     changed = []
     for name, value in plain(now).items():
         if name in _FREE or name not in before or before[name] == value:
@@ -83,8 +126,7 @@ def check_same_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> Non
         if name == "n_epoch" and value > before[name]:
             continue
         changed.append(f"--{name} was {before[name]}, is {value}")
-    if changed:
-        raise InputError(f"a resumed run must keep its options: {'; '.join(changed)}")
+    return changed
 
 
 def fingerprints(splits: Iterable[Split]) -> dict[str, str]:

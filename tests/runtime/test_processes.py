@@ -179,7 +179,8 @@ def test_all_stop_after_the_same_step_and_go_on_as_if_they_never_had(
     request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
     run = shared.results / f"two {request.node.callspec.id}"
-    done = group.train(flags(shared, "--n_epoch", str(EPOCHS), "--description", run.name), hurts)
+    given = flags(shared, "--n_epoch", str(EPOCHS), "--description", run.name)
+    done = group.train(given, hurts)
     assert [outcome.status for outcome in done] == statuses, done[0].show()
     progress = read_checkpoint(run / "last.ckpt")["progress"]
     assert (progress["epoch"], progress["step"]) == step
@@ -188,9 +189,18 @@ def test_all_stop_after_the_same_step_and_go_on_as_if_they_never_had(
     elif -9 not in statuses:
         assert done[0].last_line.endswith(f"go on with 2 processes: torchrun ... method/train.py --resume {run}")
     assert done[1].log == ""
-    again = group.train(["--resume", str(run)])
+    again = group.train([*given, "--resume", "auto"] if -9 in statuses else ["--resume", str(run)])
     assert [outcome.status for outcome in again] == [0, 0], again[0].show()
     assert_same_run(run, reference)
+
+
+def test_a_finished_run_is_left_alone_by_all(group: Group, shared: SmallDataset, reference: Path) -> None:
+    before = (reference / "metrics.json").stat().st_mtime_ns
+    given = flags(shared, "--n_epoch", str(EPOCHS), "--description", reference.name, "--save_scores")
+    done = group.train([*given, "--resume", "auto"])
+    assert [outcome.status for outcome in done] == [0, 0], done[0].show()
+    assert done[0].log == f"{reference}: the run is finished, nothing is left to do\n"
+    assert (reference / "metrics.json").stat().st_mtime_ns == before
 
 
 def test_a_process_that_waits_for_one_that_hangs_ends_when_asked_to(group: Group, shared: SmallDataset) -> None:

@@ -125,6 +125,74 @@ def test_resume_finds_the_latest_unfinished_run(shared: SmallDataset, interrupt:
         run_train([*flags, "--resume", "--description", "other"])
 
 
+@pytest.mark.parametrize("description", [["--description", "queued"], []], ids=["named", "not named"])
+def test_the_same_command_until_the_run_is_finished(
+    shared: SmallDataset, finished: Path, interrupt: Interruption, description: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Killed in its first epoch, stopped later, finished, and started once more, as by a queue."""
+    flags = shared.flags("--exp_id", f"queue{len(description)}", "--n_epoch", str(EPOCHS), *description)
+    command = [*flags, "--resume", "auto"]
+    for step, act, error in ((1, crash, Crash), (STEPS, send(signal.SIGTERM), Stopped)):
+        interrupt.at(step, act)
+        with pytest.raises(error):
+            run_train(command)
+    interrupt.over()
+    run = run_train(command)
+    assert [path.parent for path in run.parent.glob("*/opt.json")] == [run]
+    assert_same_run(run, finished)
+    before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
+    caplog.clear()
+    assert run_train(command) == run
+    assert caplog.messages == [f"{run}: the run is finished, nothing is left to do"]
+    assert {path: path.stat().st_mtime_ns for path in run.iterdir()} == before
+
+
+def test_auto_resumes_the_run_of_the_same_options_only(shared: SmallDataset, interrupt: Interruption) -> None:
+    flags = shared.flags("--exp_id", "several", "--n_epoch", "1", "--resume", "auto")
+    for more in ([], ["--lr", "0.02"], ["--description", "named"]):
+        interrupt.at(1, send(signal.SIGINT))
+        with pytest.raises(Stopped):
+            run_train([*flags, *more])
+    interrupt.over()
+    parent = shared.results.parent / "several"
+    by_lr = {read_json(path)["lr"]: path.parent for path in parent.glob("2*/opt.json")}
+    (parent / "broken").mkdir()
+    (parent / "broken" / "opt.json").write_text("{")
+    assert run_train([*flags, "--lr", "0.02"]) == by_lr[0.02]
+    assert run_train([*flags, "--lr", "0.03"]) not in by_lr.values()
+    with RunFolder(by_lr[0.01]), pytest.raises(InputError, match="another process is writing to this run"):
+        run_train(flags)
+    with pytest.raises(InputError, match=r"a resumed run must keep its options: --lr was 0\.01, is 0\.02$"):
+        run_train([*flags, "--description", "named", "--lr", "0.02"])
+    assert run_train(flags) == by_lr[0.01]
+
+
+def test_auto_starts_in_a_folder_that_was_left_before_anything_was_written(shared: SmallDataset) -> None:
+    """Killed between the folder and its opt.json."""
+    RunFolder(shared.results / "left at once").close()
+    (shared.results / "left at once" / "notes.txt").write_text("kept")
+    run = run_train(shared.flags("--n_epoch", "1", "--description", "left at once", "--resume", "auto"))
+    assert (run / "metrics.json").exists()
+    assert (run / "notes.txt").read_text() == "kept"
+
+
+def test_auto_with_more_or_fewer_epochs(finished: Path, shared: SmallDataset) -> None:
+    run = copy_of(finished, "auto epochs")
+    flags = shared.flags("--description", run.name, "--save_scores", "--resume", "auto", "--n_epoch")
+    with pytest.raises(InputError, match=f"--n_epoch was {EPOCHS}, is {EPOCHS - 1}$"):
+        run_train([*flags, str(EPOCHS - 1)])
+    assert run_train([*flags, str(EPOCHS + 1)]) == run
+    assert len(history(run)) == EPOCHS + 1
+    assert (run / f"n_epoch_{EPOCHS}" / "metrics.json").exists()
+
+
+def test_a_folder_may_be_called_auto(shared: SmallDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shared.root)
+    with pytest.raises(InputError, match=r"--resume .*auto: no run there"):
+        run_train(["--resume", "./auto"])
+
+
 def copy_of(run: Path, name: str) -> Path:
     return Path(shutil.copytree(run, run.parent / name))
 
