@@ -7,8 +7,8 @@
 #   bash do_tvr.sh --description first --resume auto    start the run, or resume it
 # Environment: PYTHON chooses the interpreter, ROOT_PATH the folder of dataset/, checkpoints/ and results/, NPROC how many
 # processes train together, a GPU each. NEG_QUERY_LOSS=both, action or object trains with edited captions as hard negative
-# queries. The text encoder of the released 768-wide TVR features was never published: this needs token features and a
-# --text_encoder of your own.
+# queries. The text encoder of the released 768-wide features was never published; one like it is made by:
+# python utils/tune_text_encoder.py tvr
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by another shell: sh do_tvr.sh
 set -euo pipefail
 # shellcheck source=utils/environment.sh
