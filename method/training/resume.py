@@ -119,6 +119,8 @@ def check_same_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> Non
 
 
 def _changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    if before.get("neg_query_loss"):
+        before = {**_EDITS_BEFORE, **before}
     changed = []
     for name, value in plain(now).items():
         if name in _FREE or name not in before or before[name] == value:

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 
+from method.config.options import plain, read_options
 from method.evaluate import SplitEvaluator
 from method.runtime.errors import InputError, Stopped
 from method.runtime.files import read_json, sha256, write_json
 from method.runtime.run_folder import RunFolder
 from method.training.checkpoint import read_checkpoint, write_checkpoint
+from method.training.resume import check_same_options
 from tests.helpers.runs import EPOCHS, STEPS, Crash, Interruption, assert_same_run, crash, send
 from tests.helpers.small_dataset import SmallDataset, history, run_train
 
@@ -185,6 +187,14 @@ def test_auto_with_more_or_fewer_epochs(finished: Path, shared: SmallDataset) ->
     assert run_train([*flags, str(EPOCHS + 1)]) == run
     assert len(history(run)) == EPOCHS + 1
     assert (run / f"n_epoch_{EPOCHS}" / "metrics.json").exists()
+
+
+def test_a_run_that_recorded_no_way_to_encode_edits_keeps_the_one_it_had() -> None:
+    now = read_options(["--dataset_name", "tvr", "--neg_query_loss", "both"])
+    before = {name: value for name, value in plain(now).items() if not name.startswith("text_")}
+    with pytest.raises(InputError, match=r"--text_layer was -1, is -2; --text_special_tokens was keep, is drop$"):
+        check_same_options(before, now)
+    check_same_options({**before, "neg_query_loss": None}, {**now, "neg_query_loss": None})
 
 
 def test_a_folder_may_be_called_auto(shared: SmallDataset, monkeypatch: pytest.MonkeyPatch) -> None:
