@@ -37,7 +37,6 @@ from method.data.dataset import FeatureReader, TrainingVideos, split_holdout
 from method.data.edits import NegativeSource
 from method.evaluate import SplitEvaluator, cached, evaluate_checkpoint, known_moments, open_features, report
 from method.evaluation.report.subject import Subject
-from method.model.compiling import compile_parts, expect_compiler
 from method.model.precision import use_quickest_products
 from method.model.retrieval import RetrievalModel
 from method.negatives.online import open_negatives
@@ -94,12 +93,8 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
             raise InputError(f"--bsz {options.bsz}: expected a video for each of {processes.count} processes, or more")
         device = choose_device(options, processes.local_rank)
         use_quickest_products(device)
-        if options.compile:
-            expect_compiler(device)
         seed_everything(options.seed)
         model = RetrievalModel(make_architecture(options))
-        if options.compile:
-            compile_parts(model)
         if not processes.is_first:  # the same weights everywhere, and another dropout
             seed_everything(options.seed, processes.rank)
         reader = open_features(options, model.architecture)

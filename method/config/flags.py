@@ -86,8 +86,6 @@ def _add_run(parser: Parser) -> None:
     add("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that prepare batches ahead")
     add("--pin_memory", action=Switch, default=True, help="copy batches to a GPU from page-locked memory")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="precision of matrix products while training")
-    add("--compile", action=Switch, default=False, help="compile what stands between the matrix products of a training "
-        "step, for a GPU that is slow beside its processor")  # fmt: skip
     add("--quiet", action="store_true", default=False, help="no progress bars, and warnings only")
     add("--debug", action="store_true", default=False, help="two epochs of two steps, to see that everything works")
     add("--topk", nargs="*", default=None, help="accepted and ignored, as in the published program")

@@ -20,8 +20,6 @@ FEED_FORWARD_WIDTH = 2048
 class FeedForward(nn.Module):
     """LN(x + attended), then LN(x + FFN(x)): the second half of both kinds of fusion."""
 
-    COMPILED = ("forward",)
-
     def __init__(self, width: int) -> None:
         super().__init__()
         self.attended_norm = nn.LayerNorm(width)

@@ -33,7 +33,7 @@ def dropout(values: Tensor, probability: float, training: bool) -> Tensor:
 
 def relu_dropout(values: Tensor, probability: float, training: bool) -> Tensor:
     """`dropout(relu(values))` of a fresh result (no view) that nothing else reads, and whose memory is used."""
-    if not training or probability == 0 or torch.compiler.is_compiling():
+    if not training or probability == 0:
         return F.dropout(F.relu(values), probability, training)
     dropped: Tensor = _ReluDropout.apply(values, probability)
     return dropped

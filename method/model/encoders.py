@@ -18,8 +18,6 @@ from method.runtime import hardware
 class SelfAttention(nn.Module):
     """One block of self-attention over each sequence: LayerNorm(x + dropout(Linear(attended))), no feed-forward."""
 
-    COMPILED = ("_added",)
-
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
@@ -57,8 +55,6 @@ def _attend_padded(projected_NE: Tensor, layout: Layout, heads: int, probability
 
 class SequenceEncoder(nn.Module):
     """Projection, learned positions and one self-attention block; frames and queries alike."""
-
-    COMPILED = ("_project", "_placed")
 
     def __init__(
         self, input_width: int, width: int, heads: int, max_length: int, input_dropout: float, dropout: float

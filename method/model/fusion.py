@@ -30,8 +30,6 @@ ROWS_AT_ONCE = 1024
 class DeformableFusion(nn.Module):
     """Each asking frame attends to J positions of the other stream that it chooses itself, a few frames around it."""
 
-    COMPILED = ("_convolve", "_offsets", "_neighbours", "_weigh")
-
     def __init__(self, architecture: Architecture, offset_scale: float) -> None:
         super().__init__()
         width = architecture.hidden_size
