@@ -55,8 +55,6 @@ _OPERATIONS = (
 _FUNCTIONS = (
     (SAMPLES, r"_SampleAttention(Backward)?"),
     (SEQUENCES, r"_SequenceAttention(Backward)?"),
-    (NORMALISATION, r"_(NormalizedLinear|Placed)(Backward)?"),
-    (ELEMENTWISE, r"_Convolution(Backward)?"),
     (DROPOUT, r"_FeedForward(Backward)?"),
 )
 # Kernels, by a part of their names; the first that fits. Copies of rows by index are ROWS, so that these come first.

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from method.data.ragged import Layout, Ragged
 from method.model.dropout import dropout
-from method.model.places import placed
-from method.model.row_layers import normalized_linear
+from method.model.recomputing import recomputed
 from method.model.sequence_attention import attend_within
 from method.runtime import hardware
 
@@ -70,24 +69,12 @@ class SequenceEncoder(nn.Module):
 
     def forward(self, rows: Ragged) -> Ragged:
         """Encode rows (N, I) into (N, D)."""
-        projected_ND = self._project(rows.values)
-        return self.attention(rows.with_values(self._place(projected_ND, rows.layout.position_N)))
+        projected_ND = recomputed(self._project, rows.values)
+        placed_ND = self.position_norm(F.relu(projected_ND) + self.positions(rows.layout.position_N))
+        return self.attention(rows.with_values(dropout(placed_ND, self.dropout, self.training)))
 
     def _project(self, rows_NI: Tensor) -> Tensor:
-        if hardware.likes_large_kernels(rows_NI) or rows_NI.requires_grad:
-            return self.input(dropout(self.input_norm(rows_NI), self.input_dropout, self.training))
-        probability = self.input_dropout if self.training else 0.0
-        return normalized_linear(rows_NI, self.input_norm, self.input, probability)
-
-    def _place(self, projected_ND: Tensor, position_N: Tensor) -> Tensor:
-        if hardware.likes_large_kernels(projected_ND):
-            return self._placed(projected_ND, position_N)
-        probability = self.dropout if self.training else 0.0
-        return placed(projected_ND, position_N, self.positions, self.position_norm, probability)
-
-    def _placed(self, projected_ND: Tensor, position_N: Tensor) -> Tensor:
-        placed_ND = self.position_norm(F.relu(projected_ND) + self.positions(position_N))
-        return dropout(placed_ND, self.dropout, self.training)
+        return self.input(dropout(self.input_norm(rows_NI), self.input_dropout, self.training))
 
 
 class QueryPooling(nn.Module):

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from method.data.ragged import Layout, Ragged
 from method.model.architecture import Architecture, Extent
-from method.model.convolution import gelu_of_convolution
 from method.model.cross_attention import DROPOUT, FeedForward
 from method.model.dropout import dropout, relu_dropout
 from method.model.recomputing import recomputed
@@ -102,25 +101,12 @@ class DeformableFusion(nn.Module):
         """GELU of the depthwise convolution over the rows of each video, at its real rows."""
         weight_kD = self.offset_convolution.weight[:, 0].repeat(self.groups, 1).t()
         assert self.offset_convolution.bias is not None
-        bias_D = self.offset_convolution.bias.repeat(self.groups)
         layout = query.layout
-        if not hardware.likes_large_kernels(query.values):
-            return Ragged(gelu_of_convolution(query, weight_kD, bias_D), layout.of_real)
-        position_N, length_N = layout.position_N, layout.lengths_B[layout.owner_N]
-        return query.with_values(self._convolve(query.values, weight_kD, bias_D, position_N, length_N)).real()
-
-    def _convolve(
-        self, query_ND: Tensor, weight_kD: Tensor, bias_D: Tensor, position_N: Tensor, length_N: Tensor
-    ) -> Tensor:
-        """GELU of the convolution at all rows, (N, D); length_N: rows of each row's video."""
-        mixed_ND = bias_D.expand_as(query_ND)
-        around = F.pad(query_ND, (0, 0, self.reach, self.reach))
-        for tap in range(2 * self.reach + 1):
-            neighbour_N = position_N + (tap - self.reach)
-            inside_N = (neighbour_N >= 0) & (neighbour_N < length_N)
-            shifted_ND = around[tap : tap + len(query_ND)]
-            mixed_ND = mixed_ND + shifted_ND * (weight_kD[tap] * inside_N[:, None])
-        return F.gelu(mixed_ND)
+        around_BLD = F.pad(layout.pad(query.values), (0, 0, self.reach, self.reach))
+        mixed_BLD = self.offset_convolution.bias.repeat(self.groups)
+        for tap, weight_D in enumerate(weight_kD):
+            mixed_BLD = mixed_BLD + weight_D * around_BLD[:, tap : tap + layout.max_length]
+        return query.with_values(F.gelu(layout.unpad(mixed_BLD))).real()
 
     def _offsets(self, convolved_nD: Tensor) -> Tensor:
         """What each row adds to its own place, (n, G, J)."""

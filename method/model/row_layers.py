@@ -3,35 +3,25 @@
 Nothing is kept for the backward pass but the rows that come in: it makes the rest again, which is a small part of a
 step's time and was the larger part of its memory.
 
-Letters: N rows, I input width, D width, F hidden width, X parts of a piece.
+Letters: N rows, D width, F hidden width; n rows of a piece, M of the longest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from method.model.dropout import Draws, pass_where_kept, rectify_and_drop
-from method.model.threads import in_threads
 
 ROWS_OF_A_PIECE = 2048
-_ROWS_OF_A_PART = 512  # of a piece, of which a thread takes some
 
 
 def feed_forward(rows_ND: Tensor, inner: nn.Linear, outer: nn.Linear, probability: float) -> Tensor:
     """`outer(dropout(relu(inner(rows))))`, (N, D); under autocast in its precision."""
     transformed: Tensor = _FeedForward.apply(rows_ND, *inner.parameters(), *outer.parameters(), probability)
-    return transformed
-
-
-def normalized_linear(rows_NI: Tensor, norm: nn.LayerNorm, layer: nn.Linear, probability: float) -> Tensor:
-    """`layer(dropout(norm(rows)))` of rows that need no gradient, (N, D); under autocast in its precision."""
-    learnt = (*norm.parameters(), *layer.parameters())
-    transformed: Tensor = _NormalizedLinear.apply(rows_NI, *learnt, norm.eps, probability)
     return transformed
 
 
@@ -85,93 +75,6 @@ def _hidden(
         torch.addmm(inner_F, rows_ND[piece], inner_FD.t(), out=hidden_nF)
         rectify_and_drop(hidden_nF, own_draws)
         yield piece, hidden_nF
-
-
-class _NormalizedLinear(torch.autograd.Function):
-    """The gradients of the norm's gain and bias follow from two sums over rows that are as large as the layer's weight.
-
-    With x a row after normalisation, m what dropout multiplies it with, g the gradient of what the layer makes of it,
-    and the sums P = sum g (m x)^T and Q = sum g m^T, the gradient of the weight W is P gain + Q bias, that of the gain
-    the sum of W P over the layer's outputs, and that of the bias the sum of W Q. Q is the sum of all g, less those of
-    the few rows that drop a channel, which takes less than half as long as the product that gives each row a gradient.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        rows_NI: Tensor,
-        gain_I: Tensor,
-        bias_I: Tensor,
-        weight_DI: Tensor,
-        bias_D: Tensor,
-        epsilon: float,
-        probability: float,
-    ) -> Tensor:
-        if ctx.needs_input_grad[0]:
-            raise ValueError("normalized_linear passes no gradient to its rows")
-        kind = _precision()
-        ctx.draws, ctx.epsilon = [Draws.of(probability) for _ in _pieces(len(rows_NI))], epsilon
-        ctx.save_for_backward(rows_NI, gain_I, bias_I, weight_DI)
-        transformed_ND = rows_NI.new_empty(len(rows_NI), len(weight_DI), dtype=kind)
-        weight_DI, bias_D = weight_DI.to(kind), bias_D.to(kind)
-        for piece, dropped_nI in _normalized(rows_NI, gain_I, bias_I, epsilon, ctx.draws):
-            torch.addmm(bias_D, dropped_nI.to(kind), weight_DI.t(), out=transformed_ND[piece])
-        return transformed_ND
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows_NI, gain_I, bias_I, weight_DI = ctx.saved_tensors
-        of_transformed_ND = gradients[0]
-        with_rows_DI = weight_DI.new_zeros(weight_DI.shape)  # P
-        where_dropped_XID = weight_DI.new_zeros(-(-_longest(rows_NI) // _ROWS_OF_A_PART), *weight_DI.t().shape)
-        pieces = _normalized(rows_NI, torch.ones_like(gain_I), torch.zeros_like(bias_I), ctx.epsilon, ctx.draws)
-        for (piece, dropped_nI), draws in zip(pieces, ctx.draws, strict=True):
-            of_transformed_nD = of_transformed_ND[piece]
-            _add_product(with_rows_DI, of_transformed_nD.t(), dropped_nI.to(of_transformed_nD.dtype))
-            _add_where_dropped(of_transformed_nD, draws, where_dropped_XID)
-        of_bias_D = of_transformed_ND.float().sum(0)
-        scale = ctx.draws[0].scale if ctx.draws else 1.0
-        with_mask_DI = (of_bias_D - where_dropped_XID.sum(0)).t() * scale  # Q
-        return (
-            None,
-            (weight_DI * with_rows_DI).sum(0),
-            (weight_DI * with_mask_DI).sum(0),
-            with_rows_DI * gain_I + with_mask_DI * bias_I,
-            of_bias_D,
-            None,
-            None,
-        )
-
-
-def _normalized(
-    rows_NI: Tensor, gain_I: Tensor, bias_I: Tensor, epsilon: float, draws: Sequence[Draws]
-) -> Iterator[tuple[slice, Tensor]]:
-    """Each piece of the rows and what dropout leaves of its layer norm, which is gone with the next."""
-    from method.model import kernels  # here: to load it takes half a second, and a GPU does not need it
-
-    dropped_MI = rows_NI.new_empty(_longest(rows_NI), rows_NI.shape[1], dtype=torch.float32)
-    learnt = (gain_I.detach().numpy(), bias_I.detach().numpy(), epsilon)
-    for piece, own_draws in zip(_pieces(len(rows_NI)), draws, strict=True):
-        written = dropped_MI[: piece.stop - piece.start]
-        read = (rows_NI[piece].float().contiguous().numpy(), *learnt, own_draws.scale, *own_draws.drawn)
-        normalize = partial(_write, kernels.normalize_and_drop, read, written.numpy())
-        in_threads(normalize, [1] * len(written), worth=128)
-        yield piece, written
-
-
-def _write(kernel: Any, read: Sequence[Any], written: Any, first: int, end: int) -> None:
-    kernel(*read, first, end, written)
-
-
-def _add_where_dropped(rows_nD: Tensor, draws: Draws, sums_XID: Tensor) -> None:
-    """Add to each channel the rows of a piece that drop it."""
-    from method.model import kernels
-
-    if not len(draws.thresholds):
-        return
-    read = (rows_nD.float().contiguous().numpy(), *draws.drawn, _ROWS_OF_A_PART)
-    add = partial(_write, kernels.add_where_dropped, read, sums_XID.numpy())
-    in_threads(add, [1] * -(-len(rows_nD) // _ROWS_OF_A_PART), worth=1)
 
 
 def _pieces(count: int) -> list[slice]:

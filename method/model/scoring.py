@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from method.data.ragged import Layout, Ragged
-from method.model.threads import in_threads
-from method.runtime import hardware
 
 
 @dataclass(frozen=True)
@@ -50,22 +48,10 @@ def similarity(keys: Ragged, queries_QD: Tensor) -> Similarity:
 
 def best_frames(dots_NQ: Tensor, key_norms_N1: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """The frame of each video with the largest dot product by its key's length, and with the largest one, (B, Q)."""
-    if not hardware.likes_large_kernels(dots_NQ):
-        return _best_frames_by_kernel(dots_NQ, key_norms_N1, layout)
     scores_BLX = layout.pad(torch.cat([dots_NQ / key_norms_N1, dots_NQ], 1))
     if not layout.is_dense:
         scores_BLX = scores_BLX.masked_fill(~layout.real_BL[..., None], -torch.inf)
     of_cosine_BQ, of_dot_BQ = scores_BLX.max(dim=1).indices.chunk(2, 1)
-    return of_cosine_BQ, of_dot_BQ
-
-
-def _best_frames_by_kernel(dots_NQ: Tensor, key_norms_N1: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    from method.model import kernels  # here: to load it takes half a second, and a GPU does not need it
-
-    of_cosine_BQ, of_dot_BQ = (layout.starts_B.new_empty(len(layout.lengths), dots_NQ.shape[1]) for _ in range(2))
-    read = (dots_NQ.contiguous(), key_norms_N1[:, 0], layout.starts_B, layout.real_B)
-    arrays, out = [tensor.detach().numpy() for tensor in read], (of_cosine_BQ.numpy(), of_dot_BQ.numpy())
-    in_threads(lambda first, end: kernels.find_best_frames(*arrays, first, end, *out), layout.real, worth=64)
     return of_cosine_BQ, of_dot_BQ
 
 

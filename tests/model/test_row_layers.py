@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from method.model import row_layers
-from method.model.row_layers import feed_forward, normalized_linear
+from method.model.row_layers import feed_forward
 
 ROWS, WIDTH, HIDDEN, OUT = 40, 24, 36, 20
 P = 0.3
@@ -26,13 +26,12 @@ class Layers(NamedTuple):
 
     @property
     def learnt(self) -> list[Tensor]:
-        own: list[Tensor] = [*self.first.parameters(), *self.second.parameters()]
-        return own if isinstance(self.first, nn.LayerNorm) else [self.rows, *own]
+        return [self.rows, *self.first.parameters(), *self.second.parameters()]
 
     def between(self) -> Tensor:
         """What dropout is applied to."""
         made: Tensor = self.first(self.rows)
-        return made if isinstance(self.first, nn.LayerNorm) else made.relu()
+        return made.relu()
 
     def gradients(self, result: Tensor, learnt: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
         weights = torch.arange(result.numel()).view_as(result).cos()
@@ -46,11 +45,6 @@ class Layers(NamedTuple):
             shows.weight.copy_(torch.eye(width))
             shows.bias.zero_()
             torch.manual_seed(5)
-            if isinstance(self.first, nn.LayerNorm):
-                norm = nn.LayerNorm(width)
-                norm.weight.zero_()
-                norm.bias.fill_(1)
-                return normalized_linear(self.rows, norm, shows, P)
             plain.weight.zero_()
             plain.bias.fill_(1)
             return feed_forward(self.rows, plain, shows, P)
@@ -58,36 +52,26 @@ class Layers(NamedTuple):
 
 def layers_of(name: str, rows: int = ROWS) -> Layers:
     torch.manual_seed(0)
-    if name == "feed_forward":
-        inner, outer = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, OUT)
-        made = Layers(
-            torch.randn(rows, WIDTH, requires_grad=True),
-            inner,
-            outer,
-            lambda values, probability: feed_forward(values, inner, outer, probability),
-        )
-    else:
-        norm, layer = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, OUT)
-        made = Layers(
-            torch.randn(rows, WIDTH) * 3 + 1,
-            norm,
-            layer,
-            lambda values, probability: normalized_linear(values, norm, layer, probability),
-        )
+    inner, outer = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, OUT)
+    made = Layers(
+        torch.randn(rows, WIDTH, requires_grad=True),
+        inner,
+        outer,
+        lambda values, probability: feed_forward(values, inner, outer, probability),
+    )
     with torch.no_grad():
         for weight in (*made.first.parameters(), *made.second.parameters()):
             weight.normal_()
     return made
 
 
-both = pytest.mark.parametrize("name", ["feed_forward", "normalized_linear"])
+both = pytest.mark.parametrize("name", ["feed_forward"])
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three pieces, the last of them not full, of up to three parts."""
+    """Three pieces, the last of them not full."""
     monkeypatch.setattr(row_layers, "ROWS_OF_A_PIECE", 16)
-    monkeypatch.setattr(row_layers, "_ROWS_OF_A_PART", 6)
 
 
 def assert_near(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float = 1e-5) -> None:
@@ -181,21 +165,3 @@ def test_what_is_not_finite_shows(name: str) -> None:
     assert result[:3].isfinite().all()
     assert result[4:].isfinite().all()
     assert any(gradient.isnan().any() for gradient in layers.gradients(result, list(layers.first.parameters())))
-
-
-def test_rows_of_equal_values_have_the_bias_as_their_norm() -> None:
-    layers = layers_of("normalized_linear")
-    rows = torch.full((3, WIDTH), 2.0)
-    torch.testing.assert_close(layers.run(rows, 0.0), layers.second(layers.first.bias).expand(3, -1))
-
-
-def test_normalized_rows_may_be_of_half_precision() -> None:
-    layers = layers_of("normalized_linear")
-    rows = layers.rows.half()
-    assert_near([layers.run(rows, 0.0)], [layers.second(layers.first(rows.float()))])
-
-
-def test_rows_that_want_a_gradient_are_refused() -> None:
-    layers = layers_of("normalized_linear")
-    with pytest.raises(ValueError, match="no gradient"):
-        layers.run(layers.rows.requires_grad_(), 0.0)
