@@ -30,9 +30,9 @@ from method.data.batch import VideoBatch
 from method.data.features import normalize_rows
 from method.data.ragged import Ragged
 from method.evaluation.corpus import encode_corpus
-from method.model.precision import PRECISIONS, use_quickest_products
 from method.model.published import to_published
 from method.model.retrieval import RetrievalModel
+from method.ops.precision import PRECISIONS, use_quickest_products
 from tests.helpers.reference_model import NaiveModel, split_values
 
 WIDTHS = {"action": 1024, "object": 512}

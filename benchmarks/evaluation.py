@@ -49,7 +49,7 @@ from method.evaluation.frame_keys import FrameKeys
 from method.evaluation.metrics import ranks_of
 from method.evaluation.ranking import rank
 from method.evaluation.row_buffer import KeptRows
-from method.model.precision import PRECISIONS, use_quickest_products
+from method.ops.precision import PRECISIONS, use_quickest_products
 
 WIDTH, PUBLISHED_BLOCK = 384, 50
 VIDEOS_AT_ONCE = 512

@@ -34,9 +34,9 @@ from benchmarks.measure import machine
 from method.config.options import choose_device, make_architecture, read_options
 from method.data.batch import EpochBatches, VideoBatch
 from method.evaluate import SplitEvaluator, cached, open_features
-from method.model.precision import use_quickest_products
 from method.model.published import from_published, published_architecture, to_published
 from method.model.retrieval import RetrievalModel
+from method.ops.precision import use_quickest_products
 from method.runtime.progress import be_quiet
 from method.train import load_splits, make_training, training_loader
 from method.training.loop import Training, seed_everything

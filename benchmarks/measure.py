@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from method.model.precision import PRECISIONS, use_quickest_products
+from method.ops.precision import PRECISIONS, use_quickest_products
 from method.runtime import hardware
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -33,11 +33,11 @@ from method.data.edits import NegativeSource
 from method.data.features import normalize_rows
 from method.data.ragged import Ragged
 from method.model.architecture import Architecture
+from method.model.losses import LossSettings
 from method.model.published import to_published
 from method.model.retrieval import RetrievalModel
 from method.model.scoring import similarity
 from method.training.loop import LoopSettings, Training
-from method.training.losses import LossSettings
 from method.training.optimizer import Schedule
 from tests.helpers.reference_model import split_values
 from tests.helpers.reference_step import NaiveStep

@@ -36,9 +36,9 @@ from method.evaluation.ranking import Evaluation, evaluate
 from method.evaluation.report.subject import Subject
 from method.evaluation.sharding import own_batches
 from method.model.architecture import Architecture
-from method.model.precision import use_quickest_products
 from method.model.published import options_without_trace
 from method.model.retrieval import RetrievalModel
+from method.ops.precision import use_quickest_products
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import write_json
 from method.runtime.process_group import joined_processes

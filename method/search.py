@@ -40,7 +40,7 @@ from method.evaluate import log_model_options, open_features
 from method.evaluation.corpus import encode_corpus
 from method.evaluation.moments import read_moments
 from method.evaluation.report.breakdown import durations
-from method.model.precision import use_quickest_products
+from method.ops.precision import use_quickest_products
 from method.runtime.errors import InputError, run_command
 from method.runtime.processes import expect_one_process
 from method.runtime.progress import be_quiet

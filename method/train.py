@@ -37,9 +37,10 @@ from method.data.dataset import FeatureReader, TrainingVideos, split_holdout
 from method.data.edits import NegativeSource
 from method.evaluate import SplitEvaluator, cached, evaluate_checkpoint, known_moments, open_features, report
 from method.evaluation.report.subject import Subject
-from method.model.precision import use_quickest_products
+from method.model.losses import LossSettings
 from method.model.retrieval import RetrievalModel
 from method.negatives.online import open_negatives
+from method.ops.precision import use_quickest_products
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import write_json
 from method.runtime.process_group import joined_processes
@@ -48,7 +49,6 @@ from method.runtime.progress import be_quiet
 from method.runtime.run_folder import BEST, OPTIONS, log_to_terminal
 from method.runtime.signals import StopRequests
 from method.training.loop import LoopSettings, Training, seed_everything
-from method.training.losses import LossSettings
 from method.training.optimizer import Schedule
 from method.training.resume import find_run, fingerprints, kept_options, open_run, take_up
 from method.training.run import RecordedRun

@@ -21,11 +21,11 @@ from method.config.flags import Parser
 from method.config.options import choose_device, make_architecture, read_options
 from method.data.captions import read_captions
 from method.evaluate import open_features
-from method.model.precision import use_quickest_products
 from method.negatives.build_cache import Pools, make_cache
 from method.negatives.editor import CaptionEditor
 from method.negatives.online import cache_fingerprint, read_vocabularies
 from method.negatives.vocabulary import Kind
+from method.ops.precision import use_quickest_products
 from method.runtime.errors import InputError, run_command
 from method.runtime.processes import expect_one_process
 from method.runtime.run_folder import log_to_terminal

@@ -28,7 +28,7 @@ from method.config.flags import Parser
 from method.config.options import choose_device, read_options
 from method.data.captions import read_captions
 from method.data.check import check_files
-from method.model.precision import use_quickest_products
+from method.ops.precision import use_quickest_products
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import atomic_folder
 from method.runtime.progress import progress_bar

@@ -20,9 +20,9 @@ from method.data.captions import Caption
 from method.evaluation.frame_keys import FrameKeys, SameLength
 from method.evaluation.row_buffer import KeptRows
 from method.evaluation.sharding import items_of_all, own_part, rows_of_all
-from method.model.precision import PRECISIONS, autocast, products_of
 from method.model.retrieval import RetrievalModel
 from method.model.scoring import fuse, normalized
+from method.ops.precision import PRECISIONS, autocast, products_of
 from method.runtime.processes import SINGLE_PROCESS, Processes
 from method.runtime.progress import progress_bar
 

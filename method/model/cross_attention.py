@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from method.data.ragged import Layout, Ragged
-from method.model.dropout import relu_dropout
-from method.model.row_layers import feed_forward
+from method.ops.cpu.dropout import relu_dropout
+from method.ops.cpu.feed_forward import feed_forward
 from method.runtime import hardware
 
 DROPOUT = 0.05

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from method.data.ragged import Layout, Ragged
-from method.model.dropout import dropout
-from method.model.recomputing import recomputed
-from method.model.sequence_attention import attend_within
+from method.ops.chunking import recomputed
+from method.ops.cpu.dropout import dropout
+from method.ops.cpu.self_attention import attend_within
 from method.runtime import hardware
 
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from method.data.ragged import Layout, Ragged
 from method.model.architecture import Architecture, Extent
 from method.model.cross_attention import DROPOUT, FeedForward
-from method.model.dropout import dropout, relu_dropout
-from method.model.recomputing import recomputed
-from method.model.sample_attention import Samples, TwoLayers, attend_to_samples, folded, transformed
-from method.model.sampling import sampled
+from method.ops.chunking import recomputed
+from method.ops.cpu.deformable_attention import Samples, TwoLayers, attend_to_samples, folded, transformed
+from method.ops.cpu.dropout import dropout, relu_dropout
+from method.ops.reference import sampled
 from method.runtime import hardware
 
 POSITIONS = 128

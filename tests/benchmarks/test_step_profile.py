@@ -28,9 +28,9 @@ from benchmarks.step_profile import (
     kind_of_kernel,
     kind_of_operation,
 )
-from method.model.dropout import dropout
-from method.model.recomputing import recomputed
-from method.model.row_layers import feed_forward
+from method.ops.chunking import recomputed
+from method.ops.cpu.dropout import dropout
+from method.ops.cpu.feed_forward import feed_forward
 from method.training.optimizer import ClippedAdam, Schedule
 
 

@@ -16,7 +16,7 @@ from method.evaluation import corpus as corpus_module
 from method.evaluation.corpus import Scorer
 from method.evaluation.frame_keys import FrameKeys
 from method.evaluation.ranking import rank
-from method.model.precision import PRECISIONS, products_of
+from method.ops.precision import PRECISIONS, products_of
 from tests.evaluation.corpora import BRANCHES, Encoded, random_encoded
 
 HALVES = ("bf16", "fp16")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from method.data.batch import VideoBatch
 from method.model.architecture import Architecture
-from method.training.losses import NCE_WEIGHT, LossSettings
+from method.model.losses import NCE_WEIGHT, LossSettings
 from tests.helpers.reference_model import NaiveModel, pad, split_values
 
 

@@ -7,9 +7,9 @@ import torch
 from method.data.edits import EditedQueries
 from method.data.features import normalize_rows
 from method.data.ragged import Ragged
+from method.model.losses import LossSettings, total, training_losses
 from method.model.published import published_name
 from method.model.scoring import similarity
-from method.training.losses import LossSettings, total, training_losses
 from tests.helpers.golden_case import CASES, LABELS, draw, golden_case
 from tests.helpers.small_models import whole_batch
 

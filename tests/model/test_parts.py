@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from method.model import fusion, row_layers, sequence_attention
-from method.model.sequence_attention import _boxes
+from method.model import fusion
+from method.ops.cpu import feed_forward as row_layers
+from method.ops.cpu import self_attention as sequence_attention
+from method.ops.cpu.self_attention import _boxes
 from tests.helpers.small_models import VARIANTS, lively_model, random_rows, random_streams
 
 ACTION, OBJECT, WORDS = [7, 1, 24, 12, 3], [5, 9, 20, 1, 8], [4, 10, 1, 6, 3]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from method.model import row_layers
-from method.model.row_layers import feed_forward
+from method.ops.cpu import feed_forward as row_layers
+from method.ops.cpu.feed_forward import feed_forward
 
 ROWS, WIDTH, HIDDEN, OUT = 40, 24, 36, 20
 P = 0.3

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from method.data.ragged import Layout
 from method.model.scoring import best_frames
-from method.runtime import hardware
 
 LENGTHS, QUERIES = (5, 1, 9, 128, 2), 37
 

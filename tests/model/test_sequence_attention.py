@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from method.data.ragged import Layout
-from method.model import sequence_attention
-from method.model.sequence_attention import attend_within
+from method.ops.cpu import self_attention as sequence_attention
+from method.ops.cpu.self_attention import attend_within
 from tests.helpers.gradients import loss, slope
 
 HEADS, WIDTH = 2, 6

@@ -19,14 +19,14 @@ from method.data.edits import EditedQueries, PreparedEdits
 from method.data.ragged import Ragged
 from method.evaluation import ranking as evaluate
 from method.evaluation.corpus import Corpus, QuerySet, Scorer, encode_corpus, encode_queries
-from method.model.precision import autocast
+from method.model.losses import LossSettings, total, training_losses
 from method.model.retrieval import RetrievalModel
 from method.negatives.cached import CachedNegatives
 from method.negatives.vocabulary import KINDS
+from method.ops.precision import autocast
 from method.runtime import hardware
 from method.runtime.errors import InputError
 from method.training.loop import LoopSettings, Training
-from method.training.losses import LossSettings, total, training_losses
 from method.training.optimizer import Schedule
 from method.training.sharded_batch import Share
 from tests.helpers.fake_gpu import GPU, NothingAsked, PretendedGpu, Waits, on_gpu

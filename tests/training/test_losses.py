@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from method.data.edits import EditedQueries
-from method.model.scoring import similarity
-from method.training.losses import (
+from method.model.losses import (
     NCE_WEIGHT,
     LossSettings,
     nce_loss,
@@ -18,6 +17,7 @@ from method.training.losses import (
     training_losses,
     triplet_loss,
 )
+from method.model.scoring import similarity
 from tests.helpers import reference_model
 from tests.helpers.small_models import lively_model, random_rows, random_streams, whole_batch
 

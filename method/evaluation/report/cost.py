@@ -19,8 +19,8 @@ from method.data.check import Split
 from method.data.ragged import Ragged
 from method.evaluation.corpus import Corpus, QuerySet, Scorer
 from method.evaluation.ranking import Evaluation
-from method.model.precision import autocast
 from method.model.retrieval import RetrievalModel
+from method.ops.precision import autocast
 from method.runtime.hardware import machine
 
 _LEAST_SECONDS = 0.5

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from method.model.arrays import as_array
-from method.model.threads import in_threads
+from method.ops.cpu.arrays import as_array
+from method.ops.cpu.threads import in_threads
 from method.runtime import hardware
 
 _GUIDE_PLACES = 1024
@@ -112,7 +112,7 @@ class _ReluDropout(torch.autograd.Function):
 def rectify_and_drop(values: Tensor, draws: Draws) -> None:
     """On a CPU, let dropout of the relu of values take their place, in memory without gaps."""
     if values.dtype == torch.float32:
-        from method.model import kernels
+        from method.ops.cpu import kernels
 
         flat = as_array(values.view(-1))
         _of_all(values, lambda first, end: kernels.rectify_and_drop(flat, draws.scale, *draws.drawn, first, end))
@@ -128,7 +128,7 @@ def pass_where_kept(gradient: Tensor, values: Tensor, scale: float) -> None:
         scale: of what dropout kept.
     """
     if values.dtype == torch.float32:
-        from method.model import kernels
+        from method.ops.cpu import kernels
 
         read, changed = as_array(values.view(-1)), as_array(gradient.view(-1))
         _of_all(values, lambda first, end: kernels.pass_where_kept(read, scale, first, end, changed))
@@ -141,7 +141,7 @@ def _scaled_without(values: Tensor, draws: Draws) -> Tensor:
     values = values.contiguous()
     scaled = torch.empty_like(values)
     if values.dtype == torch.float32:
-        from method.model import kernels  # here: to load it takes half a second, and a GPU does not need it
+        from method.ops.cpu import kernels  # here: to load it takes half a second, and a GPU does not need it
 
         arrays = [as_array(tensor.view(-1)) for tensor in (values, scaled)]
         _of_all(values, lambda first, end: kernels.drop(*arrays, draws.scale, *draws.drawn, first, end))
@@ -151,7 +151,7 @@ def _scaled_without(values: Tensor, draws: Draws) -> Tensor:
 
 
 def _drop_halves(values: Tensor, written: Tensor, draws: Draws) -> None:
-    from method.model import kernels
+    from method.ops.cpu import kernels
 
     torch.mul(values, draws.scale, out=written)
     bits = as_array(written.view(-1))
@@ -159,6 +159,6 @@ def _drop_halves(values: Tensor, written: Tensor, draws: Draws) -> None:
 
 
 def _of_all(values: Tensor, work: Any) -> None:
-    from method.model.kernels import VALUES_AT_ONCE
+    from method.ops.cpu.kernels import VALUES_AT_ONCE
 
     in_threads(work, [1] * -(-values.numel() // VALUES_AT_ONCE), worth=8)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from method.model import precision
-from method.model.precision import use_quickest_products
+from method.ops import precision
+from method.ops.precision import use_quickest_products
 
 CPU = torch.device("cpu")
 CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"

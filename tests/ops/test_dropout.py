@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from method.model import kernels
-from method.model.dropout import dropout, relu_dropout
+from method.ops.cpu import kernels
+from method.ops.cpu.dropout import dropout, relu_dropout
 from method.runtime import hardware
 
 

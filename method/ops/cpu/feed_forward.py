@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from method.model.dropout import Draws, pass_where_kept, rectify_and_drop
+from method.ops.cpu.dropout import Draws, pass_where_kept, rectify_and_drop
 
 ROWS_OF_A_PIECE = 2048
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from method.model.threads import even_parts, in_threads
+from method.ops.cpu.threads import even_parts, in_threads
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 9))

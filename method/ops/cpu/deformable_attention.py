@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from method.model.arrays import as_array, firsts
-from method.model.dropout import Draws
-from method.model.threads import in_threads
+from method.ops.cpu.arrays import as_array, firsts
+from method.ops.cpu.dropout import Draws
+from method.ops.cpu.threads import in_threads
 
 _HALVES = (0, 2, 5)  # places in what is read of the products: both tables and the folded queries
 
@@ -102,7 +102,7 @@ def _bias_of_heads(bias_D: Tensor, heads: int) -> Tensor:
 class _SampleAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        from method.model import kernels  # here: to load it takes half a second, and a GPU does not need it
+        from method.ops.cpu import kernels  # here: to load it takes half a second, and a GPU does not need it
 
         *tensors, samples, heads, draws = inputs
         *before, value_DD, value_D = tensors
@@ -122,7 +122,7 @@ class _SampleAttention(torch.autograd.Function):
 
 def _gradients(ctx: Any, of_attended_ND: Tensor) -> list[Tensor | None]:
     """The gradients of all tensors that came in."""
-    from method.model import kernels
+    from method.ops.cpu import kernels
 
     *before, value_DD, value_D, places_NJG2 = ctx.saved_tensors
     with torch.enable_grad():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from method.model import kernels
+from method.ops.cpu import kernels
 
 FOLDER = Path(kernels.__file__).parent
 SAID = "compiling loops of the model for this machine, up to half a minute; once, if they can be kept\n"
@@ -19,7 +19,7 @@ import logging
 import numpy as np
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 logging.getLogger("numba").setLevel(logging.WARNING)
-from method.model import dropout, kernels
+from method.ops.cpu import dropout, kernels
 bits = np.ones(100_000, np.int16)
 seed, thresholds, guide, scale = dropout.Draws.of(0.25)
 kernels.drop_halves(bits, seed, thresholds, guide, 0, 7)
@@ -40,14 +40,14 @@ def drop(folder: Path, **environment: str) -> str:
 
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
-    shutil.copytree(FOLDER.parent, tmp_path / "method")
+    shutil.copytree(FOLDER.parents[1], tmp_path / "method")
     return tmp_path
 
 
 @pytest.mark.parametrize("content", [b"", b"not a list of kernels"])
 def test_a_damaged_kernel_is_compiled_again(content: bytes, program: Path) -> None:
     drop(program)
-    kept = list((program / "method/model/__pycache__").glob("kernels.drop_halves*.nbi"))
+    kept = list((program / "method/ops/cpu/__pycache__").glob("kernels.drop_halves*.nbi"))
     assert kept
     for path in kept:
         path.write_bytes(content)
@@ -60,7 +60,7 @@ def test_kernels_that_were_kept_are_read(program: Path) -> None:
 
 
 def test_nowhere_to_keep_kernels(program: Path) -> None:
-    shutil.rmtree(program / "method/model/__pycache__")
-    (program / "method/model/__pycache__").touch()  # a file, below which nothing can be kept
-    nowhere = str(program / "method/model/__pycache__/kept")
+    shutil.rmtree(program / "method/ops/cpu/__pycache__")
+    (program / "method/ops/cpu/__pycache__").touch()  # a file, below which nothing can be kept
+    nowhere = str(program / "method/ops/cpu/__pycache__/kept")
     assert drop(program, NUMBA_CACHE_DIR=nowhere, XDG_CACHE_HOME=nowhere, HOME=nowhere) == SAID

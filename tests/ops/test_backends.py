@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from method.model import dropout, recomputing, sample_attention
-from method.model.sample_attention import Samples, TwoLayers, attend_to_samples
-from method.model.sampling import sampled
+from method.ops import chunking as recomputing
+from method.ops.cpu import deformable_attention as sample_attention
+from method.ops.cpu import dropout
+from method.ops.cpu.deformable_attention import Samples, TwoLayers, attend_to_samples
+from method.ops.reference import sampled
 from tests.helpers.gradients import loss, slope
 
 LENGTHS, READ = (5, 1, 9), (7, 3, 4)  # rows that ask, and rows that are read, of three videos

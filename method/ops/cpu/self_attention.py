@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from method.data.ragged import Layout
-from method.model.arrays import as_array
-from method.model.dropout import Draws
-from method.model.threads import in_threads
+from method.ops.cpu.arrays import as_array
+from method.ops.cpu.dropout import Draws
+from method.ops.cpu.threads import in_threads
 
 ROWS_OF_A_BOX = 2048
 
@@ -96,13 +96,13 @@ class _Box:
 
     def spread(self, rows_NE: Tensor, made_XGMd: Tensor) -> None:
         """Write each head's part of the rows by itself, and zeros behind the end of a sequence."""
-        from method.model import kernels  # here: to load it takes half a second, and a GPU does not need it
+        from method.ops.cpu import kernels  # here: to load it takes half a second, and a GPU does not need it
 
         self._run(kernels.spread, as_array(rows_NE), as_array(made_XGMd.unflatten(1, (-1, self.heads))))
 
     def collect(self, made_XGMd: Tensor, rows_NE: Tensor) -> None:
         """The inverse of `spread`."""
-        from method.model import kernels
+        from method.ops.cpu import kernels
 
         self._run(kernels.collect, as_array(made_XGMd.unflatten(1, (-1, self.heads))), as_array(rows_NE))
 
@@ -111,7 +111,7 @@ class _Box:
 
         Gradients of that, if they come second, become those of what was there.
         """
-        from method.model import kernels
+        from method.ops.cpu import kernels
 
         # Kernels compute with floats, and with those of which bfloat16 is the first half.
         kept = [square.float() if square.dtype == torch.float16 else square for square in squares_GMM]
