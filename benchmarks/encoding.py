@@ -32,7 +32,7 @@ from method.data.ragged import Ragged
 from method.evaluation.corpus import encode_corpus
 from method.model.published import to_published
 from method.model.retrieval import RetrievalModel
-from method.ops.precision import PRECISIONS, use_quickest_products
+from method.ops.precision import PRECISIONS, enable_fast_matmul
 from tests.helpers.reference_model import NaiveModel, split_values
 
 WIDTHS = {"action": 1024, "object": 512}
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"time, {options.extent}, amp {options.eval_amp}"
     )
     if options.memory:
-        use_quickest_products(DEVICE)
+        enable_fast_matmul(DEVICE)
         case.report_memory(options.eval_amp)
         return
     case.check_equal()

@@ -49,7 +49,7 @@ from method.evaluation.frame_keys import FrameKeys
 from method.evaluation.metrics import ranks_of
 from method.evaluation.ranking import rank
 from method.evaluation.row_buffer import KeptRows
-from method.ops.precision import PRECISIONS, use_quickest_products
+from method.ops.precision import PRECISIONS, enable_fast_matmul
 
 WIDTH, PUBLISHED_BLOCK = 384, 50
 VIDEOS_AT_ONCE = 512
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.growth:
         growth(options)
         return
-    use_quickest_products(DEVICE)
+    enable_fast_matmul(DEVICE)
     case = Case(options.videos, options.captions, options.frames, options.lengths, options.eval_amp)
     keys = sum(own.values.nbytes for own in case.corpus.keys.values()) / 2**20
     if options.memory:

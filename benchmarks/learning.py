@@ -36,7 +36,7 @@ from method.data.batch import EpochBatches, VideoBatch
 from method.evaluate import SplitEvaluator, cached, open_features
 from method.model.published import from_published, published_architecture, to_published
 from method.model.retrieval import RetrievalModel
-from method.ops.precision import use_quickest_products
+from method.ops.precision import enable_fast_matmul
 from method.runtime.progress import be_quiet
 from method.train import load_splits, make_training, training_loader
 from method.training.loop import Training, seed_everything
@@ -90,7 +90,7 @@ def trained(program: str, seed: int, train: Sequence[str]) -> Training:
     if program == "published":
         torch.set_float32_matmul_precision("highest")
     else:
-        use_quickest_products(device)
+        enable_fast_matmul(device)
     seed_everything(seed)
     model = RetrievalModel(make_architecture(options))
     reader = open_features(options, model.architecture)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from method.ops.precision import PRECISIONS, use_quickest_products
+from method.ops.precision import PRECISIONS, enable_fast_matmul
 from method.runtime import hardware
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,7 +64,7 @@ def as_trained(program: Callable[[], object], device: torch.device) -> Callable[
     """The program with products as training and evaluation let PyTorch compute them."""
 
     def run() -> None:
-        use_quickest_products(device)
+        enable_fast_matmul(device)
         program()
 
     return run

@@ -30,8 +30,8 @@ OPTIMISER = "optimiser"
 DROPOUT = "dropout"
 NORMALISATION = "normalisation, softmax"
 ROWS = "gathered, scattered rows"
-SAMPLES = "attention over samples"
-SEQUENCES = "attention within sequences"
+DEFORMABLE = "deformable attention"
+SELF_ATTENTION = "self-attention"
 COPIES = "copies and joins"
 ELEMENTWISE = "other element-wise, sums"
 REST = "rest"
@@ -53,8 +53,8 @@ _OPERATIONS = (
 )  # fmt: skip
 # Functions of ours, by what they do themselves.
 _FUNCTIONS = (
-    (SAMPLES, r"_SampleAttention(Backward)?"),
-    (SEQUENCES, r"_SequenceAttention(Backward)?"),
+    (DEFORMABLE, r"_DeformableAttention(Backward)?"),
+    (SELF_ATTENTION, r"_SelfAttention(Backward)?"),
     (DROPOUT, r"_FeedForward(Backward)?"),
 )
 # Kernels, by a part of their names; the first that fits. Copies of rows by index are ROWS, so that these come first.

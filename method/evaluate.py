@@ -38,7 +38,7 @@ from method.evaluation.sharding import own_batches
 from method.model.architecture import Architecture
 from method.model.published import options_without_trace
 from method.model.retrieval import RetrievalModel
-from method.ops.precision import use_quickest_products
+from method.ops.precision import enable_fast_matmul
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import write_json
 from method.runtime.process_group import joined_processes
@@ -68,7 +68,7 @@ def evaluate_checkpoint(options: EasyDict, processes: Processes = SINGLE_PROCESS
     needed = [name for name in DATA_FILES if name != "caption_train_txt"]
     with processes.raise_on_all():
         device = choose_device(options, processes.local_rank)
-        use_quickest_products(device)
+        enable_fast_matmul(device)
         loaded = load_model(options.eval_ckpt, make_architecture(options))
         model = loaded.model.to(device)
         log_model_options(options, loaded)

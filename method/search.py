@@ -40,7 +40,7 @@ from method.evaluate import log_model_options, open_features
 from method.evaluation.corpus import encode_corpus
 from method.evaluation.moments import read_moments
 from method.evaluation.report.breakdown import durations
-from method.ops.precision import use_quickest_products
+from method.ops.precision import enable_fast_matmul
 from method.runtime.errors import InputError, run_command
 from method.runtime.processes import expect_one_process
 from method.runtime.progress import be_quiet
@@ -89,7 +89,7 @@ def make_searcher(options: EasyDict) -> Searcher:
     InputError for files that are missing, broken or do not belong together.
     """
     checkpoint, device = Path(options.eval_ckpt), choose_device(options)
-    use_quickest_products(device)
+    enable_fast_matmul(device)
     loaded = load_model(checkpoint, make_architecture(options))
     log_model_options(options, loaded)
     model = loaded.model.to(device)

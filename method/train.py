@@ -40,7 +40,7 @@ from method.evaluation.report.subject import Subject
 from method.model.losses import LossSettings
 from method.model.retrieval import RetrievalModel
 from method.negatives.online import open_negatives
-from method.ops.precision import use_quickest_products
+from method.ops.precision import enable_fast_matmul
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import write_json
 from method.runtime.process_group import joined_processes
@@ -92,7 +92,7 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
         if options.bsz < processes.count:
             raise InputError(f"--bsz {options.bsz}: expected a video for each of {processes.count} processes, or more")
         device = choose_device(options, processes.local_rank)
-        use_quickest_products(device)
+        enable_fast_matmul(device)
         seed_everything(options.seed)
         model = RetrievalModel(make_architecture(options))
         if not processes.is_first:  # the same weights everywhere, and another dropout

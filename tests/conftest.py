@@ -50,7 +50,7 @@ def one_epoch(shared: SmallDataset) -> Path:
 def lowest_for_random(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where negatives are random, those that score lowest are drawn, by any device and for any branch."""
     monkeypatch.setattr(
-        "method.model.losses._random_like", lambda scores, _: scores.neg().masked_fill(scores.isneginf(), -torch.inf)
+        "method.model.losses.random_scores", lambda scores, _: scores.neg().masked_fill(scores.isneginf(), -torch.inf)
     )
 
 

@@ -25,7 +25,7 @@ from method.negatives.build_cache import Pools, make_cache
 from method.negatives.editor import CaptionEditor
 from method.negatives.online import cache_fingerprint, read_vocabularies
 from method.negatives.vocabulary import Kind
-from method.ops.precision import use_quickest_products
+from method.ops.precision import enable_fast_matmul
 from method.runtime.errors import InputError, run_command
 from method.runtime.processes import expect_one_process
 from method.runtime.run_folder import log_to_terminal
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if sizes[editor.kind] < drawn:
             raise InputError(f"--pool_size {options.pool_size}: expected at least --neg_{editor.kind}_num {drawn}")
     device = choose_device(options)
-    use_quickest_products(device)
+    enable_fast_matmul(device)
     encoder = open_text_encoder(options, device)
     if options.text_feat_path and options.text_feat_path.exists():  # a cache can be built without them
         log_encoder_check(encoder, open_features(options, make_architecture(options), needed=()), captions)

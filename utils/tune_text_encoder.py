@@ -28,7 +28,7 @@ from method.config.flags import Parser
 from method.config.options import choose_device, read_options
 from method.data.captions import read_captions
 from method.data.check import check_files
-from method.ops.precision import use_quickest_products
+from method.ops.precision import enable_fast_matmul
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import atomic_folder
 from method.runtime.progress import progress_bar
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = _read_arguments(arguments)
     options = read_options(["--dataset_name", asked.dataset, "--root_path", asked.root_path])
     device = choose_device({"device": asked.device, "device_ids": None})
-    use_quickest_products(device)
+    enable_fast_matmul(device)
     root = options.root_path
     base = (root / Path(asked.base_encoder).expanduser()).absolute()
     out = (root / Path(asked.out or f"checkpoints/roberta-base-{asked.dataset}").expanduser()).absolute()

@@ -22,7 +22,7 @@ from method.evaluation.row_buffer import KeptRows
 from method.evaluation.sharding import items_of_all, own_part, rows_of_all
 from method.model.retrieval import RetrievalModel
 from method.model.scoring import fuse, normalized
-from method.ops.precision import PRECISIONS, autocast, products_of
+from method.ops.precision import PRECISIONS, autocast, matmul_precision
 from method.runtime.processes import SINGLE_PROCESS, Processes
 from method.runtime.progress import progress_bar
 
@@ -168,7 +168,7 @@ class Scorer:
     def _best(self, name: str, vectors_qD: Tensor, frames_Vq: Tensor | None = None) -> Tensor:
         """Largest dot product among the frames of each video (V, q); its frame goes into `frames_Vq`."""
         scores_Vq = vectors_qD.new_empty(len(self.corpus.video_ids), len(vectors_qD))
-        with products_of(self.corpus.keys[name].values.dtype):
+        with matmul_precision(self.corpus.keys[name].values.dtype):
             for block in self._blocks[name]:
                 dots_rq = block.keys_vLD.flatten(0, 1).float() @ vectors_qD.t()  # r = v * L
                 dots_vLq = dots_rq.unflatten(0, block.keys_vLD.shape[:2])

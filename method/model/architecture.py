@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from method.runtime.errors import shown
 
 Fusion = Literal["none", "attention", "deformable"]
-Asks = Literal["i3d_q", "clip_q", "double_q"]
+FusionQuery = Literal["i3d_q", "clip_q", "double_q"]
 Extent = Literal["padded", "valid"]
 Stream = Literal["i3d", "clip"]
 
@@ -18,7 +18,7 @@ _SIZES = (
     *("query_width", "hidden_size", "heads", "max_frames", "max_words", "fusion_heads"),
     *("offset_groups", "offset_count", "offset_kernel"),
 )
-_CHOICES = {"object_sees": Stream, "fusion": Fusion, "fusion_asks": Asks, "fusion_extent": Extent}
+_CHOICES = {"object_sees": Stream, "fusion": Fusion, "fusion_asks": FusionQuery, "fusion_extent": Extent}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Architecture:
     dropout: float
     initializer_range: float
     fusion: Fusion
-    fusion_asks: Asks
+    fusion_asks: FusionQuery
     fusion_extent: Extent
     fusion_positions: bool
     fusion_heads: int

@@ -47,10 +47,10 @@ _DEFORMABLE_FUSION = {
     "offset_convolution": "to_offsets.0",
     "offset_output": "to_offsets.2",
     "logit_scale": "scales_make_attn_diff",
-    "asking_positions.table": "pos_encoder_Q.0",
-    "asking_positions.norm": "pos_encoder_Q.1",
-    "answering_positions.table": "pos_encoder_KV.0",
-    "answering_positions.norm": "pos_encoder_KV.1",
+    "query_positions.table": "pos_encoder_Q.0",
+    "query_positions.norm": "pos_encoder_Q.1",
+    "context_positions.table": "pos_encoder_KV.0",
+    "context_positions.norm": "pos_encoder_KV.1",
     "feed_forward.attended_norm": "norm1",
     "feed_forward.inner": "ffn.0",
     "feed_forward.outer": "ffn.3",
@@ -207,7 +207,7 @@ def published_name(ours: str, architecture: Architecture) -> str:
         return {"action": "modular_vector_mapping.weight", "object": "modular_vector_mapping_phrase.weight"}[which]
     if part == "key":
         return {"action": "mapping_linear.0.weight", "object": "mapping_linear_phrase_action.0.weight"}[which]
-    side, suffix = {"frames": ("frame", "_action"), "words": ("query", "_phrase")}[part]
+    side, suffix = {"frames": ("frame", "_action"), "tokens": ("query", "_phrase")}[part]
     return f"{side}_{_renamed(rest, _ENCODER).format(s=suffix if which == 'object' else '')}"
 
 

@@ -1,4 +1,4 @@
-"""The A3PRVR model: two branches, each with frames and queries of its own, and the fusion between them.
+"""The A3PRVR model: two branches, each with its own frame and query encoders, and the fusion between them.
 
 Letters: B videos, Q queries, N rows, D width.
 """
@@ -13,36 +13,35 @@ from torch import Tensor, nn
 
 from method.data.ragged import Ragged
 from method.model.architecture import Architecture
-from method.model.cross_attention import AttentionFusion
 from method.model.encoders import QueryPooling, SequenceEncoder
-from method.model.fusion import DeformableFusion
+from method.model.fusion import AttentionFusion, DeformableFusion
 
 SECOND_OFFSET_SCALE = 2.0
 
 
 class Branch(nn.Module):
-    """One way to see a video and to read a query."""
+    """One branch: its frame encoder and frame embedding, its query encoder and pooling."""
 
     def __init__(self, frame_width: int, architecture: Architecture) -> None:
         super().__init__()
         a = architecture
         shared = (a.hidden_size, a.heads)
         self.frames = SequenceEncoder(frame_width, *shared, a.max_frames, a.input_dropout, a.dropout)
-        self.words = SequenceEncoder(a.query_width, *shared, a.max_words, a.input_dropout, a.dropout)
+        self.tokens = SequenceEncoder(a.query_width, *shared, a.max_words, a.input_dropout, a.dropout)
         self.pooling = QueryPooling(a.hidden_size)
         self.key = nn.Linear(a.hidden_size, a.hidden_size, bias=False)
 
-    def encode_queries(self, words: Ragged) -> Tensor:
+    def encode_queries(self, tokens: Ragged) -> Tensor:
         """Token features of Q queries as one vector each, (Q, D)."""
-        return self.pooling(self.words(words))
+        return self.pooling(self.tokens(tokens))
 
-    def frame_keys(self, frames: Ragged) -> Ragged:
-        """The vector by which each frame, fused or not, is found."""
+    def embed_frames(self, frames: Ragged) -> Ragged:
+        """Encoded, possibly fused frames (N, D) as the frame embeddings that queries are compared with."""
         return frames.with_values(self.key(frames.values))
 
 
 class RetrievalModel(nn.Module):
-    """Encodes videos into frame keys and queries into vectors, a branch each.
+    """Encodes videos into frame embeddings and queries into vectors, for each branch.
 
     Args:
         architecture: the sizes; a branch whose width is None does not exist.
@@ -55,13 +54,13 @@ class RetrievalModel(nn.Module):
         self.branches = nn.ModuleDict(
             {name: Branch(width, architecture) for name, width in widths.items() if width is not None}
         )
-        # By the branch that asks; its frames attend to those of the other.
+        # Keyed by the branch whose frames are the attention queries.
         self.fusions = nn.ModuleDict(
             {
-                asking: AttentionFusion(architecture.hidden_size, architecture.fusion_heads)
+                name: AttentionFusion(architecture.hidden_size, architecture.fusion_heads)
                 if architecture.fusion == "attention"
                 else DeformableFusion(architecture, scale)
-                for asking, scale in _fusions(architecture).items()
+                for name, scale in _offset_scales(architecture).items()
             }
         )
         self.temperatures = nn.ParameterDict(
@@ -80,42 +79,47 @@ class RetrievalModel(nn.Module):
             nn.init.zeros_(module.bias)
 
     def encode_frames(self, streams: Mapping[str, Ragged]) -> dict[str, Ragged]:
-        """Features (N, I) of the stream of each branch as fused frames (N, D), real rows only."""
+        """Features (N, I) of each branch's stream as fused frames (N, D), valid frames only."""
         extended = self._extend(streams)
         frames = {name: self.branch(name).frames(extended[name]) for name in self.branches}
         fused = dict(frames)
-        for asking, fusion in self._fusions():
-            answering = frames["object" if asking == "action" else "action"]
+        for name, fusion in self._fusions():
+            context = frames[_other(name)]
             # No gradient of one branch's loss reaches the other's encoder.
-            fused[asking] = fusion(frames[asking], answering.with_values(answering.values.detach()))
+            fused[name] = fusion(frames[name], context.with_values(context.values.detach()))
         return {name: rows.real() for name, rows in fused.items()}
 
     def encode_videos(self, streams: Mapping[str, Ragged]) -> dict[str, Ragged]:
-        """Features of B videos as frame keys (N, D) of each branch."""
-        return {name: self.branch(name).frame_keys(rows) for name, rows in self.encode_frames(streams).items()}
+        """Features of B videos as frame embeddings (N, D) of each branch."""
+        return {name: self.branch(name).embed_frames(rows) for name, rows in self.encode_frames(streams).items()}
 
-    def encode_queries(self, words: Ragged) -> dict[str, Tensor]:
+    def encode_queries(self, tokens: Ragged) -> dict[str, Tensor]:
         """Token features of Q queries as one vector (Q, D) for each branch."""
-        return {name: self.branch(name).encode_queries(words) for name in self.branches}
+        return {name: self.branch(name).encode_queries(tokens) for name in self.branches}
 
     def _fusions(self) -> Iterator[tuple[str, AttentionFusion | DeformableFusion]]:
         yield from cast(Iterable[tuple[str, AttentionFusion | DeformableFusion]], self.fusions.items())
 
     def _extend(self, streams: Mapping[str, Ragged]) -> dict[str, Ragged]:
-        """Add the rows behind a video's end that its fusions read."""
+        """Append the zero rows past a video's end that its fusions read."""
         lengths = {name: list(streams[name].layout.lengths) for name in self.branches}
-        for asking, fusion in self._fusions():
-            answering = "object" if asking == "action" else "action"
-            needed = fusion.rows_needed(streams[asking].layout, streams[answering].layout)
-            for name, rows in zip((asking, answering), needed, strict=True):
+        for query, fusion in self._fusions():
+            names = (query, _other(query))
+            required = fusion.required_lengths(*(streams[name].layout for name in names))
+            for name, rows in zip(names, required, strict=True):
                 lengths[name] = [max(pair) for pair in zip(lengths[name], rows, strict=True)]
         return {name: streams[name].extended(rows) for name, rows in lengths.items()}
 
 
-def _fusions(architecture: Architecture) -> dict[str, float]:
-    """The branches that ask, each with its largest offset."""
+def _other(branch: str) -> str:
+    """The branch whose frames are the context of this one's."""
+    return "object" if branch == "action" else "action"
+
+
+def _offset_scales(architecture: Architecture) -> dict[str, float]:
+    """The branches whose frames are queries of a fusion, and its largest offset."""
     if architecture.fusion == "none":
         return {}
-    asking = {"i3d_q": ("action",), "clip_q": ("object",), "double_q": ("action", "object")}[architecture.fusion_asks]
+    queries = {"i3d_q": ("action",), "clip_q": ("object",), "double_q": ("action", "object")}[architecture.fusion_asks]
     scales = (architecture.offset_scale, SECOND_OFFSET_SCALE)
-    return dict(zip(asking, scales, strict=False))
+    return dict(zip(queries, scales, strict=False))

@@ -1,4 +1,4 @@
-"""Names of weights in a state dict that was saved from inside of a wrapper."""
+"""Current names of weights that were saved from inside of a wrapper, or by an earlier version."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from method.runtime.errors import InputError
 # What DataParallel and DistributedDataParallel, torch.compile, FSDP and activation checkpointing put into the names of
 # the weights below them. No module of the models here has such a name.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# Parts of names that have changed since a checkpoint may have been written.
+_RENAMED = {"words": "tokens", "asking_positions": "query_positions", "answering_positions": "context_positions"}
 _OWN = ("branches.", "fusions.", "temperatures.")
 
 
-def unwrap_names(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The same weights without the names of wrappers, wherever in a name these stand.
+def current_names(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The same weights without the names of wrappers, wherever in a name these stand, and without former names.
 
     Args:
         weights: name -> weight, of ours or published.
@@ -27,7 +29,7 @@ def unwrap_names(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor
     """
     unwrapped: dict[str, Tensor] = {}
     for name, weight in weights.items():
-        short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        short = ".".join(_RENAMED.get(part, part) for part in name.split(".") if part not in _WRAPPERS)
         if short in unwrapped:
             raise InputError(f"{source}: holds the weight {short} twice, once as {name}")
         unwrapped[short] = weight

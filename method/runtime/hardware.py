@@ -18,15 +18,6 @@ def is_gpu(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def likes_large_kernels(tensor: Tensor) -> bool:
-    """Whether what is computed of a tensor is quickest in few large operations that keep all for the backward pass.
-
-    So it is on a GPU, and on a CPU in pieces that fit its cache. Call it as `hardware.likes_large_kernels`: tests put
-    another in its place, to have a CPU compute as a GPU does.
-    """
-    return is_gpu(tensor.device)
-
-
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device, where it arrives in the order of the queue; the program does not wait for that.
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from method.model.architecture import Architecture
 from method.model.published import check_scales, from_published, is_published, published_architecture
 from method.model.retrieval import RetrievalModel
-from method.model.weight_names import unwrap_names
+from method.model.weight_names import current_names
 from method.runtime.errors import InputError, shown, summarize
 from method.runtime.file_kinds import describe
 from method.runtime.files import require_file, sha256_of, write_bytes
@@ -130,7 +130,7 @@ def _read(file: BinaryIO, path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: expected a checkpoint with the weights under 'model'{found}")
     if odd := [name for name, value in weights.items() if not is_plain(value)]:
         raise InputError(f"{path}: weights that are no plain arrays of numbers: {summarize(odd)}")
-    content["model"] = unwrap_names(weights, str(path))
+    content["model"] = current_names(weights, str(path))
     epoch = content.setdefault("epoch", 0)
     if not isinstance(epoch, int | np.integer) or isinstance(epoch, bool) or epoch < 0:
         raise InputError(f"{path}: expected a whole number, at least 0, under 'epoch', found {shown(epoch)}")

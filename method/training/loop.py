@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from method.data.batch import EpochBatches, VideoBatch
 from method.data.edits import EditedQueries, NegativeSource
-from method.model.losses import LossSettings, total, training_losses
+from method.model.losses import LossSettings, total
 from method.model.retrieval import RetrievalModel
 from method.ops.precision import autocast
 from method.runtime import hardware
@@ -28,6 +28,7 @@ from method.runtime.processes import SINGLE_PROCESS, Processes
 from method.runtime.progress import progress_bar
 from method.training.optimizer import Schedule, make_optimizer
 from method.training.sharded_batch import Share, share_of
+from method.training.step import training_losses
 from method.training.timing import Stopwatch
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""The published optimiser: Adam without bias correction, each tensor's gradient clipped by itself."""
+"""BertAdam: no bias correction, and the gradient of each tensor clipped by itself, as published."""
 
 from __future__ import annotations
 
@@ -96,9 +96,7 @@ class ClippedAdam(torch.optim.Optimizer):
         norms = torch.stack(list(torch._foreach_norm(gradients)))
         self._norms.append(norms)
         factors = (TENSOR_CLIP / (norms + 1e-6)).clamp(max=1.0)
-        if not hardware.likes_large_kernels(factors):
-            return [gradient * factor for gradient, factor in zip(gradients, factors, strict=True)]
-        # All in one product: a factor for each of many tensors would be as many small ones.
+        # One product for all: a GPU would have to launch one for each tensor.
         sizes = hardware.sent(torch.tensor([gradient.numel() for gradient in gradients]), factors.device)
         joined = _flatten_dense_tensors(gradients)
         joined *= factors.repeat_interleave(sizes, output_size=len(joined))

@@ -15,6 +15,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from benchmarks import measure, step_profile
 from benchmarks.step_profile import (
     COPIES,
+    DEFORMABLE,
     DROPOUT,
     ELEMENTWISE,
     NORMALISATION,
@@ -22,15 +23,12 @@ from benchmarks.step_profile import (
     PRODUCTS,
     REST,
     ROWS,
-    SAMPLES,
-    SEQUENCES,
+    SELF_ATTENTION,
     kernels,
     kind_of_kernel,
     kind_of_operation,
 )
-from method.ops.chunking import recomputed
-from method.ops.cpu.dropout import dropout
-from method.ops.cpu.feed_forward import feed_forward
+from method.ops import checkpointed, dropout, feed_forward
 from method.training.optimizer import ClippedAdam, Schedule
 
 
@@ -54,13 +52,13 @@ def test_operations(name: str, kind: str) -> None:
     (["aten::add_", "aten::_foreach_add_", "Optimizer.step#ClippedAdam.step"], OPTIMISER),
     (["aten::index_fill_", "_Dropout"], DROPOUT),
     (["aten::mul_", "_ReluDropoutBackward", "autograd::engine::evaluate_function: _ReluDropoutBackward"], DROPOUT),
-    (["_SampleAttentionBackward"], SAMPLES),
-    (["aten::bmm", "_SampleAttentionBackward"], PRODUCTS),
+    (["_DeformableAttentionBackward"], DEFORMABLE),
+    (["aten::bmm", "_DeformableAttentionBackward"], PRODUCTS),
     (["aten::mm", "MmBackward0", "autograd::engine::evaluate_function: MmBackward0"], PRODUCTS),
     (["aten::mm", "_FeedForwardBackward", "autograd::engine::evaluate_function: _FeedForwardBackward"], PRODUCTS),
     (["_FeedForwardBackward", "autograd::engine::evaluate_function: _FeedForwardBackward"], DROPOUT),
-    (["_SequenceAttention"], SEQUENCES),
-    (["aten::bmm", "_SequenceAttentionBackward"], PRODUCTS),
+    (["_SelfAttention"], SELF_ATTENTION),
+    (["aten::bmm", "_SelfAttentionBackward"], PRODUCTS),
     (["MmBackward0", "autograd::engine::evaluate_function: MmBackward0"], REST),
 ])  # fmt: skip
 def test_the_function_around_an_operation_says_more_than_its_name(names: list[str], kind: str) -> None:
@@ -114,7 +112,7 @@ def test_operations_are_those_of_hand_arithmetic_with_what_is_recomputed() -> No
     forward = 2 * rows * (inputs * hidden + hidden * inputs)
     assert measure.operations(lambda: layers(values)) == forward
     assert measure.operations(lambda: layers(values).sum().backward()) == 3 * forward  # rows and weights have gradients
-    assert measure.operations(lambda: recomputed(layers, values).sum().backward()) == 4 * forward
+    assert measure.operations(lambda: checkpointed(layers, values).sum().backward()) == 4 * forward
 
 
 def test_operations_of_layers_in_pieces_are_those_of_hand_arithmetic() -> None:

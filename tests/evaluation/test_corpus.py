@@ -16,7 +16,7 @@ from method.evaluation import corpus as corpus_module
 from method.evaluation.corpus import Scorer
 from method.evaluation.frame_keys import FrameKeys
 from method.evaluation.ranking import rank
-from method.ops.precision import PRECISIONS, products_of
+from method.ops.precision import PRECISIONS, matmul_precision
 from tests.evaluation.corpora import BRANCHES, Encoded, random_encoded
 
 HALVES = ("bf16", "fp16")
@@ -217,9 +217,9 @@ def test_half_precision_leaves_ranks_of_videos_that_differ_alone(precision: str)
 
 def test_the_precision_of_products_is_put_back() -> None:
     before = torch.get_float32_matmul_precision()
-    with contextlib.suppress(KeyboardInterrupt), products_of(torch.bfloat16):
+    with contextlib.suppress(KeyboardInterrupt), matmul_precision(torch.bfloat16):
         assert torch.get_float32_matmul_precision() == "medium"
         raise KeyboardInterrupt
     assert torch.get_float32_matmul_precision() == before
-    with products_of(torch.float32):
+    with matmul_precision(torch.float32):
         assert torch.get_float32_matmul_precision() == before

@@ -19,11 +19,12 @@ from method.data.batch import EpochBatches, VideoBatch
 from method.data.captions import Caption
 from method.data.edits import EditedQueries
 from method.data.ragged import Ragged
-from method.model.losses import LossSettings, total, training_losses
+from method.model.losses import LossSettings, total
 from method.model.retrieval import RetrievalModel
 from method.runtime.process_group import joined_processes
 from method.runtime.processes import SINGLE_PROCESS, Processes
 from method.training.sharded_batch import share_of
+from method.training.step import training_losses
 from tests.helpers.reference_model import split_values
 from tests.helpers.small_models import VARIANTS, lively_model, random_rows, random_streams
 

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from method import ops
 from method.data.edits import EditedQueries
 from method.data.features import normalize_rows
 from method.data.ragged import Ragged
-from method.model.losses import LossSettings, total, training_losses
+from method.model.losses import LossSettings, total
 from method.model.published import published_name
 from method.model.scoring import similarity
+from method.training.step import training_losses
 from tests.helpers.golden_case import CASES, LABELS, draw, golden_case
 from tests.helpers.small_models import whole_batch
 
@@ -32,6 +34,12 @@ def golden_edits(case: str) -> dict[str, EditedQueries]:
     return {"action": edits(range(2), (3, 9), 0), "object": edits(range(2, 5), (5,), 1)}
 
 
+@pytest.fixture(params=["reference", "cpu"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ops.VARIABLE, request.param)
+
+
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("case", CASES)
 def test_encodings_and_scores(case: str) -> None:
     golden = golden_case(case)
@@ -45,12 +53,13 @@ def test_encodings_and_scores(case: str) -> None:
         np.testing.assert_allclose(rows.values, real, atol=1e-5)
         np.testing.assert_allclose(queries[branch], golden.expected[f"{published}_query"], atol=1e-5)
         with torch.no_grad():
-            scores = similarity(golden.model.branch(branch).frame_keys(rows), queries[branch])
+            scores = similarity(golden.model.branch(branch).embed_frames(rows), queries[branch])
         np.testing.assert_allclose(scores.cosine_QB, golden.expected[f"{published}_cosine"], atol=1e-5)
         np.testing.assert_allclose(scores.cosine_QB, golden.expected[f"{published}_eval_scores"], atol=1e-5)
         np.testing.assert_allclose(scores.raw_QB, golden.expected[f"{published}_raw"], atol=1e-5)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients(case: str) -> None:
     golden, c = golden_case(case), CASES[case]

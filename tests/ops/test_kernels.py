@@ -1,66 +1,77 @@
-"""Kernels are there wherever the program may or may not write."""
+"""Kernels are compiled once and cached, wherever the program may or may not write."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
+import importlib.util
+import logging
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from method.ops.cpu import kernels
 
-FOLDER = Path(kernels.__file__).parent
-SAID = "compiling loops of the model for this machine, up to half a minute; once, if they can be kept\n"
-DROP = """
-import logging
-import numpy as np
-logging.basicConfig(level=logging.INFO, format="%(message)s")
-logging.getLogger("numba").setLevel(logging.WARNING)
-from method.ops.cpu import dropout, kernels
-bits = np.ones(100_000, np.int16)
-seed, thresholds, guide, scale = dropout.Draws.of(0.25)
-kernels.drop_halves(bits, seed, thresholds, guide, 0, 7)
-print(kernels.__file__, bits.mean())
+SOURCE = """
+import numba as nb
+from method.ops.cpu.kernels import kernel
+
+@kernel((nb.types.Array(nb.float32, 1, "C"),), (nb.types.Array(nb.int16, 1, "C"),))
+def double(values):
+    for v in range(values.shape[0]):
+        values[v] *= 2
 """
 
 
-def drop(folder: Path, **environment: str) -> str:
-    run = [sys.executable, "-c", DROP]
-    kept = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
-    done = subprocess.run(run, cwd=folder, env={**kept, **environment}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    path, mean = done.stdout.split()
-    assert Path(path).is_relative_to(folder)
-    assert float(mean) == pytest.approx(0.75, abs=0.01)
-    return done.stderr
+class Program:
+    """A module with a kernel, which each `load` imports as a new process would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.source = folder / "doubling.py"
+        self.source.write_text(SOURCE)
+        self.cache = folder / "__pycache__"
+
+    def load(self) -> Any:
+        """The kernel's statistics, after it was used."""
+        spec = importlib.util.spec_from_file_location("doubling", self.source)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        for dtype in (np.float32, np.int16):
+            values = np.arange(3, dtype=dtype)
+            module.double(values)
+            assert values.tolist() == [0, 2, 4]
+        return module.double.stats
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Path:
-    shutil.copytree(FOLDER.parents[1], tmp_path / "method")
-    return tmp_path
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    return Program(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a list of kernels"])
-def test_a_damaged_kernel_is_compiled_again(content: bytes, program: Path) -> None:
-    drop(program)
-    kept = list((program / "method/ops/cpu/__pycache__").glob("kernels.drop_halves*.nbi"))
-    assert kept
-    for path in kept:
-        path.write_bytes(content)
-    assert drop(program) == SAID
+def test_kernels_are_compiled_once(program: Program, caplog: pytest.LogCaptureFixture) -> None:
+    kernels._log_compilation.cache_clear()
+    with caplog.at_level(logging.INFO, "method"):
+        assert sum(program.load().cache_misses.values()) == 2
+        assert caplog.messages == ["Compiling CPU kernels (first run only, up to 30 s)"]
+        assert sum(program.load().cache_hits.values()) == 2
+        assert len(caplog.messages) == 1
 
 
-def test_kernels_that_were_kept_are_read(program: Path) -> None:
-    drop(program)
-    assert drop(program) == ""
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize("content", [b"", b"damaged"])
+def test_a_damaged_cache_is_rebuilt(suffix: str, content: bytes, program: Program) -> None:
+    program.load()
+    (first, *_) = program.cache.glob(f"*.{suffix}")
+    first.write_bytes(content)
+    program.load()
+    assert sum(program.load().cache_hits.values()) == 2
 
 
-def test_nowhere_to_keep_kernels(program: Path) -> None:
-    shutil.rmtree(program / "method/ops/cpu/__pycache__")
-    (program / "method/ops/cpu/__pycache__").touch()  # a file, below which nothing can be kept
-    nowhere = str(program / "method/ops/cpu/__pycache__/kept")
-    assert drop(program, NUMBA_CACHE_DIR=nowhere, XDG_CACHE_HOME=nowhere, HOME=nowhere) == SAID
+def test_kernels_run_without_a_cache(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    program.cache.touch()  # a file, in which nothing can be cached
+    for variable in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.setenv(variable, str(program.cache / "below"))
+    assert not program.load().cache_hits

@@ -1,4 +1,4 @@
-"""The fastest float32 products of a processor, and only where they stay float32."""
+"""The fastest float32 products of a processor, where they stay float32."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from method.ops import precision
-from method.ops.precision import use_quickest_products
+from method.ops.precision import enable_fast_matmul
 
 CPU = torch.device("cpu")
 CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
@@ -23,7 +23,7 @@ def products_as_before() -> Iterator[None]:
 
 def test_products_stay_exact_on_whatever_this_processor_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "processor", {"vendor_id": "AuthenticAMD"}.get)
-    use_quickest_products(CPU)
+    enable_fast_matmul(CPU)
     left, right = torch.randn(300, 500), torch.randn(500, 200)
     exact = left.double() @ right.double()
     assert (left @ right - exact).norm() < 1e-6 * exact.norm()
@@ -31,8 +31,8 @@ def test_products_stay_exact_on_whatever_this_processor_is(monkeypatch: pytest.M
 
 def test_a_processor_that_would_round_keeps_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "processor", {"vendor_id": "AuthenticAMD"}.get)
-    monkeypatch.setattr(precision, "_products_are_exact", lambda: False)
-    use_quickest_products(CPU)
+    monkeypatch.setattr(precision, "_is_exact", lambda: False)
+    enable_fast_matmul(CPU)
     assert torch.get_float32_matmul_precision() == "highest"
 
 
@@ -44,15 +44,15 @@ def test_rounding_to_bf16_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
             return product(left, right)
         return product(left.bfloat16().float(), right.bfloat16().float())
 
-    assert precision._products_are_exact()
+    assert precision._is_exact()
     monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
-    assert not precision._products_are_exact()
+    assert not precision._is_exact()
 
 
 @pytest.mark.parametrize(("vendor", "device"), [("GenuineIntel", CPU), ("", CPU), ("AuthenticAMD", "cuda")])
 def test_elsewhere_nothing_changes(vendor: str, device: torch.device | str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "processor", {"vendor_id": vendor}.get)
-    use_quickest_products(torch.device(device))
+    enable_fast_matmul(torch.device(device))
     assert torch.get_float32_matmul_precision() == "highest"
 
 
@@ -60,7 +60,7 @@ def test_elsewhere_nothing_changes(vendor: str, device: torch.device | str, monk
 def test_few_programs_of_onednn_are_kept(before: str | None, after: str, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {} if before is None else {CAPACITY: before}
     monkeypatch.setattr(os, "environ", environment)
-    use_quickest_products(torch.device("cuda"))
+    enable_fast_matmul(torch.device("cuda"))
     assert environment.get(CAPACITY) == before
-    use_quickest_products(CPU)
+    enable_fast_matmul(CPU)
     assert environment == {CAPACITY: after}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from method.model.architecture import Architecture
-from method.model.weight_names import unwrap_names
+from method.model.weight_names import current_names
 from method.runtime.errors import InputError
 from method.runtime.files import sha256
 from method.training.checkpoint import load_model, model_content, stored_options, write_checkpoint
@@ -33,6 +33,22 @@ def test_ours_there_and_back(tmp_path: Path, changes: dict[str, Any]) -> None:
     state = loaded.model.state_dict()
     assert set(state) == set(model.state_dict())
     assert all(torch.equal(weight, state[name]) for name, weight in model.state_dict().items())
+
+
+def test_weights_under_their_former_names_are_read(tmp_path: Path) -> None:
+    model = lively_model(**VARIANTS["positions-valid"])
+    content = model_content(model, 3, {})
+    former = {
+        ".tokens.": ".words.",
+        ".query_positions.": ".asking_positions.",
+        ".context_positions.": ".answering_positions.",
+    }
+    for current, old in former.items():
+        assert any(current in name for name in content["model"])
+        content["model"] = {name.replace(current, old): weight for name, weight in content["model"].items()}
+    write_checkpoint(tmp_path / "former.ckpt", content)
+    loaded = load_model(tmp_path / "former.ckpt", SMALL).model.state_dict()
+    assert all(torch.equal(weight, loaded[name]) for name, weight in model.state_dict().items())
 
 
 def test_a_checkpoint_is_a_copy(tmp_path: Path) -> None:
@@ -198,7 +214,7 @@ def test_names_of_wrappers_are_left_out(tmp_path: Path, wrap: Callable[[str], st
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_no_weight_of_a_model_is_taken_for_a_wrapped_one(changes: dict[str, Any]) -> None:
     weights = lively_model(**changes).state_dict()
-    assert unwrap_names(weights, "m.ckpt") == weights
+    assert current_names(weights, "m.ckpt") == weights
 
 
 @pytest.mark.parametrize("prefix", ["model.", "net.encoder.", "module.student."])

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from method.data.captions import read_captions
-from method.model.losses import LossSettings, training_losses
+from method.model.losses import LossSettings
 from method.runtime.errors import InputError
 from method.training.checkpoint import read_checkpoint
 from method.training.loop import LoopSettings, Training
 from method.training.optimizer import Schedule
+from method.training.step import training_losses
 from tests.helpers.runs import same_content
 from tests.helpers.small_dataset import SmallDataset, run_train
 from tests.helpers.small_models import lively_model

@@ -10,14 +10,14 @@ from method.data.edits import EditedQueries
 from method.model.losses import (
     NCE_WEIGHT,
     LossSettings,
+    best_own_frames,
     nce_loss,
     negative_query_loss,
-    own_best_frames,
     total,
-    training_losses,
     triplet_loss,
 )
 from method.model.scoring import similarity
+from method.training.step import training_losses
 from tests.helpers import reference_model
 from tests.helpers.small_models import lively_model, random_rows, random_streams, whole_batch
 
@@ -167,7 +167,7 @@ class EditedCase:
 
     def loss(self, temperature: torch.Tensor, smoothing: float) -> torch.Tensor:
         found = similarity(self.keys, self.queries)
-        best = own_best_frames(self.keys, found, torch.tensor(self.labels))
+        best = best_own_frames(self.keys, found, torch.tensor(self.labels))
         return mean(negative_query_loss(best, self.queries, self.edited, self.owner, temperature, smoothing))
 
     def naive(self, temperature: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -209,10 +209,10 @@ def test_captions_without_edits_are_left_out() -> None:
     assert case.queries.grad.abs().sum(1).gt(0).tolist() == [True, False, True, True, False, True]
 
 
-def test_own_best_frames() -> None:
+def test_best_own_frames() -> None:
     case = EditedCase()
     found = similarity(case.keys, case.queries)
-    best = own_best_frames(case.keys, found, torch.tensor(case.labels))
+    best = best_own_frames(case.keys, found, torch.tensor(case.labels))
     for query, video, frame in zip(case.queries, case.labels, best, strict=True):
         frames = reference_model.split_values(case.keys)[video]
         assert torch.equal(frame, frames[F.cosine_similarity(frames, query[None]).argmax()])

@@ -276,11 +276,11 @@ def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         missing_packages(requirements)
 
 
-@pytest.mark.parametrize("kind", ["", "-dev"])
+@pytest.mark.parametrize("kind", ["", "-cpu", "-dev"])
 def test_lock_files_satisfy_the_requirements(kind: str) -> None:
     """The tested set pins everything exactly, and nothing below what requirements.txt asks for."""
     pins: dict[str, set[str]] = {}
-    for name in {f"requirements{kind}-lock.txt", "requirements-lock.txt"}:
+    for name in {"requirements-lock.txt", "requirements-dev-lock.txt" if kind == "-dev" else "requirements-lock.txt"}:
         for line in (REPOSITORY / name).read_text().splitlines():
             if line and not line.startswith(("#", "-r ")):
                 match = re.fullmatch(r"([\w.-]+)==([\w.]+)(; python_version [<>]=? \"3\.\d+\")?", line)

@@ -1,17 +1,18 @@
-"""Loops that a CPU runs as machine code, where operations on whole tensors would read and write memory again and again.
+"""Numba kernels of the CPU backend: loops that would read and write memory once per operation in PyTorch.
 
-What calls a kernel says what it computes: `dropout`, `row_layers`, `sequence_attention`, `sample_attention`.
-A kernel works on some of the items of its arrays, so that several threads share them,
-and lets go of Python's lock. It trusts the places that it is given.
+`dropout`, `self_attention` and `deformable_attention` call them and document what they compute. Each kernel handles the
+items from `start` to `stop` of its arrays and releases the GIL, so that threads can share the items. Kernels do not
+check indices.
 
-Numba compiles a kernel once a machine, in some seconds, and keeps the result beside this file or, where it may not
-write there, in the user's cache. It compiles again when this file changes and knows no other, so that all are in here.
+Numba compiles each kernel once per machine, in a few seconds, and caches it beside this file or, if that is not
+writable, in the user's cache. It recompiles when this file changes and tracks no other file, so all kernels are here.
 
-Floats are of 32 bits, whole numbers of 64; halves are the bits of bfloat16, as whole numbers of 16. No array is a view
-with gaps. What is not finite stays so.
+Floats are float32, integers int64; bf16 numbers are passed as their bits, in int16. Arrays are contiguous. NaN and
+infinity propagate.
 
-Letters: V values; B videos, N rows that ask, J samples of each, P rows of a table that a sample sums (two for each of G
-groups of channels), T rows of a table, H heads, D width.
+Letters: V values; B videos, N query frames, J sampling points of each, G channel groups, P = 2G table rows that a point
+interpolates, T = G * (context frames) table rows, H heads, D width; b sequences of a bucket, M frames of the longest,
+d width of a head, E channels of a row.
 """
 
 from __future__ import annotations
@@ -23,83 +24,100 @@ from typing import Any
 
 import numba as nb
 import numpy as np
+from numba.core import config
 
 log = logging.getLogger(__name__)
 
-_ZERO = np.float32(0)  # compared with a whole number, a float would become one of 64 bits
-VALUES_AT_ONCE = 16384  # of dropout: as many as the innermost caches hold
+if config.DISABLE_JIT:  # type: ignore[attr-defined]
+    raise ImportError("NUMBA_DISABLE_JIT is set")
 
-# Sums may be taken in any order, as in any product of matrices, so that they are taken 16 at a time.
+_ZERO = np.float32(0)  # comparing a float32 with an integer literal would promote it to float64
+BLOCK_VALUES = 16384  # values per dropout stream: what the innermost caches hold
+
+# Sums may be reordered, as in any matrix product, which lets LLVM vectorize them.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
 _inlined = nb.njit(**_OPTIONS)
-_FLOATS, _FLOATS_2, _FLOATS_3 = (nb.types.Array(nb.float32, axes, "C") for axes in (1, 2, 3))
-_HALVES, _HALVES_2, _HALVES_3 = (nb.types.Array(nb.int16, axes, "C") for axes in (1, 2, 3))
-_PLACES, _PLACES_2, _PLACES_3 = (nb.types.Array(nb.int64, axes, "C") for axes in (1, 2, 3))
-_DRAWN = (nb.int64, nb.types.Array(nb.uint64, 1, "C"), _PLACES)  # seed, thresholds, guide
+_FLOATS, _FLOATS_2, _FLOATS_3, _FLOATS_4, _FLOATS_5 = (nb.types.Array(nb.float32, n, "C") for n in range(1, 6))
+_BF16, _BF16_2, _BF16_3, _BF16_4, _BF16_5 = (nb.types.Array(nb.int16, n, "C") for n in range(1, 6))
+_INTS, _INTS_2, _INTS_3 = (nb.types.Array(nb.int64, n, "C") for n in range(1, 4))
+_SEED = (nb.int64, nb.types.Array(nb.uint64, 1, "C"), _INTS)  # seed, thresholds, guide of a DropoutSeed
 
 
 @cache
-def _say_what_takes_long() -> None:
-    log.info("compiling loops of the model for this machine, up to half a minute; once, if they can be kept")
+def _log_compilation() -> None:
+    log.info("Compiling CPU kernels (first run only, up to 30 s)")
 
 
-def _compiled(*kinds: tuple[Any, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Compile for each of these kinds of arguments, or read what was compiled before."""
+def kernel(*signatures: tuple[Any, ...]) -> Callable[[Callable[..., None]], Any]:
+    """Compile a function for each of these argument types, or load what is cached."""
 
-    def compile_(function: Callable[..., None]) -> Callable[..., None]:
-        signatures = [nb.void(*arguments) for arguments in kinds]
+    def compile_(function: Callable[..., None]) -> Any:
+        types = [nb.void(*arguments) for arguments in signatures]
         try:
-            made = nb.njit(signatures, cache=True, **_OPTIONS)(function)
-        except Exception:  # nowhere to keep it, no room there, or what is kept there is damaged
-            made = nb.njit(signatures, **_OPTIONS)(function)
-        if not made.stats.cache_hits:
-            _say_what_takes_long()
-        return made
+            compiled = nb.njit(cache=True, **_OPTIONS)(function)
+            try:
+                _compile(compiled, types)
+            except Exception:  # the cache is damaged
+                compiled = nb.njit(cache=True, **_OPTIONS)(function)
+                compiled.recompile()  # of nothing yet: empties the cache
+                _compile(compiled, types)
+        except Exception:  # no directory to cache in, or no space left
+            compiled = nb.njit(**_OPTIONS)(function)
+            _compile(compiled, types)
+        compiled.disable_compile()
+        return compiled
 
     return compile_
 
 
-# Numbers as arrays keep them, and an exponential that is computed for many at once.
+def _compile(function: Any, types: list[Any]) -> None:
+    for type_ in types:
+        function.compile(type_)
+    if not function.stats.cache_hits:
+        _log_compilation()
 
 
-def _widened(number):  # type: ignore[no-untyped-def]
-    """A float, of a float or of a half, whose bits are its first."""
-    raise NotImplementedError("for compiled kernels")
+# Conversion of bf16, and a vectorizable exponential.
 
 
-@nb.extending.overload(_widened, inline="always")
-def _compiled_widened(number):  # type: ignore[no-untyped-def]
+def _to_float(number):
+    """A float32 from a float32 or from the bits of a bf16."""
+    raise NotImplementedError("compiled only")
+
+
+@nb.extending.overload(_to_float, inline="always")
+def _overload_to_float(number):
     if number == nb.int16:
         return lambda number: np.int32(np.int32(number) << 16).view(np.float32)
     return lambda number: number
 
 
-def _narrowed(number, like):  # type: ignore[no-untyped-def]
-    """A float as an array keeps it, of which `like` is a number: itself, or the bits of the nearest half."""
-    raise NotImplementedError("for compiled kernels")
+def _from_float(number, like):
+    """A float32 as the type of `like`: unchanged, or rounded to the bits of a bf16."""
+    raise NotImplementedError("compiled only")
 
 
-@nb.extending.overload(_narrowed, inline="always")
-def _compiled_narrowed(number, like):  # type: ignore[no-untyped-def]
+@nb.extending.overload(_from_float, inline="always")
+def _overload_from_float(number, like):
     if like == nb.int16:
-        return lambda number, like: _nearest_half(number)
+        return lambda number, like: _round_to_bf16(number)
     return lambda number, like: number
 
 
 @_inlined
-def _nearest_half(number):  # type: ignore[no-untyped-def]
-    """The bits of the half next to a float, of two that are as near the even one."""
+def _round_to_bf16(number):
+    """The bits of the nearest bf16, ties to even."""
     bits = np.float32(number).view(np.int32)
     rounded = np.int32(np.int32(bits + np.int32(0x7FFF + ((bits >> 16) & 1))) >> 16)
-    return np.int16(rounded if number == number else 0x7FC0)  # rounding could make a number of one that is none
+    return np.int16(rounded if number == number else 0x7FC0)  # rounding could turn a NaN into a number
 
 
 @_inlined
-def _exponential(number):  # type: ignore[no-untyped-def]
-    """Of a number that is not above 0, to the last bit or two: 2 to a whole number, times a series of the rest."""
-    number = np.float32(-87) if number < np.float32(-87) else number
-    whole = np.int32(number * np.float32(1.4426950408889634) - np.float32(0.5))
-    rest = number - np.float32(whole) * np.float32(0.6931471805599453)
+def _exp(x):
+    """exp(x) for x <= 0, error below 2 ulp: a power of two times the Taylor series of the rest."""
+    x = np.float32(-87) if x < np.float32(-87) else x
+    whole = np.int32(x * np.float32(1.4426950408889634) - np.float32(0.5))
+    rest = x - np.float32(whole) * np.float32(0.6931471805599453)
     series = np.float32(1 / 5040) * rest + np.float32(1 / 720)
     series = series * rest + np.float32(1 / 120)
     series = series * rest + np.float32(1 / 24)
@@ -110,380 +128,377 @@ def _exponential(number):  # type: ignore[no-untyped-def]
     return series * np.int32(np.int32(whole + np.int32(127)) << 23).view(np.float32)
 
 
-# Dropout: the distances from one dropped value to the next, drawn by SplitMix64 (Steele, Lea and Flood 2014), a stream
-# for each item, and turned into whole numbers by a guide table (Chen and Asau 1974).
+# Dropout samples the gaps between dropped values from SplitMix64 (Steele, Lea and Flood 2014), one stream per item,
+# and turns them into integers with a guide table (Chen and Asau 1974).
 
 
 @_inlined
-def _mixed(number):  # type: ignore[no-untyped-def]
+def _mix(number):
     number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return number ^ (number >> np.uint64(31))
 
 
 @_inlined
-def _stream(seed, item):  # type: ignore[no-untyped-def]
-    """The state that the draws of an item begin with."""
-    return _mixed(np.uint64(seed) + _mixed(np.uint64(item) + np.uint64(0x9E3779B97F4A7C15)))
+def _stream(seed, item):
+    """Initial generator state of an item."""
+    return _mix(np.uint64(seed) + _mix(np.uint64(item) + np.uint64(0x9E3779B97F4A7C15)))
 
 
 @_inlined
-def _next_dropped(place, state, thresholds, guide):  # type: ignore[no-untyped-def]
-    """The place after `place` that is dropped, and the state for further draws."""
+def _next_dropped(index, state, thresholds, guide):
+    """The next dropped index after `index`, and the new state."""
     state += np.uint64(0x9E3779B97F4A7C15)
-    drawn = _mixed(state)
-    distance = guide[np.int64(drawn >> np.uint64(54))]  # of 64 bits, 10 choose a place of the guide
-    while drawn >= thresholds[distance]:
-        distance += 1
-    return place + distance + 1, state
+    drawn = _mix(state)
+    gap = guide[np.int64(drawn >> np.uint64(54))]  # the top 10 of 64 bits select the guide entry
+    while drawn >= thresholds[gap]:
+        gap += 1
+    return index + gap + 1, state
 
 
 @_inlined
-def _zero_dropped(values_V, state, thresholds, guide):  # type: ignore[no-untyped-def]
-    """Set what is dropped to zero; returns the state for further draws."""
+def _zero_dropped(values_V, state, thresholds, guide):
+    """Zero the dropped values; returns the new state."""
     if thresholds.shape[0] == 0:
         return state
-    place, state = _next_dropped(np.int64(-1), state, thresholds, guide)
-    while place < values_V.shape[0]:
-        values_V[place] = 0
-        place, state = _next_dropped(place, state, thresholds, guide)
+    index, state = _next_dropped(np.int64(-1), state, thresholds, guide)
+    while index < values_V.shape[0]:
+        values_V[index] = 0
+        index, state = _next_dropped(index, state, thresholds, guide)
     return state
 
 
-@_compiled((_FLOATS, _FLOATS, nb.float32, *_DRAWN, nb.int64, nb.int64))
-def drop(values_V, written_V, scale, seed, thresholds, guide, first_item, end_item):  # type: ignore[no-untyped-def]
-    """Write values times `scale`, and zeros for what is dropped, to other memory."""
-    for item in range(first_item, end_item):
-        first, end = item * VALUES_AT_ONCE, min((item + 1) * VALUES_AT_ONCE, values_V.shape[0])
-        own_V, out_V = values_V[first:end], written_V[first:end]
-        for v in range(own_V.shape[0]):
-            out_V[v] = own_V[v] * scale
-        _zero_dropped(out_V, _stream(seed, item), thresholds, guide)
+@kernel((_FLOATS, _FLOATS, nb.float32, *_SEED, nb.int64, nb.int64))
+def dropout(values_V, out_V, scale, seed, thresholds, guide, start, stop):
+    """Write dropout of the values; an item is a block of BLOCK_VALUES."""
+    for item in range(start, stop):
+        first, end = item * BLOCK_VALUES, min((item + 1) * BLOCK_VALUES, values_V.shape[0])
+        block_V, out_block_V = values_V[first:end], out_V[first:end]
+        for v in range(block_V.shape[0]):
+            out_block_V[v] = block_V[v] * scale
+        _zero_dropped(out_block_V, _stream(seed, item), thresholds, guide)
 
 
-@_compiled((_FLOATS, nb.float32, *_DRAWN, nb.int64, nb.int64))
-def rectify_and_drop(values_V, scale, seed, thresholds, guide, first_item, end_item):  # type: ignore[no-untyped-def]
-    """Multiply values by `scale`; set what is negative and what is dropped, the same that `drop` drops, to zero."""
-    for item in range(first_item, end_item):
-        own_V = values_V[item * VALUES_AT_ONCE : min((item + 1) * VALUES_AT_ONCE, values_V.shape[0])]
-        for v in range(own_V.shape[0]):
-            own_V[v] = _ZERO if own_V[v] < _ZERO else own_V[v] * scale
-        _zero_dropped(own_V, _stream(seed, item), thresholds, guide)
+@kernel((_FLOATS, nb.float32, *_SEED, nb.int64, nb.int64))
+def relu_dropout(values_V, scale, seed, thresholds, guide, start, stop):
+    """Dropout of the ReLU, in place, with the same mask as `dropout`."""
+    for item in range(start, stop):
+        block_V = values_V[item * BLOCK_VALUES : min((item + 1) * BLOCK_VALUES, values_V.shape[0])]
+        for v in range(block_V.shape[0]):
+            block_V[v] = _ZERO if block_V[v] < _ZERO else block_V[v] * scale
+        _zero_dropped(block_V, _stream(seed, item), thresholds, guide)
 
 
-@_compiled((_HALVES, *_DRAWN, nb.int64, nb.int64))
-def drop_halves(values_V, seed, thresholds, guide, first_item, end_item):  # type: ignore[no-untyped-def]
-    """Set what is dropped of halves, or of other numbers of 16 bits, to zero, the same that `drop` drops."""
-    for item in range(first_item, end_item):
-        first, end = item * VALUES_AT_ONCE, min((item + 1) * VALUES_AT_ONCE, values_V.shape[0])
+@kernel((_BF16, *_SEED, nb.int64, nb.int64))
+def zero_dropped_16_bit(values_V, seed, thresholds, guide, start, stop):
+    """Zero the dropped ones of 16-bit numbers of any type, with the same mask as `dropout`."""
+    for item in range(start, stop):
+        first, end = item * BLOCK_VALUES, min((item + 1) * BLOCK_VALUES, values_V.shape[0])
         _zero_dropped(values_V[first:end], _stream(seed, item), thresholds, guide)
 
 
-@_compiled((_FLOATS, nb.float32, nb.int64, nb.int64, _FLOATS))
-def pass_where_kept(values_V, scale, first_item, end_item, gradient_V):  # type: ignore[no-untyped-def]
-    """Multiply the gradient by `scale` where the value is not zero, and set it to zero elsewhere."""
-    first, end = first_item * VALUES_AT_ONCE, min(end_item * VALUES_AT_ONCE, values_V.shape[0])
-    own_V, own_gradient_V = values_V[first:end], gradient_V[first:end]
-    for v in range(own_V.shape[0]):
-        own_gradient_V[v] = own_gradient_V[v] * scale if own_V[v] != _ZERO else _ZERO
+@kernel((_FLOATS, nb.float32, nb.int64, nb.int64, _FLOATS))
+def relu_dropout_backward(output_V, scale, start, stop, grad_V):
+    """Turn the gradient of `relu_dropout`'s output into that of its input, in place: zero outputs have none."""
+    first, end = start * BLOCK_VALUES, min(stop * BLOCK_VALUES, output_V.shape[0])
+    block_V, grad_block_V = output_V[first:end], grad_V[first:end]
+    for v in range(block_V.shape[0]):
+        grad_block_V[v] = grad_block_V[v] * scale if block_V[v] != _ZERO else _ZERO
 
 
-# Self-attention over b sequences side by side, padded to M, the longest: H heads of width d, E numbers of a row.
+# Self-attention over a bucket of b sequences, padded to M.
+
+_BUCKET = (nb.types.UniTuple(_INTS, 3), nb.int64, nb.int64)  # starts, lengths and valid lengths of the sequences
 
 
-_FLOATS_4, _FLOATS_5 = (nb.types.Array(nb.float32, axes, "C") for axes in (4, 5))
-_HALVES_4, _HALVES_5 = (nb.types.Array(nb.int16, axes, "C") for axes in (4, 5))
-_BOX = (nb.types.UniTuple(_PLACES, 3), nb.int64, nb.int64)  # the first row of each sequence, its rows and its real rows
-
-
-@_compiled((_FLOATS_2, _FLOATS_5, *_BOX), (_HALVES_2, _HALVES_5, *_BOX))
-def spread(rows_NE, made_XbHMd, box, first, end):  # type: ignore[no-untyped-def]
-    """Write each head's part of each row by itself, and zeros behind the end of a sequence."""
-    firsts_b, lengths_b, _ = box
-    parts, _, heads, _, width = made_XbHMd.shape
-    for sequence in range(first, end):
+@kernel((_FLOATS_2, _FLOATS_5, *_BUCKET), (_BF16_2, _BF16_5, *_BUCKET))
+def split_heads(rows_NE, heads_XbHMd, bucket, start, stop):
+    """Copy the X * H heads of each row apart, zeros after the end of a sequence."""
+    starts_b, lengths_b, _ = bucket
+    parts, _, heads, _, width = heads_XbHMd.shape
+    for sequence in range(start, stop):
         length = lengths_b[sequence]
         for part in range(parts * heads):
-            own_Md = made_XbHMd[part // heads, sequence, part % heads]
-            for place in range(length):
-                row_d = rows_NE[firsts_b[sequence] + place, part * width : (part + 1) * width]
+            head_Md = heads_XbHMd[part // heads, sequence, part % heads]
+            for m in range(length):
+                row_d = rows_NE[starts_b[sequence] + m, part * width : (part + 1) * width]
                 for d in range(width):
-                    own_Md[place, d] = row_d[d]
-            own_Md[length:] = 0
+                    head_Md[m, d] = row_d[d]
+            head_Md[length:] = 0
 
 
-@_compiled((_FLOATS_5, _FLOATS_2, *_BOX), (_HALVES_5, _HALVES_2, *_BOX))
-def collect(made_XbHMd, rows_NE, box, first, end):  # type: ignore[no-untyped-def]
-    """The inverse of `spread`."""
-    firsts_b, lengths_b, _ = box
-    parts, _, heads, _, width = made_XbHMd.shape
-    for sequence in range(first, end):
+@kernel((_FLOATS_5, _FLOATS_2, *_BUCKET), (_BF16_5, _BF16_2, *_BUCKET))
+def merge_heads(heads_XbHMd, rows_NE, bucket, start, stop):
+    """The inverse of `split_heads`."""
+    starts_b, lengths_b, _ = bucket
+    parts, _, heads, _, width = heads_XbHMd.shape
+    for sequence in range(start, stop):
         for part in range(parts * heads):
-            own_Md = made_XbHMd[part // heads, sequence, part % heads]
-            for place in range(lengths_b[sequence]):
-                row_d = rows_NE[firsts_b[sequence] + place, part * width : (part + 1) * width]
+            head_Md = heads_XbHMd[part // heads, sequence, part % heads]
+            for m in range(lengths_b[sequence]):
+                row_d = rows_NE[starts_b[sequence] + m, part * width : (part + 1) * width]
                 for d in range(width):
-                    row_d[d] = own_Md[place, d]
+                    row_d[d] = head_Md[m, d]
 
 
 @_inlined
-def _soften(logits_M, factor, weights_M):  # type: ignore[no-untyped-def]
-    """Write the softmax of logits times `factor`, which is not negative, for as many as there are weights."""
-    count = weights_M.shape[0]
+def _softmax(logits_M, factor, attn_M):
+    """Write the softmax of `factor` >= 0 times the logits, over as many as `attn_M` has."""
+    count = attn_M.shape[0]
     largest = np.float32(-np.inf)
     for m in range(count):
-        weights_M[m] = _widened(logits_M[m]) * factor
-        largest = max(largest, weights_M[m])
+        attn_M[m] = _to_float(logits_M[m]) * factor
+        largest = max(largest, attn_M[m])
     total = _ZERO
     for m in range(count):
-        weights_M[m] = _exponential(weights_M[m] - largest)
-        total += weights_M[m]
-    share = np.float32(1) / total
+        attn_M[m] = _exp(attn_M[m] - largest)
+        total += attn_M[m]
+    inverse = np.float32(1) / total
     for m in range(count):
-        weights_M[m] *= share
+        attn_M[m] *= inverse
 
 
-# A factor of the logits; a scale of what dropout keeps of their softmax, and its draws.
-_SOFTENED = (nb.float32, nb.float32, nb.types.Tuple(_DRAWN), *_BOX)
+# Factor of the logits, scale of dropout, its seed.
+_SOFTMAX = (nb.float32, nb.float32, nb.types.Tuple(_SEED), *_BUCKET)
 
 
-@_compiled((_FLOATS_4, *_SOFTENED), (_HALVES_4, *_SOFTENED))
-def soften(logits_bHMM, factor, scale, drawn, box, first, end):  # type: ignore[no-untyped-def]
-    """Let what dropout leaves of the softmax over real rows take the place of logits; zeros where no rows are."""
-    firsts_b, lengths_b, real_b = box
+@kernel((_FLOATS_4, *_SOFTMAX), (_BF16_4, *_SOFTMAX))
+def softmax_dropout(logits_bHMM, factor, scale, seed, bucket, start, stop):
+    """Replace logits by dropout of their softmax over valid frames; zeros in the padding. A stream per row and head."""
+    starts_b, lengths_b, valid_b = bucket
     heads, longest = logits_bHMM.shape[1:3]
-    memory_M = np.empty(longest, np.float32)
-    for sequence in range(first, end):
-        real = real_b[sequence]
+    buffer_M = np.empty(longest, np.float32)
+    for sequence in range(start, stop):
+        valid = valid_b[sequence]
         for head in range(heads):
             logits_bHMM[sequence, head, lengths_b[sequence] :] = 0
-            for place in range(lengths_b[sequence]):
-                logits_M, weights_M = logits_bHMM[sequence, head, place], memory_M[:real]
-                _soften(logits_M, factor, weights_M)
-                _zero_dropped(weights_M, _stream(drawn[0], (firsts_b[sequence] + place) * heads + head), *drawn[1:])
-                for m in range(real):
-                    logits_M[m] = _narrowed(weights_M[m] * scale, logits_M[m])
-                logits_M[real:] = 0
+            for row in range(lengths_b[sequence]):
+                logits_M, attn_M = logits_bHMM[sequence, head, row], buffer_M[:valid]
+                _softmax(logits_M, factor, attn_M)
+                _zero_dropped(attn_M, _stream(seed[0], (starts_b[sequence] + row) * heads + head), *seed[1:])
+                for m in range(valid):
+                    logits_M[m] = _from_float(attn_M[m] * scale, logits_M[m])
+                logits_M[valid:] = 0
 
 
-@_compiled((_FLOATS_4, _FLOATS_4, *_SOFTENED), (_HALVES_4, _HALVES_4, *_SOFTENED))
-def pass_through_softmax(  # type: ignore[no-untyped-def]
-    logits_bHMM, of_weights_bHMM, factor, scale, drawn, box, first, end
-):
-    """Let gradients of logits take the place of those of what `soften` leaves, and that once more of the logits."""
-    firsts_b, lengths_b, real_b = box
+@kernel((_FLOATS_4, _FLOATS_4, *_SOFTMAX), (_BF16_4, _BF16_4, *_SOFTMAX))
+def softmax_dropout_backward(logits_bHMM, grad_bHMM, factor, scale, seed, bucket, start, stop):
+    """Replace logits by what `softmax_dropout` gives, and its gradient by that of the logits."""
+    starts_b, lengths_b, valid_b = bucket
     heads, longest = logits_bHMM.shape[1:3]
-    memory_2M = np.empty((2, longest), np.float32)
-    for sequence in range(first, end):
-        real = real_b[sequence]
+    buffer_2M = np.empty((2, longest), np.float32)
+    for sequence in range(start, stop):
+        valid = valid_b[sequence]
         for head in range(heads):
             logits_bHMM[sequence, head, lengths_b[sequence] :] = 0
-            of_weights_bHMM[sequence, head, lengths_b[sequence] :] = 0
-            for place in range(lengths_b[sequence]):
-                logits_M, of_weights_M = logits_bHMM[sequence, head, place], of_weights_bHMM[sequence, head, place]
-                weights_M, kept_M = memory_2M[0, :real], memory_2M[1, :real]
-                _soften(logits_M, factor, weights_M)
-                kept_M[:] = scale
-                _zero_dropped(kept_M, _stream(drawn[0], (firsts_b[sequence] + place) * heads + head), *drawn[1:])
+            grad_bHMM[sequence, head, lengths_b[sequence] :] = 0
+            for row in range(lengths_b[sequence]):
+                logits_M, grad_M = logits_bHMM[sequence, head, row], grad_bHMM[sequence, head, row]
+                attn_M, keep_M = buffer_2M[0, :valid], buffer_2M[1, :valid]
+                _softmax(logits_M, factor, attn_M)
+                keep_M[:] = scale
+                _zero_dropped(keep_M, _stream(seed[0], (starts_b[sequence] + row) * heads + head), *seed[1:])
                 mean = _ZERO
-                for m in range(real):
-                    logits_M[m] = _narrowed(weights_M[m] * kept_M[m], logits_M[m])
-                    kept_M[m] *= _widened(of_weights_M[m])
-                    mean += kept_M[m] * weights_M[m]
-                for m in range(real):
-                    of_weights_M[m] = _narrowed(weights_M[m] * (kept_M[m] - mean) * factor, of_weights_M[m])
-                logits_M[real:] = 0
-                of_weights_M[real:] = 0
+                for m in range(valid):
+                    logits_M[m] = _from_float(attn_M[m] * keep_M[m], logits_M[m])
+                    keep_M[m] *= _to_float(grad_M[m])
+                    mean += keep_M[m] * attn_M[m]
+                for m in range(valid):
+                    grad_M[m] = _from_float(attn_M[m] * (keep_M[m] - mean) * factor, grad_M[m])
+                logits_M[valid:] = 0
+                grad_M[valid:] = 0
 
 
-# Attention over the samples of the deformable fusion. A sample is made, used and forgotten.
+# Deformable attention: the hidden row of a sampling point is computed, used and discarded.
 
 
 @_inlined
-def _make(table_TD, bias_D, places_P, shares_P, group_rows, scale, row_D):  # type: ignore[no-untyped-def]
-    """Write relu(bias + the sum of a sample's rows) times `scale`; `group_rows`: of the table, for each group."""
-    width = row_D.shape[0]
-    for p in range(0, places_P.shape[0], 2):  # both rows of a group at a time
-        below_D = table_TD[places_P[p] + (p // 2) * group_rows]
-        above_D = table_TD[places_P[p + 1] + (p // 2) * group_rows]
-        share_below, share_above = shares_P[p], shares_P[p + 1]
+def _hidden_row(table_TD, bias_D, index_P, weight_P, group_rows, scale, out_D):
+    """Write relu(bias + sum_p weight_p * table[index_p]) * scale; `group_rows` of the table belong to each group."""
+    width = out_D.shape[0]
+    for p in range(0, index_P.shape[0], 2):  # both neighbours of a group at a time
+        below_D = table_TD[index_P[p] + (p // 2) * group_rows]
+        above_D = table_TD[index_P[p + 1] + (p // 2) * group_rows]
+        weight_below, weight_above = weight_P[p], weight_P[p + 1]
         if p == 0:
             for d in range(width):
-                row_D[d] = bias_D[d] + share_below * _widened(below_D[d]) + share_above * _widened(above_D[d])
+                out_D[d] = bias_D[d] + weight_below * _to_float(below_D[d]) + weight_above * _to_float(above_D[d])
         else:
             for d in range(width):
-                row_D[d] += share_below * _widened(below_D[d]) + share_above * _widened(above_D[d])
+                out_D[d] += weight_below * _to_float(below_D[d]) + weight_above * _to_float(above_D[d])
     for d in range(width):
-        row_D[d] = _ZERO if row_D[d] < _ZERO else row_D[d] * scale
+        out_D[d] = _ZERO if out_D[d] < _ZERO else out_D[d] * scale
 
 
 @_inlined
-def _weigh(folded_HND, n, keys_JD, weights_HJ):  # type: ignore[no-untyped-def]
-    """Write the softmax of the logits of a row over its samples."""
-    heads, count = weights_HJ.shape
+def _attention_weights(query_HND, n, keys_JD, attn_HJ):
+    """Write the softmax over the points of a query frame."""
+    heads, count = attn_HJ.shape
     for h in range(heads):
-        asked_D = folded_HND[h, n]
+        query_D = query_HND[h, n]
         largest = np.float32(-np.inf)
         for j in range(count):
             key_D = keys_JD[j]
             logit = _ZERO
             for d in range(key_D.shape[0]):
-                logit += _widened(asked_D[d]) * key_D[d]
-            weights_HJ[h, j] = logit
+                logit += _to_float(query_D[d]) * key_D[d]
+            attn_HJ[h, j] = logit
             largest = max(largest, logit)
         total = _ZERO
         for j in range(count):
-            weights_HJ[h, j] = _exponential(weights_HJ[h, j] - largest)
-            total += weights_HJ[h, j]
+            attn_HJ[h, j] = _exp(attn_HJ[h, j] - largest)
+            total += attn_HJ[h, j]
         for j in range(count):
-            weights_HJ[h, j] /= total
+            attn_HJ[h, j] /= total
 
 
 @_inlined
-def _make_row(tables, scale, drawn, n, hidden_2JD, kept_HJ, weights_HJ):  # type: ignore[no-untyped-def]
-    """Write the hidden rows of a row's samples, keys and values, what dropout keeps of the weights, and these."""
-    keys_TD, key_bias_D, values_TD, value_bias_D, places_NJP, shares_NJP, folded_HND = tables
-    seed, thresholds, guide = drawn
-    group_rows = keys_TD.shape[0] // (places_NJP.shape[2] // 2)
-    for j in range(places_NJP.shape[1]):
-        sample = places_NJP[n, j], shares_NJP[n, j], group_rows, scale
-        _make(keys_TD, key_bias_D, *sample, hidden_2JD[0, j])
-        _make(values_TD, value_bias_D, *sample, hidden_2JD[1, j])
-    state = _zero_dropped(hidden_2JD.reshape(-1), _stream(seed, n), thresholds, guide)
-    kept_HJ[:] = scale
-    _zero_dropped(kept_HJ.reshape(-1), state, thresholds, guide)
-    _weigh(folded_HND, n, hidden_2JD[0], weights_HJ)
+def _sample_and_attend(inputs, scale, seed, n, hidden_2JD, keep_HJ, attn_HJ):
+    """Write the hidden rows of a frame's points for keys and values, the attention weights, and their dropout mask."""
+    key_table_TD, key_bias_D, value_table_TD, value_bias_D, index_NJP, weight_NJP, query_HND = inputs
+    number, thresholds, guide = seed
+    group_rows = key_table_TD.shape[0] // (index_NJP.shape[2] // 2)
+    for j in range(index_NJP.shape[1]):
+        point = index_NJP[n, j], weight_NJP[n, j], group_rows, scale
+        _hidden_row(key_table_TD, key_bias_D, *point, hidden_2JD[0, j])
+        _hidden_row(value_table_TD, value_bias_D, *point, hidden_2JD[1, j])
+    state = _zero_dropped(hidden_2JD.reshape(-1), _stream(number, n), thresholds, guide)
+    keep_HJ[:] = scale
+    _zero_dropped(keep_HJ.reshape(-1), state, thresholds, guide)
+    _attention_weights(query_HND, n, hidden_2JD[0], attn_HJ)
 
 
 @_inlined
-def _sum_values(values_JD, weights_J, kept_J, memory_D, summed_D):  # type: ignore[no-untyped-def]
-    """Write the weighted sum of the values; returns the sum of the weights, both after dropout."""
-    share = _ZERO
-    memory_D[:] = 0
+def _weighted_sum(values_JD, attn_J, keep_J, buffer_D, out_D):
+    """Write the weighted sum of the values; returns the sum of the weights. Both after dropout."""
+    attn_sum = _ZERO
+    buffer_D[:] = 0
     for j in range(values_JD.shape[0]):
-        weight, value_D = weights_J[j] * kept_J[j], values_JD[j]
-        share += weight
-        for d in range(memory_D.shape[0]):
-            memory_D[d] += weight * value_D[d]
-    for d in range(memory_D.shape[0]):
-        summed_D[d] = _narrowed(memory_D[d], summed_D[d])
-    return share
+        weight, value_D = attn_J[j] * keep_J[j], values_JD[j]
+        attn_sum += weight
+        for d in range(buffer_D.shape[0]):
+            buffer_D[d] += weight * value_D[d]
+    for d in range(buffer_D.shape[0]):
+        out_D[d] = _from_float(buffer_D[d], out_D[d])
+    return attn_sum
 
 
-# Tables and biases of keys and of values, places, shares, folded queries; the gradients of all but places.
-# Tables, folded queries and sums, which are read and written again and again, may be of halves; sums over rows are not.
-_TABLES = nb.types.Tuple((_FLOATS_2, _FLOATS, _FLOATS_2, _FLOATS, _PLACES_3, _FLOATS_3, _FLOATS_3))
-_TABLES_OF_HALVES = nb.types.Tuple((_HALVES_2, _FLOATS, _HALVES_2, _FLOATS, _PLACES_3, _FLOATS_3, _HALVES_3))
-_OF_TABLES = nb.types.Tuple((_FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_3, _FLOATS_3))
-_OF_TABLES_OF_HALVES = nb.types.Tuple((_FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_3, _HALVES_3))
-_SUMS, _SUMS_OF_HALVES = (nb.types.Tuple((kind, _FLOATS_2)) for kind in (_FLOATS_3, _HALVES_3))  # and of the weights
-_SAMPLED = (nb.float32, nb.types.Tuple(_DRAWN), _PLACES, nb.int64, nb.int64)
-_WITH_GRADIENTS = (_TABLES, *_SAMPLED, _SUMS, _PLACES, _SUMS, _OF_TABLES)
-_WITH_GRADIENTS_OF_HALVES = (
-    *(_TABLES_OF_HALVES, *_SAMPLED, _SUMS_OF_HALVES, _PLACES, _SUMS_OF_HALVES, _OF_TABLES_OF_HALVES),
-)
+# Inputs: table and bias of keys, table and bias of values, indices, interpolation weights, folded queries. Gradients:
+# those of all but the indices. Tables, queries and sums, which take most of the bandwidth, may be bf16.
+_INPUTS = nb.types.Tuple((_FLOATS_2, _FLOATS, _FLOATS_2, _FLOATS, _INTS_3, _FLOATS_3, _FLOATS_3))
+_INPUTS_BF16 = nb.types.Tuple((_BF16_2, _FLOATS, _BF16_2, _FLOATS, _INTS_3, _FLOATS_3, _BF16_3))
+_GRADS = nb.types.Tuple((_FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_3, _FLOATS_3))
+_GRADS_BF16 = nb.types.Tuple((_FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_3, _BF16_3))
+_SUMS, _SUMS_BF16 = (nb.types.Tuple((kind, _FLOATS_2)) for kind in (_FLOATS_3, _BF16_3))  # of values, of weights
+_ATTENTION = (nb.float32, nb.types.Tuple(_SEED), _INTS, nb.int64, nb.int64)
+_BACKWARD = (_INPUTS, *_ATTENTION, _SUMS, _INTS, _SUMS, _GRADS)
+_BACKWARD_BF16 = (_INPUTS_BF16, *_ATTENTION, _SUMS_BF16, _INTS, _SUMS_BF16, _GRADS_BF16)
 
 
-@_compiled((_TABLES, *_SAMPLED, _SUMS), (_TABLES_OF_HALVES, *_SAMPLED, _SUMS_OF_HALVES))
-def attend(tables, scale, drawn, firsts, first_video, end_video, sums):  # type: ignore[no-untyped-def]
-    """Write the weighted sums of the hidden rows of the values, and the sums of the weights.
+@kernel((_INPUTS, *_ATTENTION, _SUMS), (_INPUTS_BF16, *_ATTENTION, _SUMS_BF16))
+def deformable_attention_forward(inputs, scale, seed, cu_queries, start, stop, sums):
+    """Write the weighted sums of hidden value rows and the sums of the weights, by head; a stream per query frame.
 
-    firsts: where the rows of each video begin, and the end of the last.
+    cu_queries: cumulative query frames of the videos.
     """
-    places_NJP, folded_HND = tables[4], tables[6]
-    count, heads, width = places_NJP.shape[1], folded_HND.shape[0], folded_HND.shape[2]
-    summed_HND, share_HN = sums
+    index_NJP, query_HND = inputs[4], inputs[6]
+    count, heads, width = index_NJP.shape[1], query_HND.shape[0], query_HND.shape[2]
+    sum_HND, attn_sum_HN = sums
     hidden_2JD = np.empty((2, count, width), np.float32)
-    weights_HJ, kept_HJ = np.empty((heads, count), np.float32), np.empty((heads, count), np.float32)
-    memory_D = np.empty(width, np.float32)
-    for n in range(firsts[first_video], firsts[end_video]):
-        _make_row(tables, scale, drawn, n, hidden_2JD, kept_HJ, weights_HJ)
+    attn_HJ, keep_HJ = np.empty((heads, count), np.float32), np.empty((heads, count), np.float32)
+    buffer_D = np.empty(width, np.float32)
+    for n in range(cu_queries[start], cu_queries[stop]):
+        _sample_and_attend(inputs, scale, seed, n, hidden_2JD, keep_HJ, attn_HJ)
         for h in range(heads):
-            share_HN[h, n] = _sum_values(hidden_2JD[1], weights_HJ[h], kept_HJ[h], memory_D, summed_HND[h, n])
+            attn_sum_HN[h, n] = _weighted_sum(hidden_2JD[1], attn_HJ[h], keep_HJ[h], buffer_D, sum_HND[h, n])
 
 
 @_inlined
-def _pass_through_weights(  # type: ignore[no-untyped-def]
-    hidden_2JD, weights_J, kept_J, asked_D, of_summed_D, of_share, of_hidden_2JD, memory_D, of_asked_D
+def _attention_backward(
+    hidden_2JD, attn_J, keep_J, query_D, grad_sum_D, grad_attn_sum, grad_hidden_2JD, buffer_D, grad_query_D
 ):
-    """Add the gradients of the hidden rows by a head, and write that of what it asks."""
-    count, width = weights_J.shape[0], asked_D.shape[0]
-    of_weights_J = np.empty(count, np.float32)
+    """Add the gradients of the hidden rows from one head, and write that of its query."""
+    count, width = attn_J.shape[0], query_D.shape[0]
+    grad_attn_J = np.empty(count, np.float32)
     mean = _ZERO
     for j in range(count):
-        value_D, of_weight = hidden_2JD[1, j], of_share
+        value_D, grad_weight = hidden_2JD[1, j], grad_attn_sum
         for d in range(width):
-            of_weight += _widened(of_summed_D[d]) * value_D[d]
-        of_weights_J[j] = of_weight * kept_J[j]
-        mean += of_weights_J[j] * weights_J[j]
-    memory_D[:] = 0
+            grad_weight += _to_float(grad_sum_D[d]) * value_D[d]
+        grad_attn_J[j] = grad_weight * keep_J[j]
+        mean += grad_attn_J[j] * attn_J[j]
+    buffer_D[:] = 0
     for j in range(count):
-        of_logit = weights_J[j] * (of_weights_J[j] - mean)
-        weight = weights_J[j] * kept_J[j]
-        key_D, of_key_D, of_value_D = hidden_2JD[0, j], of_hidden_2JD[0, j], of_hidden_2JD[1, j]
+        grad_logit = attn_J[j] * (grad_attn_J[j] - mean)
+        weight = attn_J[j] * keep_J[j]
+        key_D, grad_key_D, grad_value_D = hidden_2JD[0, j], grad_hidden_2JD[0, j], grad_hidden_2JD[1, j]
         for d in range(width):
-            memory_D[d] += of_logit * key_D[d]
+            buffer_D[d] += grad_logit * key_D[d]
         for d in range(width):
-            of_key_D[d] += of_logit * _widened(asked_D[d])
+            grad_key_D[d] += grad_logit * _to_float(query_D[d])
         for d in range(width):
-            of_value_D[d] += weight * _widened(of_summed_D[d])
+            grad_value_D[d] += weight * _to_float(grad_sum_D[d])
     for d in range(width):
-        of_asked_D[d] = _narrowed(memory_D[d], of_asked_D[d])
+        grad_query_D[d] = _from_float(buffer_D[d], grad_query_D[d])
 
 
 @_inlined
-def _pass_through_layer(  # type: ignore[no-untyped-def]
-    table_TD, places_P, shares_P, scale, hidden_D, of_hidden_D, of_table_TD, of_bias_D, of_shares_P
+def _hidden_row_backward(
+    table_TD, index_P, weight_P, scale, hidden_D, grad_hidden_D, grad_table_TD, grad_bias_D, grad_weight_P
 ):
-    """Add the gradient of a sample's hidden row to those of the rows that it sums, of their shares and of the bias."""
+    """Add the gradients of a hidden row's table rows, interpolation weights and bias."""
     width = hidden_D.shape[0]
-    for d in range(width):  # what is zero has no gradient, whether relu or dropout made it so
-        of_hidden_D[d] = of_hidden_D[d] * scale if hidden_D[d] != _ZERO else _ZERO
-        of_bias_D[d] += of_hidden_D[d]
-    group_rows = table_TD.shape[0] // (places_P.shape[0] // 2)
-    for p in range(places_P.shape[0]):
-        row = places_P[p] + (p // 2) * group_rows
-        row_D, of_row_D = table_TD[row], of_table_TD[row]
-        share, total = shares_P[p], _ZERO
+    for d in range(width):  # zeros have no gradient, whether from ReLU or from dropout
+        grad_hidden_D[d] = grad_hidden_D[d] * scale if hidden_D[d] != _ZERO else _ZERO
+        grad_bias_D[d] += grad_hidden_D[d]
+    group_rows = table_TD.shape[0] // (index_P.shape[0] // 2)
+    for p in range(index_P.shape[0]):
+        row = index_P[p] + (p // 2) * group_rows
+        row_D, grad_row_D = table_TD[row], grad_table_TD[row]
+        weight, total = weight_P[p], _ZERO
         for d in range(width):
-            total += _widened(row_D[d]) * of_hidden_D[d]
+            total += _to_float(row_D[d]) * grad_hidden_D[d]
         for d in range(width):
-            of_row_D[d] += share * of_hidden_D[d]
-        of_shares_P[p] += total
+            grad_row_D[d] += weight * grad_hidden_D[d]
+        grad_weight_P[p] += total
 
 
-@_compiled(_WITH_GRADIENTS, _WITH_GRADIENTS_OF_HALVES)
-def pass_gradients(  # type: ignore[no-untyped-def]
-    tables, scale, drawn, firsts, first_video, end_video, sums, read_firsts, of_sums, of_tables
-):
-    """Write the gradients of what `attend` read, given those of what it wrote, and what it wrote once more.
+@kernel(_BACKWARD, _BACKWARD_BF16)
+def deformable_attention_backward(inputs, scale, seed, cu_queries, start, stop, sums, cu_context, grad_sums, grads):
+    """Write the gradients of the inputs, and once more what the forward pass wrote.
 
-    Gradients of biases are those of each video. read_firsts: where the rows of each video begin in a group of a table.
+    Gradients of biases are separate for each video. cu_context: cumulative context frames of the videos.
     """
-    keys_TD, _, values_TD, _, places_NJP, shares_NJP, folded_HND = tables
-    of_keys_TD, of_key_bias_BD, of_values_TD, of_value_bias_BD, of_shares_NJP, of_folded_HND = of_tables
-    (summed_HND, share_HN), (of_summed_HND, of_share_HN) = sums, of_sums
-    count, heads, width = places_NJP.shape[1], folded_HND.shape[0], folded_HND.shape[2]
-    group_rows = keys_TD.shape[0] // (places_NJP.shape[2] // 2)
-    hidden_2JD, of_hidden_2JD = np.empty((2, count, width), np.float32), np.empty((2, count, width), np.float32)
-    weights_HJ, kept_HJ = np.empty((heads, count), np.float32), np.empty((heads, count), np.float32)
-    memory_D = np.empty(width, np.float32)
-    for video in range(first_video, end_video):
-        of_key_bias_BD[video] = 0
-        of_value_bias_BD[video] = 0
-        for first in range(0, keys_TD.shape[0], group_rows):
-            of_keys_TD[first + read_firsts[video] : first + read_firsts[video + 1]] = 0
-            of_values_TD[first + read_firsts[video] : first + read_firsts[video + 1]] = 0
-        for n in range(firsts[video], firsts[video + 1]):
-            _make_row(tables, scale, drawn, n, hidden_2JD, kept_HJ, weights_HJ)
-            of_hidden_2JD[:] = 0
+    key_table_TD, _, value_table_TD, _, index_NJP, weight_NJP, query_HND = inputs
+    grad_key_table_TD, grad_key_bias_BD, grad_value_table_TD, grad_value_bias_BD, grad_weight_NJP, grad_query_HND = (
+        grads
+    )
+    (sum_HND, attn_sum_HN), (grad_sum_HND, grad_attn_sum_HN) = sums, grad_sums
+    count, heads, width = index_NJP.shape[1], query_HND.shape[0], query_HND.shape[2]
+    group_rows = key_table_TD.shape[0] // (index_NJP.shape[2] // 2)
+    hidden_2JD, grad_hidden_2JD = np.empty((2, count, width), np.float32), np.empty((2, count, width), np.float32)
+    attn_HJ, keep_HJ = np.empty((heads, count), np.float32), np.empty((heads, count), np.float32)
+    buffer_D = np.empty(width, np.float32)
+    for video in range(start, stop):
+        grad_key_bias_BD[video] = 0
+        grad_value_bias_BD[video] = 0
+        for group in range(0, key_table_TD.shape[0], group_rows):
+            grad_key_table_TD[group + cu_context[video] : group + cu_context[video + 1]] = 0
+            grad_value_table_TD[group + cu_context[video] : group + cu_context[video + 1]] = 0
+        for n in range(cu_queries[video], cu_queries[video + 1]):
+            _sample_and_attend(inputs, scale, seed, n, hidden_2JD, keep_HJ, attn_HJ)
+            grad_hidden_2JD[:] = 0
             for h in range(heads):
-                share_HN[h, n] = _sum_values(hidden_2JD[1], weights_HJ[h], kept_HJ[h], memory_D, summed_HND[h, n])
-                head = weights_HJ[h], kept_HJ[h], folded_HND[h, n], of_summed_HND[h, n], of_share_HN[h, n]
-                _pass_through_weights(hidden_2JD, *head, of_hidden_2JD, memory_D, of_folded_HND[h, n])
-            of_shares_NJP[n] = 0
+                attn_sum_HN[h, n] = _weighted_sum(hidden_2JD[1], attn_HJ[h], keep_HJ[h], buffer_D, sum_HND[h, n])
+                head = attn_HJ[h], keep_HJ[h], query_HND[h, n], grad_sum_HND[h, n], grad_attn_sum_HN[h, n]
+                _attention_backward(hidden_2JD, *head, grad_hidden_2JD, buffer_D, grad_query_HND[h, n])
+            grad_weight_NJP[n] = 0
             for j in range(count):
-                sample, of_shares_P = (places_NJP[n, j], shares_NJP[n, j], scale), of_shares_NJP[n, j]
-                key, value = (hidden_2JD[0, j], of_hidden_2JD[0, j]), (hidden_2JD[1, j], of_hidden_2JD[1, j])
-                _pass_through_layer(keys_TD, *sample, *key, of_keys_TD, of_key_bias_BD[video], of_shares_P)
-                _pass_through_layer(values_TD, *sample, *value, of_values_TD, of_value_bias_BD[video], of_shares_P)
+                point, grad_weight_P = (index_NJP[n, j], weight_NJP[n, j], scale), grad_weight_NJP[n, j]
+                key, value = (hidden_2JD[0, j], grad_hidden_2JD[0, j]), (hidden_2JD[1, j], grad_hidden_2JD[1, j])
+                _hidden_row_backward(
+                    key_table_TD, *point, *key, grad_key_table_TD, grad_key_bias_BD[video], grad_weight_P
+                )
+                _hidden_row_backward(
+                    value_table_TD, *point, *value, grad_value_table_TD, grad_value_bias_BD[video], grad_weight_P
+                )

@@ -1,10 +1,10 @@
-"""Self-attention within sequences on a CPU: some sequences of similar length at a time, side by side.
+"""Self-attention within sequences, bucketed by length: sequences of similar length are padded and multiplied together.
 
-What is made of their projections, by head, their logits and what dropout leaves of the softmax, lies in memory that the
-next sequences use again. Nothing of it is kept for the backward pass, which makes it once more.
+Queries, keys, values, logits and attention weights of a bucket lie in memory that the next bucket reuses. Nothing of
+them is stored for the backward pass, which computes them again.
 
-Letters: N rows, H heads, D width, d width of a head, E numbers of a row; b sequences of a box, M rows of the longest,
-G pairs of a sequence and a head, X parts of a row.
+Letters: N rows, H heads, D width, d width of a head, E channels of a row; b sequences of a bucket, M rows of the
+longest, S = bH pairs of a sequence and a head, X tensors that share a buffer.
 """
 
 from __future__ import annotations
@@ -19,69 +19,61 @@ import torch
 from torch import Tensor
 
 from method.data.ragged import Layout
-from method.ops.cpu.arrays import as_array
-from method.ops.cpu.dropout import Draws
-from method.ops.cpu.threads import in_threads
+from method.ops.cpu import kernels
+from method.ops.cpu.dropout import DropoutSeed
+from method.ops.cpu.threads import as_array, run_in_threads
 
-ROWS_OF_A_BOX = 2048
+ROWS_PER_BUCKET = 2048
 
 
-def attend_within(projected_NE: Tensor, layout: Layout, heads: int, probability: float) -> Tensor:
-    """Attention of each row over the real rows of its sequence, (N, D).
-
-    Args:
-        projected_NE: queries, keys and values side by side, (N, 3D).
-        probability: of dropout, of weights after their softmax.
-    """
-    layout.expect_rows(projected_NE)
-    attended_ND: Tensor = _SequenceAttention.apply(projected_NE.contiguous(), layout, heads, Draws.of(probability))
+def self_attention(projected_NE: Tensor, layout: Layout, heads: int, probability: float) -> Tensor:
+    """Attention of each row over the valid rows of its sequence, (N, D); E = 3D: query, key, value."""
+    seed = DropoutSeed.draw(probability)
+    attended_ND: Tensor = _SelfAttention.apply(projected_NE.contiguous(), layout, heads, seed)
     return attended_ND
 
 
-class _SequenceAttention(torch.autograd.Function):
+class _SelfAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, projected_NE: Tensor, layout: Layout, heads: int, draws: Draws) -> Tensor:
+    def forward(ctx: Any, projected_NE: Tensor, layout: Layout, heads: int, seed: DropoutSeed) -> Tensor:
         ctx.save_for_backward(projected_NE)
-        ctx.layout, ctx.heads, ctx.draws = layout, heads, draws
+        ctx.layout, ctx.heads, ctx.seed = layout, heads, seed
         attended_ND = projected_NE.new_empty(len(projected_NE), projected_NE.shape[1] // 3)
-        for box, made_XGMd, squares_XGMM in _in_boxes(projected_NE, layout, heads, 4, 1):
-            (query, key, value, attended), (weights,) = made_XGMd, squares_XGMM
-            box.spread(projected_NE, made_XGMd[:3])
-            torch.bmm(query, key.mT, out=weights)  # logits, until they are softened
-            box.soften(query.shape[-1] ** -0.5, draws, weights)
-            torch.bmm(weights, value, out=attended)
-            box.collect(made_XGMd[3:], attended_ND)
+        for bucket, rows_XSMd, squares_XSMM in _with_buffers(projected_NE, layout, heads, 4, 1):
+            (query, key, value, attended), (attn,) = rows_XSMd, squares_XSMM
+            bucket.split_heads(projected_NE, rows_XSMd[:3])
+            torch.bmm(query, key.mT, out=attn)  # logits, which the softmax replaces
+            bucket.softmax_dropout(query.shape[-1] ** -0.5, seed, attn)
+            torch.bmm(attn, value, out=attended)
+            bucket.merge_heads(rows_XSMd[3:], attended_ND)
         return attended_ND
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (projected_NE,) = ctx.saved_tensors
-        of_attended_ND, of_projected_NE = gradients[0].contiguous(), torch.empty_like(projected_NE)
-        for box, made_XGMd, squares_XGMM in _in_boxes(projected_NE, ctx.layout, ctx.heads, 7, 2):
-            query, key, value, of_attended, of_query, of_key, of_value = made_XGMd
-            weights, of_logits = squares_XGMM
-            box.spread(projected_NE, made_XGMd[:3])
-            box.spread(of_attended_ND, made_XGMd[3:4])
-            torch.bmm(query, key.mT, out=weights)
-            torch.bmm(of_attended, value.mT, out=of_logits)  # of the weights, until these are known
-            box.soften(query.shape[-1] ** -0.5, ctx.draws, weights, of_logits)
-            torch.bmm(weights.mT, of_attended, out=of_value)
-            torch.bmm(of_logits, key, out=of_query)
-            torch.bmm(of_logits.mT, query, out=of_key)
-            box.collect(made_XGMd[4:], of_projected_NE)
-        return of_projected_NE, None, None, None
+        grad_attended_ND, grad_projected_NE = grads[0].contiguous(), torch.empty_like(projected_NE)
+        for bucket, rows_XSMd, squares_XSMM in _with_buffers(projected_NE, ctx.layout, ctx.heads, 7, 2):
+            query, key, value, grad_attended, grad_query, grad_key, grad_value = rows_XSMd
+            attn, grad_logits = squares_XSMM
+            bucket.split_heads(projected_NE, rows_XSMd[:3])
+            bucket.split_heads(grad_attended_ND, rows_XSMd[3:4])
+            torch.bmm(query, key.mT, out=attn)
+            torch.bmm(grad_attended, value.mT, out=grad_logits)  # of the weights, which the next line replaces
+            bucket.softmax_dropout(query.shape[-1] ** -0.5, ctx.seed, attn, grad_logits)
+            torch.bmm(attn.mT, grad_attended, out=grad_value)
+            torch.bmm(grad_logits, key, out=grad_query)
+            torch.bmm(grad_logits.mT, query, out=grad_key)
+            bucket.merge_heads(rows_XSMd[4:], grad_projected_NE)
+        return grad_projected_NE, None, None, None
 
 
 @dataclass(frozen=True)
-class _Box:
-    """Some sequences side by side, of which each of some heads takes its part.
+class _Bucket:
+    """Sequences of similar length: first row, rows and valid rows of each."""
 
-    firsts_b, lengths_b, real_b: the first row of each sequence, its rows and its real rows.
-    """
-
-    firsts_b: np.ndarray[Any, Any]
+    starts_b: np.ndarray[Any, Any]
     lengths_b: np.ndarray[Any, Any]
-    real_b: np.ndarray[Any, Any]
+    valid_b: np.ndarray[Any, Any]
     heads: int
 
     @property
@@ -91,66 +83,60 @@ class _Box:
 
     @property
     def pairs(self) -> int:
-        """G."""
+        """S."""
         return len(self.lengths_b) * self.heads
 
-    def spread(self, rows_NE: Tensor, made_XGMd: Tensor) -> None:
-        """Write each head's part of the rows by itself, and zeros behind the end of a sequence."""
-        from method.ops.cpu import kernels  # here: to load it takes half a second, and a GPU does not need it
+    def split_heads(self, rows_NE: Tensor, heads_XSMd: Tensor) -> None:
+        """Copy each head of the rows into a padded matrix of its own."""
+        self._run(kernels.split_heads, as_array(rows_NE), as_array(heads_XSMd.unflatten(1, (-1, self.heads))))
 
-        self._run(kernels.spread, as_array(rows_NE), as_array(made_XGMd.unflatten(1, (-1, self.heads))))
+    def merge_heads(self, heads_XSMd: Tensor, rows_NE: Tensor) -> None:
+        """The inverse of `split_heads`."""
+        self._run(kernels.merge_heads, as_array(heads_XSMd.unflatten(1, (-1, self.heads))), as_array(rows_NE))
 
-    def collect(self, made_XGMd: Tensor, rows_NE: Tensor) -> None:
-        """The inverse of `spread`."""
-        from method.ops.cpu import kernels
-
-        self._run(kernels.collect, as_array(made_XGMd.unflatten(1, (-1, self.heads))), as_array(rows_NE))
-
-    def soften(self, factor: float, draws: Draws, *squares_GMM: Tensor) -> None:
-        """Let what dropout leaves of the softmax of `factor` times the first take its place.
-
-        Gradients of that, if they come second, become those of what was there.
-        """
-        from method.ops.cpu import kernels
-
-        # Kernels compute with floats, and with those of which bfloat16 is the first half.
-        kept = [square.float() if square.dtype == torch.float16 else square for square in squares_GMM]
-        kernel = kernels.soften if len(kept) == 1 else kernels.pass_through_softmax
-        arrays = [as_array(square.unflatten(0, (-1, self.heads))) for square in kept]
-        self._run(kernel, *arrays, factor, draws.scale, draws.drawn)
-        for square, written in zip(squares_GMM, kept, strict=True):
+    def softmax_dropout(self, factor: float, seed: DropoutSeed, *squares_SMM: Tensor) -> None:
+        """Replace logits by dropout(softmax(factor * logits)), and its gradient, if given, by that of the logits."""
+        # Kernels know float32 and bf16 only.
+        inputs = [square.float() if square.dtype == torch.float16 else square for square in squares_SMM]
+        kernel = kernels.softmax_dropout if len(inputs) == 1 else kernels.softmax_dropout_backward
+        arrays = [as_array(square.unflatten(0, (-1, self.heads))) for square in inputs]
+        self._run(kernel, *arrays, factor, seed.scale, seed.mask)
+        for square, written in zip(squares_SMM, inputs, strict=True):
             if written is not square:
                 square.copy_(written)
 
     def _run(self, kernel: Any, *arguments: Any) -> None:
-        box = (self.firsts_b, self.lengths_b, self.real_b)
-        in_threads(lambda first, end: kernel(*arguments, box, first, end), self.lengths_b.tolist(), worth=64)
-
-
-def _in_boxes(
-    rows_NE: Tensor, layout: Layout, heads: int, parts: int, squares: int
-) -> Iterator[tuple[_Box, Tensor, Tensor]]:
-    """Boxes of all sequences, and memory for each: of parts (X, G, M, d) of rows, and of squares (X, G, M, M)."""
-    boxes = _boxes(layout, heads)
-    width = rows_NE.shape[1] // 3 // heads
-    of_rows = rows_NE.new_empty(parts * max((box.pairs * box.longest * width for box in boxes), default=0))
-    of_squares = rows_NE.new_empty(squares * max((box.pairs * box.longest**2 for box in boxes), default=0))
-    for box in boxes:
-        of_row, of_square = (box.pairs, box.longest, width), (box.pairs, box.longest, box.longest)
-        yield (
-            box,
-            of_rows[: parts * math.prod(of_row)].view(parts, *of_row),
-            of_squares[: squares * math.prod(of_square)].view(squares, *of_square),
+        bucket = (self.starts_b, self.lengths_b, self.valid_b)
+        run_in_threads(
+            lambda start, stop: kernel(*arguments, bucket, start, stop), self.lengths_b.tolist(), min_size=64
         )
 
 
-def _boxes(layout: Layout, heads: int) -> list[_Box]:
-    """The sequences with others of similar length, as many as come to ROWS_OF_A_BOX with the longest's length each."""
-    boxes: list[list[int]] = []
-    for sequence in sorted(range(len(layout.lengths)), key=lambda place: -layout.lengths[place]):
-        if not boxes or (len(boxes[-1]) + 1) * layout.lengths[boxes[-1][0]] > ROWS_OF_A_BOX:
-            boxes.append([])
-        boxes[-1].append(sequence)
-    lengths_B, real_B = np.array(layout.lengths), np.array(layout.real)
-    firsts_B = lengths_B.cumsum() - lengths_B
-    return [_Box(firsts_B[box], lengths_B[box], real_B[box], heads) for box in boxes]
+def _with_buffers(
+    rows_NE: Tensor, layout: Layout, heads: int, rows: int, squares: int
+) -> Iterator[tuple[_Bucket, Tensor, Tensor]]:
+    """All buckets, each with so many matrices of rows (X, S, M, d) and of row pairs (X, S, M, M) in shared memory."""
+    buckets = _buckets(layout, heads)
+    width = rows_NE.shape[1] // 3 // heads
+    row_buffer = rows_NE.new_empty(rows * max((b.pairs * b.longest * width for b in buckets), default=0))
+    square_buffer = rows_NE.new_empty(squares * max((b.pairs * b.longest**2 for b in buckets), default=0))
+    for bucket in buckets:
+        row_shape = (bucket.pairs, bucket.longest, width)
+        square_shape = (bucket.pairs, bucket.longest, bucket.longest)
+        yield (
+            bucket,
+            row_buffer[: rows * math.prod(row_shape)].view(rows, *row_shape),
+            square_buffer[: squares * math.prod(square_shape)].view(squares, *square_shape),
+        )
+
+
+def _buckets(layout: Layout, heads: int) -> list[_Bucket]:
+    """Sequences sorted by length, with at most ROWS_PER_BUCKET padded rows a bucket (or one sequence)."""
+    buckets: list[list[int]] = []
+    for sequence in sorted(range(len(layout.lengths)), key=lambda index: -layout.lengths[index]):
+        if not buckets or (len(buckets[-1]) + 1) * layout.lengths[buckets[-1][0]] > ROWS_PER_BUCKET:
+            buckets.append([])
+        buckets[-1].append(sequence)
+    lengths_B, valid_B = np.array(layout.lengths), np.array(layout.real)
+    starts_B = lengths_B.cumsum() - lengths_B
+    return [_Bucket(starts_B[bucket], lengths_B[bucket], valid_B[bucket], heads) for bucket in buckets]

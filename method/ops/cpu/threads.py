@@ -1,4 +1,4 @@
-"""Work that lets go of Python's lock, on as many threads as PyTorch uses."""
+"""What all kernels need: tensors as arrays, cumulative lengths, and as many threads as PyTorch uses."""
 
 from __future__ import annotations
 
@@ -7,57 +7,73 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, pairwise
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 _pool: ThreadPoolExecutor | None = None
 
 
-def in_threads(work: Callable[[int, int], None], sizes: Sequence[int], worth: int) -> None:
-    """Call `work(first, end)` for parts of consecutive items, on a thread each; returns when all are done.
+def as_array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """The tensor's memory as an array; 16-bit floats as int16, since NumPy has no bf16."""
+    tensor = tensor.detach()
+    is_16_bit = tensor.dtype in (torch.bfloat16, torch.float16)
+    array: np.ndarray[Any, Any] = (tensor.view(torch.int16) if is_16_bit else tensor).numpy()
+    return array
+
+
+def cumulative(lengths: Sequence[int]) -> np.ndarray[Any, Any]:
+    """Cumulative lengths, starting with 0: the first row of each sequence, and the end of the last."""
+    return np.cumsum([0, *lengths])
+
+
+def run_in_threads(kernel: Callable[[int, int], None], sizes: Sequence[int], min_size: int) -> None:
+    """Call `kernel(start, stop)` for ranges that cover all items, one per thread, and wait for all of them.
 
     Args:
-        sizes: of the items; the parts are about equally large by them.
-        worth: the size for which another thread is worth calling.
+        sizes: of the items; ranges are balanced by their sum.
+        min_size: smallest sum that is worth another thread.
     """
     global _pool
-    parts = even_parts(sizes, max(1, min(torch.get_num_threads(), sum(sizes) // worth)))
-    if len(parts) > 1:
+    ranges = even_ranges(sizes, max(1, min(torch.get_num_threads(), sum(sizes) // min_size)))
+    if len(ranges) > 1:
         _pool = _pool or ThreadPoolExecutor()
-    others = [_pool.submit(work, *part) for part in parts[1:]] if _pool is not None else []
+    futures = [_pool.submit(kernel, *range_) for range_ in ranges[1:]] if _pool is not None else []
     try:
-        for part in parts[:1]:
-            work(*part)
+        for range_ in ranges[:1]:
+            kernel(*range_)
     finally:
-        for other in others:
-            other.result()
+        for future in futures:
+            future.result()
 
 
-def even_parts(sizes: Sequence[int], count: int) -> list[tuple[int, int]]:
-    """At most `count` parts of consecutive items, about equally large: the first item of each and the one behind it.
+def even_ranges(sizes: Sequence[int], count: int) -> list[tuple[int, int]]:
+    """At most `count` ranges of consecutive items with about equal sums, as (start, stop).
 
-    >>> even_parts([3, 1, 2, 2], 2)
+    >>> even_ranges([3, 1, 2, 2], 2)
     [(0, 2), (2, 4)]
-    >>> even_parts([5, 5], 8)
+    >>> even_ranges([5, 5], 8)
     [(0, 1), (1, 2)]
-    >>> even_parts([], 8)
+    >>> even_ranges([], 8)
     []
     """
     ends = list(accumulate(sizes, initial=0))
-    aims = [ends[-1] * part / count for part in range(count + 1)]
-    return list(pairwise(sorted({_nearest(ends, aim) for aim in aims})))
+    targets = [ends[-1] * part / count for part in range(count + 1)]
+    return list(pairwise(sorted({_nearest(ends, target) for target in targets})))
 
 
-def _nearest(ends: Sequence[int], aim: float) -> int:
-    """The place, in ascending numbers, of the one nearest to `aim`; the lower of two."""
-    above = min(bisect_left(ends, aim), len(ends) - 1)
-    return min(range(max(above - 1, 0), above + 1), key=lambda place: abs(ends[place] - aim))
+def _nearest(ends: Sequence[int], target: float) -> int:
+    """Index of the nearest of ascending numbers; the lower of two."""
+    above = min(bisect_left(ends, target), len(ends) - 1)
+    return min(range(max(above - 1, 0), above + 1), key=lambda index: abs(ends[index] - target))
 
 
-def _forget_threads() -> None:
-    """A process that is forked has none of its parent's threads."""
+def _reset_pool() -> None:
+    """A forked process has none of its parent's threads."""
     global _pool
     _pool = None
 
 
-os.register_at_fork(after_in_child=_forget_threads)
+os.register_at_fork(after_in_child=_reset_pool)

@@ -1,0 +1,65 @@
+"""What a backend provides, and the arguments of its operations.
+
+Letters: N query frames, J sampling points of each, G channel groups, K context frames, D width, E = 3D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from method.data.ragged import Layout
+
+
+class MLP(nn.Module):
+    """Two square linear layers with ReLU and dropout between them; operations apply the layers, often in parts."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, width)
+        self.second = nn.Linear(width, width)
+
+
+class SamplingPoints(NamedTuple):
+    """Where each query frame samples the context frames of its video.
+
+    index_NJG2: the two context frames, of all K, between which a channel group of a point lies.
+    weight_NJG2: their interpolation weights.
+    lengths, context_lengths: query and context frames of each video.
+    """
+
+    index_NJG2: Tensor
+    weight_NJG2: Tensor
+    lengths: Sequence[int]
+    context_lengths: Sequence[int]
+
+
+class Backend(Protocol):
+    """One implementation of the operations; `method.ops` documents them.
+
+    CHUNK_ROWS: whether and how finely work is divided by videos to fit the cache, with activation checkpointing.
+    """
+
+    CHUNK_ROWS: int | None
+
+    def dropout(self, values: Tensor, probability: float) -> Tensor: ...  # noqa: D102
+
+    def relu_dropout(self, values: Tensor, probability: float) -> Tensor: ...  # noqa: D102
+
+    def self_attention(self, projected_NE: Tensor, layout: Layout, heads: int, probability: float) -> Tensor: ...  # noqa: D102
+
+    def feed_forward(self, rows_ND: Tensor, inner: nn.Linear, outer: nn.Linear, probability: float) -> Tensor: ...  # noqa: D102
+
+    def deformable_attention(  # noqa: D102
+        self,
+        query_ND: Tensor,
+        context_KD: Tensor,
+        points: SamplingPoints,
+        to_key: MLP,
+        to_value: MLP,
+        heads: int,
+        scale: Tensor,
+        probability: float,
+    ) -> Tensor: ...
