@@ -52,12 +52,19 @@ class SequenceEncoder(nn.Module):
 
     def forward(self, rows: Ragged) -> Ragged:
         """Encode rows (N, I) into (N, D)."""
+        return self.attention(rows.with_values(ops.map_videos(self._embed, rows)))
+
+    def _embed(self, rows: Ragged) -> Tensor:
+        """Project rows (N, I) to the model's width and add their positions, (N, D)."""
         projected_ND = ops.checkpointed(self._project, rows.values)
-        embedded_ND = self.position_norm(F.relu(projected_ND) + self.positions(rows.layout.position_N))
-        return self.attention(rows.with_values(ops.dropout(embedded_ND, self.dropout, self.training)))
+        return ops.checkpointed(self._add_positions, projected_ND, rows.layout.position_N)
 
     def _project(self, rows_NI: Tensor) -> Tensor:
         return self.input(ops.dropout(self.input_norm(rows_NI), self.input_dropout, self.training))
+
+    def _add_positions(self, projected_ND: Tensor, position_N: Tensor) -> Tensor:
+        embedded_ND = self.position_norm(F.relu(projected_ND) + self.positions(position_N))
+        return ops.dropout(embedded_ND, self.dropout, self.training)
 
 
 class QueryPooling(nn.Module):
