@@ -5,8 +5,9 @@ Letters: n rows of a stream as stored, D its width, L = max_length rows kept.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from method.data.feature_sources import Source, SourceFinder, state_of
 from method.runtime.errors import InputError, summarize
 from method.runtime.files import require_file
 
@@ -69,48 +71,86 @@ class FeatureFile:
         self.path = path
         self._file: Any = None
         self._process = -1
-        self._state: dict[str, int] = {}
+        self._finder: SourceFinder | None = None
+        self._sources: dict[str, tuple[Source, ...]] = {}
+        self._states: dict[str, dict[str, int]] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_file": None, "_process": -1, "_state": {}}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FeatureFile, (self.path,)
 
     def _open(self) -> Any:
         if self._process != os.getpid():
             require_file(self.path)
-            self._state = _state(self.path)
+            self._sources, self._states = {}, {str(self.path): state_of(self.path)}
             try:
                 self._file = h5py.File(self.path, "r", locking=False)
             except OSError as error:
                 raise InputError(f"{self.path}: not a readable HDF5 file ({error})") from error
+            self._finder = SourceFinder(self._file)
             self._process = os.getpid()
         return self._file
 
     def state(self) -> dict[str, int]:
         """Size and times of the file when this process opened it; any change to it gives others."""
         self._open()
-        return self._state
+        return self._states[str(self.path)]
 
     def has_changed(self) -> bool:
-        """Whether the file has been written to, replaced or removed since this process opened it."""
+        """Whether the file, or one that its arrays lie in, was changed or removed since this process first saw it."""
+        self._open()
         try:
-            return self.state() != _state(self.path)
+            return any(state_of(path) != state for path, state in self._states.items())
         except OSError:
             return True
+
+    def linked(self, names: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+        """Of the arrays that lie elsewhere than in this file itself: the files that they are read from.
+
+        A link or a virtual dataset stays as it is when what it leads to changes. Each file is told by its real path,
+        the address of the array in it, and its size and times. InputError for what is missing.
+        """
+        self._open()
+        found = {}
+        for name in names:
+            if name not in self._sources:
+                with self._naming(name):
+                    self._array(name, None)
+            if sources := self._sources[name]:
+                found[name] = [{"path": path, "address": at, **self._states[path]} for path, at in sources]
+        return found
+
+    def _array(self, name: str, width: int | None) -> tuple[Any, int]:
+        """The array `name` and its rows. InputError if it cannot be used, or if what it is read from is missing."""
+        root = self._open()
+        assert self._finder is not None
+        try:
+            stored, rows = _array(root, name, width)
+        except _Unreadable as error:
+            if broken := self._finder.broken_link(name):
+                raise InputError(f"{name!r} is a link to {broken}, which is missing or no HDF5 file") from error
+            raise
+        try:
+            if name not in self._sources:
+                self._sources[name] = self._finder.find(stored)
+            for path, _ in self._sources[name]:
+                if path not in self._states:
+                    self._states[path] = state_of(path)
+                elif not os.path.exists(path):
+                    raise InputError(f"is read from {path}, which is missing")
+        except InputError as error:
+            raise InputError(f"{name!r} {error}") from error
+        except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"{name!r} cannot be read ({error})") from error
+        return stored, rows
 
     def read(self, name: str, width: int) -> FloatRows:
         """Read the (n, width) array `name` as float32; an extra leading dimension of 1 is dropped.
 
         InputError, with the file and the name, for what is missing, misshapen, not finite or unreadable.
         """
-        root = self._open()
-        try:
-            stored, _ = _array(root, name, width)
-            with np.errstate(over="ignore"):
-                rows = np.asarray(h5py.Dataset(stored)[()], dtype=np.float32).reshape(-1, width)
-        except InputError as error:
-            raise InputError(f"{self.path}: {error}") from error
-        except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
-            raise InputError(f"{self.path}: {name!r} cannot be read ({error})") from error
+        with self._naming(name), np.errstate(over="ignore"):
+            stored, _ = self._array(name, width)
+            rows = np.asarray(h5py.Dataset(stored)[()], dtype=np.float32).reshape(-1, width)
         with np.errstate(over="ignore", invalid="ignore"):
             squares_n = np.einsum("nd,nd->n", rows, rows)
         if not np.isfinite(squares_n).all():
@@ -121,17 +161,35 @@ class FeatureFile:
             )
         return rows
 
+    def read_middle(self, name: str, width: int) -> FloatRows:
+        """Read the row in the middle of the array `name`, (width,); much faster than the whole, and not checked."""
+        with self._naming(name), np.errstate(over="ignore"):
+            stored, count = self._array(name, width)
+            dataset = h5py.Dataset(stored)
+            middle = dataset[count // 2] if dataset.ndim == 2 else dataset[0, count // 2]
+            return np.asarray(middle, np.float32)
+
+    @contextlib.contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Turn what can go wrong with an array into an InputError that names the file and the array."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from error
+        except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+            raise InputError(f"{self.path}: {name!r} cannot be read ({error})") from error
+
     def check(self, names: Iterable[str], width: int) -> dict[str, int]:
         """Check presence, shape and type of many arrays without reading them; returns the rows of each.
 
         InputError names the first five that are missing or wrong and counts the rest.
         """
-        root = self._open()
+        self._open()
         rows: dict[str, int] = {}
         problems = []
         for name in names:
             try:
-                _, rows[name] = _array(root, name, width)
+                _, rows[name] = self._array(name, width)
             except InputError as error:
                 problems.append(str(error))
         if problems:
@@ -139,13 +197,11 @@ class FeatureFile:
         return rows
 
 
-def _state(path: Path) -> dict[str, int]:
-    status = path.stat()
-    # The time of the last change, unlike that of the content, cannot be set back by copying a file over this one.
-    return {"size": status.st_size, "modified": status.st_mtime_ns, "changed": status.st_ctime_ns}
+class _Unreadable(InputError):
+    """HDF5 cannot open an array, for a reason of its own."""
 
 
-def _array(file: Any, name: str, width: int) -> tuple[Any, int]:
+def _array(file: Any, name: str, width: int | None) -> tuple[Any, int]:
     """The array `name`, by HDF5's low-level interface, which is fast, and its rows. InputError if it cannot be used."""
     try:
         stored = h5py.h5d.open(file.id, name.encode())
@@ -157,10 +213,10 @@ def _array(file: Any, name: str, width: int) -> tuple[Any, int]:
             raise InputError(f"{name!r} is missing") from error
         if "not a dataset" in reason:
             raise InputError(f"{name!r} is a group, expected an array") from error
-        raise InputError(f"{name!r} cannot be read ({reason})") from error
+        raise _Unreadable(f"{name!r} cannot be read ({reason})") from error
     if len(shape) == 3 and shape[0] == 1:
         shape = shape[1:]
-    if len(shape) != 2 or shape[1] != width:
+    if len(shape) != 2 or width not in (None, shape[1]):
         raise InputError(f"{name!r} has shape {tuple(stored.shape or ())}, expected (rows, {width})")
     if shape[0] == 0:
         raise InputError(f"{name!r} has no rows, expected at least one")

@@ -1,0 +1,146 @@
+"""Where the arrays of an HDF5 file really lie: in itself, behind external links, in virtual sources or in raw files.
+
+HDF5 reads a virtual dataset whose source is missing as zeros, so that the sources are looked for here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from method.runtime.errors import InputError
+
+# Real path of a file, and the address of an array in it (-1: a raw file, which has no addresses).
+Source = tuple[str, int]
+
+_OPEN_FILES = 8
+_LINKS_FOLLOWED = 32
+
+
+class SourceFinder:
+    """Finds the files from which the arrays of an open HDF5 file are read."""
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file
+        self._name = h5py.h5f.get_name(file.id)
+        self._opened: dict[str, h5py.File] = {}
+
+    def find(self, stored: Any) -> tuple[Source, ...]:
+        """The files from which an array (an h5py.h5d.DatasetID) is read; none when it lies in the file itself.
+
+        InputError for a missing source, as the end of a sentence that begins with the array's name.
+        """
+        layout = stored.get_create_plist()
+        is_plain = layout.get_layout() != h5py.h5d.VIRTUAL and not layout.get_external_count()
+        if is_plain and h5py.h5f.get_name(stored) == self._name:
+            return ()
+        found: dict[Source, None] = {}
+        self._follow(stored, found)
+        return tuple(found)
+
+    def broken_link(self, name: str) -> str | None:
+        """The file that an external link on the way to `name` leads to, if that file cannot be opened."""
+        with contextlib.suppress(KeyError, OSError, RuntimeError, TypeError, ValueError):  # of a damaged file
+            return self._broken_link(self._file, name, _LINKS_FOLLOWED)
+        return None
+
+    def _follow(self, stored: Any, found: dict[Source, None]) -> None:
+        owner, layout = os.fsdecode(h5py.h5f.get_name(stored)), stored.get_create_plist()
+        source = os.path.realpath(owner), int(h5py.h5o.get_info(stored).addr)
+        if source in found:
+            return
+        found[source] = None
+        for number in range(layout.get_external_count()):
+            path = _raw_file(os.fsdecode(layout.get_external(number)[0]), owner)
+            if not os.path.exists(path):
+                raise InputError(f"lies in the raw file {path}, which is missing")
+            found[os.path.realpath(path), -1] = None
+        if layout.get_layout() == h5py.h5d.VIRTUAL:
+            maps = range(layout.get_virtual_count())
+            for names in {(layout.get_virtual_filename(i), layout.get_virtual_dsetname(i)): None for i in maps}:
+                for part in self._virtual_sources(stored, owner, *names):
+                    self._follow(part, found)
+
+    def _virtual_sources(self, stored: Any, owner: str, file_name: str, array_name: str) -> Iterator[Any]:
+        """The arrays that a mapping of a virtual dataset names; %b in a name counts as many as there are."""
+        for block in itertools.count():
+            path_given, array = (_numbered(name, block) for name in (file_name, array_name))
+            try:
+                file = h5py.h5i.get_file_id(stored) if path_given == "." else self._open(path_given, owner)
+                part = h5py.h5d.open(file, array.encode())
+            except (OSError, KeyError, ValueError, RuntimeError, InputError) as error:
+                if block:
+                    return
+                raise InputError(
+                    f"is a virtual dataset, and its source {array!r} in {path_given} is missing or cannot be read"
+                ) from error
+            yield part
+            if (path_given, array) == (_numbered(file_name, block + 1), _numbered(array_name, block + 1)):
+                return
+
+    def _open(self, name: str, owner: str) -> Any:
+        path = next(filter(os.path.exists, _places(name, owner, "HDF5_VDS_PREFIX")), None)
+        if path is None:
+            raise InputError(f"{name}: no such file")
+        if path not in self._opened:
+            while len(self._opened) >= _OPEN_FILES:  # there may be a file for each video
+                self._opened.pop(next(iter(self._opened))).close()
+            self._opened[path] = h5py.File(path, "r", locking=False)
+        return self._opened[path].id
+
+    def _broken_link(self, file: h5py.File, name: str, links: int) -> str | None:
+        parts = [part for part in name.split("/") if part]
+        for end in range(1, len(parts) + 1):
+            link, rest = file.get("/".join(parts[:end]), getlink=True), "/".join(parts[end:])
+            if not links or isinstance(link, h5py.HardLink):
+                continue
+            if isinstance(link, h5py.SoftLink):
+                start = "" if link.path.startswith("/") else "/".join(parts[: end - 1])
+                return self._broken_link(file, f"{start}/{link.path}/{rest}", links - 1)
+            if isinstance(link, h5py.ExternalLink):
+                places = _places(link.filename, file.filename, "HDF5_EXT_PREFIX")
+                path = next(filter(os.path.exists, places), None)
+                if path is None:
+                    return str(link.filename)
+                try:
+                    with h5py.File(path, "r", locking=False) as other:
+                        return self._broken_link(other, f"{link.path}/{rest}", links - 1)
+                except OSError:
+                    return path
+        return None
+
+
+def _numbered(name: str, block: int) -> str:
+    """A source's name as HDF5 writes it: %b is the number of the block, %% a percent sign."""
+    return re.sub("%([%b])", lambda match: "%" if match[1] == "%" else str(block), name)
+
+
+def _places(name: str, owner: str, variable: str) -> Iterator[str]:
+    """Where HDF5 looks for a file that another one names, in its order (H5F_prefix_open_file)."""
+    if os.path.isabs(name):
+        yield name
+        name = os.path.basename(name)
+    for prefix in filter(None, os.environ.get(variable, "").split(":")):
+        yield os.path.join(prefix.replace("${ORIGIN}", os.path.dirname(owner) or "."), name)
+    yield os.path.join(os.path.dirname(owner), name)
+    yield name
+    yield os.path.join(os.path.dirname(os.path.realpath(owner)), name)
+
+
+def _raw_file(name: str, owner: str) -> str:
+    prefix = os.environ.get("HDF5_EXTFILE_PREFIX", "").replace("${ORIGIN}", os.path.dirname(owner) or ".")
+    return os.path.join(prefix, name)
+
+
+def state_of(path: Path | str) -> dict[str, int]:
+    """Size and times of a file; any change to it gives others."""
+    status = os.stat(path)
+    # The time of the last change, unlike that of the content, cannot be set back by copying a file over this one.
+    return {"size": status.st_size, "modified": status.st_mtime_ns, "changed": status.st_ctime_ns}
