@@ -13,22 +13,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from method.runtime.errors import InputError, run_command, summarize
-from method.runtime.files import sha256, write_text
+from method.runtime.files import exclusive_lock, sha256, write_text
+
+log = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:>=\s*([\d.]+))?")
@@ -40,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dev", action="store_true", help="with the tools of tests/run.sh")
     parser.add_argument("--missing", action="store_true", help="only print what this Python lacks, one a line")
     options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     suffix = "-dev" if options.dev else ""
     requirements = REPOSITORY / f"requirements{suffix}.txt"
     if options.missing:
@@ -111,7 +114,7 @@ class Environment:
         if self._is_complete():
             return
         self.folder.mkdir(exist_ok=True)
-        with _one_at_a_time(self.folder / ".lock"):
+        with exclusive_lock(self.folder / ".lock", f"waiting for another process that works on {self.folder}"):
             if not self._is_complete():
                 self._install()
 
@@ -142,10 +145,10 @@ class Environment:
             _check_tools()
         self._incomplete.touch()
         if broken:
-            _say(f"making {self.folder} with Python {_python_version(3)}: this takes a few minutes, once")
+            log.info("making %s with Python %s: this takes a few minutes, once", self.folder, _python_version(3))
             self._make()
         else:
-            _say(f"bringing {self.folder} up to date with {self.lock.name}")
+            log.info("bringing %s up to date with %s", self.folder, self.lock.name)
         pip: list[str | Path] = [self.python, "-m", "pip", "--disable-pip-version-check", "install", "-r", self.lock]
         if subprocess.run(pip, stdout=sys.stderr, env={**os.environ, "PIP_USER": "0"}).returncode != 0:
             raise InputError(
@@ -169,18 +172,6 @@ class Environment:
         return [f"{sha256(self.lock.parent / name)}  {name}" for name in names]
 
 
-@contextlib.contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process, however it ends."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say(f"waiting for another process that works on {path.parent}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _check_tools() -> None:
     lacking = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
     if lacking:
@@ -192,10 +183,6 @@ def _check_tools() -> None:
 
 def _python_version(parts: int) -> str:
     return ".".join(map(str, sys.version_info[:parts]))
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

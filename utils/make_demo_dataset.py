@@ -4,14 +4,12 @@
     python utils/make_demo_dataset.py --out demo --tiny_roberta    # with a text encoder, for edits and for search
 
 utils/demo/world.py says what is in it. What is already there is left alone when the same options and the same version
-of this program made it, and replaced whole when others did.
+of this program made it and every file is as it was written, and replaced whole otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import json
 import shutil
 import sys
@@ -31,7 +29,7 @@ import torch
 from tqdm import tqdm
 
 from method.runtime.errors import InputError, run_command
-from method.runtime.files import read_json, write_json, write_text
+from method.runtime.files import exclusive_lock, move, read_json, sha256, write_json, write_text
 from utils.demo.encoder import HEADS, save_encoder
 from utils.demo.language import Kind, sentence
 from utils.demo.world import Moment, Rows, Settings, Video, action_stream, object_stream, plan_videos, token_features
@@ -73,10 +71,10 @@ def make_demo(out: Path, settings: Settings) -> bool:
     out.mkdir(parents=True, exist_ok=True)
     dataset, encoder = out / "dataset" / "demo_i3d", out / "checkpoints" / "roberta-large"
     folders = [encoder, dataset] if settings.tiny_roberta else [dataset]
-    with _one_at_a_time(out / ".demo.lock"):
-        # Every folder is looked at before the first is touched.
-        stamps = [_stamp_of(folder) for folder in folders]
-        if all(stamp == _stamp(settings) for stamp in stamps):
+    if _are_whole(folders, settings):
+        return False
+    with exclusive_lock(out / ".demo.lock", f"waiting for another process that writes the demo in {out}"):
+        if _are_whole(folders, settings):  # that process has written it
             return False
         encode = partial(_made_up, settings=settings)
         if settings.tiny_roberta:
@@ -94,11 +92,11 @@ def write_dataset(folder: Path, settings: Settings, encode: Callable[[Sequence[M
     features, text = folder / "FeatureData", folder / "TextData"
     features.mkdir()
     text.mkdir()
-    with h5py.File(features / "demo_clip_i3d_numpy.hdf5", "w") as file:
+    with h5py.File(features / "demo_clip_i3d_numpy.hdf5", "w", locking=False) as file:
         for video in tqdm(videos, desc="videos", disable=None):
             file[f"{video.id}/i3d_feat"] = action_stream(video, settings)
             file[f"{video.id}/clip_feat"] = object_stream(video, settings)
-    with h5py.File(text / "roberta_demo_query_feat.hdf5", "w") as file:
+    with h5py.File(text / "roberta_demo_query_feat.hdf5", "w", locking=False) as file:
         for moment, rows_wD in zip(tqdm(moments, desc="captions", disable=None), encode(moments), strict=True):
             file[moment.caption_id] = rows_wD
     _write_captions(text, splits)
@@ -153,10 +151,11 @@ def _replace(target: Path, settings: Settings, write: Callable[[Path], None]) ->
             shutil.rmtree(left_over)
     fresh.mkdir(parents=True)
     write(fresh)
-    write_json(fresh / STAMP, _stamp(settings))
+    files = {str(path.relative_to(fresh)): sha256(path) for path in sorted(fresh.rglob("*")) if path.is_file()}
+    write_json(fresh / STAMP, {**_stamp(settings), "files": files})
     if target.exists():
-        target.rename(old)
-    fresh.rename(target)
+        move(target, old)
+    move(fresh, target)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -164,13 +163,25 @@ def _stamp(settings: Settings) -> dict[str, Any]:
     return {"generator": GENERATOR, "version": VERSION, **asdict(settings)}
 
 
-def _stamp_of(target: Path) -> object:
+def _are_whole(folders: Sequence[Path], settings: Settings) -> bool:
+    whole = [_is_whole(folder, settings) for folder in folders]  # each is looked at before the first is touched
+    return all(whole)
+
+
+def _is_whole(target: Path, settings: Settings) -> bool:
+    """Whether a folder holds the demo of these settings, and every file as it was written.
+
+    InputError for a folder that holds something else.
+    """
     if not target.exists():
-        return None
+        return False
     stamp = read_json(target / STAMP) if (target / STAMP).exists() else None
     if not isinstance(stamp, dict) or stamp.get("generator") != GENERATOR:
         raise InputError(f"{target}: no {STAMP} of a demo in it, expected nothing there or a demo to replace")
-    return stamp
+    files = stamp.pop("files", None)  # a demo of an earlier version has no list of them
+    if stamp != _stamp(settings) or not isinstance(files, dict):
+        return False
+    return all((target / name).is_file() and sha256(target / name) == digest for name, digest in files.items())
 
 
 def _check(settings: Settings) -> None:
@@ -180,13 +191,6 @@ def _check(settings: Settings) -> None:
             raise InputError(f"--{flag} {value}: expected at least {least}")
     if settings.tiny_roberta and settings.q_feat_size % HEADS:
         raise InputError(f"--q_feat_size {settings.q_feat_size}: expected a multiple of {HEADS} with --tiny_roberta")
-
-
-@contextlib.contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Letters: Q queries, q queries of a block, V videos.
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,9 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
+
+from method.data.mapped import map_array
+from method.runtime.files import flush_to_disk
 
 Scores = npt.NDArray[np.float32]
 
@@ -50,8 +52,8 @@ class KeptScores:
         with self._named():
             for name, file in self._files.items():
                 file.flush()
-                os.fsync(file.fileno())  # a disk that fails shall say so now and not make zeros of scores
-                scores[name] = np.memmap(file, np.float32, "r", shape=self.shape)
+                flush_to_disk(file.fileno())  # a disk that fails shall say so now and not make zeros of scores
+                scores[name] = map_array(file, np.float32, self.shape)
                 file.close()
         return scores
 

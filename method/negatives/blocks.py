@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from method.data.mapped import map_array
 from method.runtime.errors import InputError
 from method.runtime.files import atomic_writer, require_file
 
@@ -45,7 +46,7 @@ class Block:
         if not count:
             return np.empty((0, self.width), np.float16)
         try:
-            return np.memmap(self.path, "<f2", "r", self.start, (count, self.width))
+            return map_array(self.path, "<f2", (count, self.width), self.start)
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path}: cannot be read any more ({error})") from error
 

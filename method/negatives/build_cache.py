@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +26,7 @@ from method.negatives.cache import (
 from method.negatives.editor import CaptionEditor
 from method.negatives.vocabulary import KINDS, Kind
 from method.runtime.errors import InputError
-from method.runtime.progress import in_bytes
+from method.runtime.files import exclusive_lock, free_bytes, in_bytes
 from method.text.encoder import TextEncoder
 
 _Item = TypeVar("_Item")
@@ -85,7 +82,7 @@ def make_cache(folder: Path, pools: Pools, made_from: Mapping[str, Any], encoder
     """
     parts = {**made_from, **pool_sizes(pools.sizes)}
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with exclusive_lock(folder / ".lock", f"{folder}: another process is making this cache", wait=False):
         for left_over in folder.glob(".*.part"):
             left_over.unlink()
         if not (folder / "cache.json").exists():
@@ -121,7 +118,7 @@ def _announce(folder: Path, pools: Pools, missing: Mapping[int, range], encoder:
     captions = [number for held in missing.values() for number in held]
     edits = pools.count(captions)
     size, seconds = _estimate(pools, captions, edits, encoder)
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     print(
         f"{folder}: {edits} edits of {len(captions)} captions to encode on {encoder.device}, "
         f"about {in_bytes(size)} ({in_bytes(free)} free) and {_in_time(seconds)}",
@@ -172,17 +169,6 @@ def _make_blocks(
     except KeyboardInterrupt:
         log.warning("%d of %d blocks are done and kept; the same command goes on", made, len(missing))
         raise
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Be the only process that makes this cache; the lock does not outlive the process."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{folder}: another process is making this cache") from None
-        yield
 
 
 def _progress(items: Sequence[_Item], what: str, unit: str) -> Iterable[_Item]:

@@ -6,8 +6,6 @@ CAPTIONS_PER_BLOCK captions each. `utils/cache_negatives.py` makes it; any numbe
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from method.data.captions import Caption
 from method.negatives.blocks import Block, read_block
 from method.negatives.vocabulary import KINDS, Kind, Vocabulary
 from method.runtime.errors import InputError, summarize
-from method.runtime.files import read_json, write_json
+from method.runtime.files import digest_of, read_json, write_json
 
 FORMAT = 1
 CAPTIONS_PER_BLOCK = 64
@@ -36,7 +34,7 @@ class Manifest:
     @property
     def origin(self) -> int:
         """A number for what the cache is made from, kept in every block."""
-        return int(_digest(sorted(self.made_from.items()))[:16], 16)
+        return int(digest_of(sorted(self.made_from.items()))[:16], 16)
 
 
 def fingerprint(
@@ -50,10 +48,10 @@ def fingerprint(
         encoder: digest of the text encoder; None leaves it out.
         flags: values by the name of their flag, such as seed=666.
     """
-    parts: dict[str, Any] = {"captions": _digest([(caption.id, caption.text) for caption in captions])}
+    parts: dict[str, Any] = {"captions": digest_of([(caption.id, caption.text) for caption in captions])}
     for vocabulary in vocabularies:
         tags = [list(vocabulary.tags_of.get(caption.id, {}).items()) for caption in captions]
-        parts[f"{vocabulary.kind} vocabulary"] = _digest([tags, list(vocabulary.words_of.items())])
+        parts[f"{vocabulary.kind} vocabulary"] = digest_of([tags, list(vocabulary.words_of.items())])
     if encoder is not None:
         parts["text encoder"] = encoder
     return {**parts, **{f"--{flag}": value for flag, value in flags.items()}}
@@ -115,10 +113,6 @@ def open_block(folder: Path, manifest: Manifest, number: int, captions: range) -
     if not in_order or (len(places) and not first <= places[0] <= places[-1] < last):
         raise InputError(f"{block.path}: its edits are not those of captions {captions.start} to {captions.stop - 1}")
     return block
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _shown(value: object) -> str:

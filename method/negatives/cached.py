@@ -141,6 +141,10 @@ class CachedNegatives:
 
     def _map(self, number: int) -> npt.NDArray[np.uint8]:
         """The rows of a block as their bytes: they may start at an odd one, and numpy would copy a block of numbers."""
-        if number not in self._mapped:
-            self._mapped[number] = np.asarray(self._blocks[number].map_rows()).view(np.uint8)
-        return self._mapped[number]
+        if number in self._mapped:
+            return self._mapped[number]
+        rows_ND = self._blocks[number].map_rows()
+        bytes_N = np.asarray(rows_ND).view(np.uint8)
+        if isinstance(rows_ND, np.memmap):  # what had to be read would fill the memory
+            self._mapped[number] = bytes_N
+        return bytes_N

@@ -40,6 +40,10 @@ _MACHINE_ERRNOS = {
     errno.ENOENT,
     errno.ENXIO,
     errno.ENOTEMPTY,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.EXDEV,
+    errno.ENODEV,
 }
 # Messages of torch on a CPU, of torch on a GPU, and of Python's threads.
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "can't start new thread")

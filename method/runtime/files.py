@@ -1,17 +1,32 @@
-"""Files and folders that are whole or absent: written beside their place, flushed to the disk and renamed."""
+"""Files and folders: written whole or not at all, locked, moved, described and hashed. Only the standard library is used.
+
+Some file systems (Lustre, NFS, FUSE, overlays) lack locks, permissions or renaming of folders. What the content of a
+file does not depend on may fail there without harm.
+"""
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from method.runtime.errors import InputError
 from method.runtime.file_kinds import stand_in
+
+log = logging.getLogger(__name__)
+
+# A disk that is full or broken, which no caller may pass over.
+_LOSES_CONTENT = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE}
+_CANNOT_RENAME_FOLDERS = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
+_SECONDS_BETWEEN_ATTEMPTS = 0.2
 
 
 @contextlib.contextmanager
@@ -24,8 +39,9 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o666 & ~_umask())
+            flush_to_disk(file.fileno())
+        with tolerated():
+            os.chmod(beside, 0o666 & ~_umask())
         os.replace(beside, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -51,10 +67,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in beside.iterdir():
             _flush(file)
         _flush(beside)
-        os.chmod(beside, 0o777 & ~_umask())
+        with tolerated():
+            os.chmod(beside, 0o777 & ~_umask())
         if path.exists():
             raise InputError(f"{path}: exists, expected a new folder")
-        os.rename(beside, path)
+        move(beside, path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     _flush(path.parent)
@@ -115,6 +132,143 @@ def sha256_of(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
+def digest_of(value: object) -> str:
+    """Hex SHA-256 of a value that JSON can hold; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def in_bytes(size: float) -> str:
+    """A number of bytes as people read it.
+
+    >>> in_bytes(4.93e9), in_bytes(250e3), in_bytes(12), in_bytes(float("inf"))
+    ('4.9 GB', '0.2 MB', '12 bytes', 'an unknown amount')
+    """
+    if size == float("inf"):
+        return "an unknown amount"
+    if size >= 1e8:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size:.0f} bytes"
+
+
+def free_bytes(folder: Path) -> float:
+    """Bytes that are free on the disk of a folder; infinite where the file system does not say."""
+    with tolerated():
+        usage = shutil.disk_usage(folder)
+        if usage.total or usage.free:
+            return usage.free
+    return float("inf")
+
+
+@contextlib.contextmanager
+def tolerated() -> Iterator[None]:
+    """Pass over what a file system refuses to do. A disk that is full or fails is an OSError as ever."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _LOSES_CONTENT:
+            raise
+
+
+def flush_to_disk(descriptor: int) -> None:
+    """Wait until what was written to an open file is on the disk, where the file system can tell."""
+    with tolerated():
+        os.fsync(descriptor)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder to a name that is free; a folder that cannot be renamed is copied and removed."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno not in _CANNOT_RENAME_FOLDERS or not source.is_dir():
+            raise
+        try:
+            for path in [source, *sorted(source.rglob("*"))]:
+                place = target / path.relative_to(source)
+                if path.is_dir():
+                    place.mkdir()
+                else:
+                    shutil.copyfile(path, place)
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+        shutil.rmtree(source, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def exclusive_lock(
+    path: Path, busy: str, *, wait: bool = True, poll: Callable[[], object] = lambda: None
+) -> Iterator[None]:
+    """Be the only process that holds the lock `path`; the system releases it when the process ends, however it ends.
+
+    Where the file system has no locks, a warning says so once and the block runs without one.
+
+    Args:
+        path: the file to lock, created if it does not exist.
+        busy: what to say while another process holds the lock.
+        wait: whether to log `busy` once and wait for that process; otherwise `busy` is raised as InputError.
+        poll: called between attempts; it may raise to give up.
+    """
+    waited = False
+    while (descriptor := _try_lock(path)) is None:
+        if not wait:
+            raise InputError(busy)
+        if not waited:
+            log.info("%s", busy)
+        waited = True
+        poll()
+        time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
+    _locks.add(descriptor)
+    try:
+        yield
+    finally:
+        if descriptor in _locks:  # in a forked process it is closed already, and its number may be another file's
+            _locks.remove(descriptor)
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+
+def _try_lock(path: Path) -> int | None:
+    """The descriptor of the locked file, None when another process holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError as error:
+        device = os.fstat(descriptor).st_dev
+        if device not in _devices_without_locks:
+            log.warning(
+                "%s: this file system has no file locks (%s); let no two programs write there at once",
+                path.parent,
+                error.strerror,
+            )
+        _devices_without_locks.add(device)
+        return descriptor
+    with contextlib.suppress(FileNotFoundError):
+        # Between opening and locking, the process that held the lock may have moved the file to its place.
+        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            return descriptor
+    os.close(descriptor)
+    return None
+
+
+_locks: set[int] = set()
+_devices_without_locks: set[int] = set()
+
+
+def _release_in_child() -> None:
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+# A data worker would keep the lock of a main process that was killed until it has ended itself.
+os.register_at_fork(after_in_child=_release_in_child)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -122,8 +276,9 @@ def _umask() -> int:
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with tolerated():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

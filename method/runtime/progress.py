@@ -23,8 +23,3 @@ def progress_bar(items: Iterable[Any], what: str, unit: str, **settings: Any) ->
     """A tqdm bar that goes away when it is done, and never comes when that is sooner than a second."""
     hidden = True if _state["quiet"] else None  # None: unless standard error is a terminal
     return tqdm(items, desc=what, unit=unit, leave=False, disable=hidden, **{"delay": 1, **settings})
-
-
-def in_bytes(size: float) -> str:
-    """A number of bytes as people read it: '4.9 GB', '0.3 MB'."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

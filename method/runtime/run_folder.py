@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import itertools
 import logging
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 
 from method.runtime.errors import InputError
-from method.runtime.files import atomic_writer, read_json, write_bytes, write_json
+from method.runtime.files import atomic_writer, exclusive_lock, move, read_json, write_bytes, write_json
 from method.runtime.processes import count_processes
 
 log = logging.getLogger(__name__)
@@ -35,19 +34,6 @@ LAST = "last.ckpt"
 _PACKAGES = ("torch", "numpy", "h5py", "transformers")
 
 
-_locks: set[int] = set()
-
-
-def _leave_locks_to_the_parent() -> None:
-    for lock in _locks:
-        os.close(lock)
-    _locks.clear()
-
-
-# A data worker would keep the lock of a main process that was killed until it has ended itself.
-os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
-
-
 class RunFolder:
     """`results/<dataset>/<exp_id>/<description or start time>/`, locked for this process as long as it lives.
 
@@ -58,15 +44,9 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise InputError(f"{path}: another process is writing to this run") from None
-        except OSError as error:
-            log.warning("%s: cannot be locked (%s); let no second process write there", path, error.strerror)
-        _locks.add(self._lock)
+        self._lock = contextlib.ExitStack()
+        busy = f"{path}: another process is writing to this run"
+        self._lock.enter_context(exclusive_lock(path / ".lock", busy, wait=False))
         for left_over in [*path.glob(".*.part"), *path.glob("n_epoch_*/.*.part")]:
             shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
         self._handler = _log_to(path / "train.log")
@@ -75,8 +55,7 @@ class RunFolder:
         """Give the folder free and stop logging to it."""
         logging.getLogger().removeHandler(self._handler)
         self._handler.close()
-        _locks.discard(self._lock)
-        os.close(self._lock)
+        self._lock.close()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -100,7 +79,7 @@ class RunFolder:
         write_bytes(aside / BEST, lambda file: file.write((self.path / BEST).read_bytes()))
         for name in ("scores.npz", "report", METRICS):  # in this order: while there are metrics, all of it is repeated
             if (self.path / name).exists():
-                (self.path / name).rename(aside / name)
+                move(self.path / name, aside / name)
         log.info("the results so far are in %s", aside)
 
     def write_scores(self, caption_ids: list[str], video_ids: list[str], scores: Mapping[str, Any]) -> None:

@@ -9,13 +9,10 @@ Letters: N frames of all videos, D width.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import json
 import logging
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +24,7 @@ from method.evaluation.corpus import Corpus
 from method.evaluation.frame_keys import FrameKeys
 from method.model.architecture import Architecture
 from method.runtime.errors import InputError
-from method.runtime.files import atomic_writer, require_file
+from method.runtime.files import atomic_writer, digest_of, exclusive_lock, in_bytes, require_file
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +61,9 @@ def fingerprint(
     """
     made_from = {
         "checkpoint": checkpoint,
-        "model options": _digest(architecture.as_dict()),
-        "list of videos": _digest(list(video_ids)),
-        "feature file": _digest(_features(reader, video_ids)),
+        "model options": digest_of(architecture.as_dict()),
+        "list of videos": digest_of(list(video_ids)),
+        "feature file": digest_of(_features(reader, video_ids)),
     }
     if architecture.fusion == "deformable" and architecture.fusion_extent == "padded":
         made_from["--eval_context_bsz"] = str(batch_size)  # what a video is padded with depends on its batch
@@ -91,7 +88,7 @@ def open_index(path: Path, made_from: MadeFrom, encode: Callable[[], Corpus], re
     """
     if rebuild or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path.with_suffix(".lock"), path):
+        with exclusive_lock(path.with_suffix(".lock"), f"waiting for another process that is making {path}"):
             if rebuild or not path.exists():
                 _make(path, made_from, encode())
     return _read(path, made_from)
@@ -115,7 +112,7 @@ def _make(path: Path, made_from: MadeFrom, corpus: Corpus) -> None:
     }
     with atomic_writer(path) as file:
         _save(content, file)
-    log.info("index of %d videos in %s (%.1f MB)", len(corpus.video_ids), path, path.stat().st_size / 1e6)
+    log.info("index of %d videos in %s (%s)", len(corpus.video_ids), path, in_bytes(path.stat().st_size))
 
 
 def _save(content: Mapping[str, Any], file: BinaryIO) -> None:
@@ -151,12 +148,21 @@ def _content(path: Path) -> dict[str, Any]:
             for record in archive.namelist():
                 if "/data/" not in record:  # the keys have checksums of their own, that are faster
                     archive.read(record)
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        content = _load(path)
     except Exception as error:  # torch has no common exception for the ways in which a file can be broken
         raise InputError(f"{path}: not a readable index ({type(error).__name__}); {REMEDY}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path}: not an index of videos; {REMEDY}")
     return content
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+    return torch.load(path, map_location="cpu", weights_only=True)  # from a file system that cannot map files
 
 
 def _features(reader: FeatureReader, video_ids: Sequence[str]) -> list[Any]:
@@ -165,29 +171,16 @@ def _features(reader: FeatureReader, video_ids: Sequence[str]) -> list[Any]:
     for branch, (key, width) in sorted(reader.streams.items()):
         rows = reader.videos.check([f"{video_id}/{key}" for video_id in video_ids], width)
         found.append([branch, key, width, list(rows.values())])
+        if linked := reader.videos.linked(rows):  # what other files hold, told by what a copy of the dataset keeps
+            kept = ("address", "size", "modified")
+            found.append([[name, [[file[part] for part in kept] for file in files]] for name, files in linked.items()])
     for video_id in video_ids[:: max(1, len(video_ids) // _SAMPLED_VIDEOS)]:
         streams = reader.read_video(video_id)
         found.append([hashlib.sha256(streams[branch].numpy().tobytes()).hexdigest() for branch in sorted(streams)])
     return found
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def _checksum(values_ND: Tensor) -> int:
     """A sum over the bits of the values that every single damaged one changes; as fast as the memory."""
     bits = {4: torch.int32, 2: torch.int16}[values_ND.element_size()]
     return int(values_ND.view(bits).sum(dtype=torch.int64))
-
-
-@contextlib.contextmanager
-def _alone(lock: Path, path: Path) -> Iterator[None]:
-    """Hold a lock of the operating system's, which a process that is killed cannot leave behind."""
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process that is making %s", path)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -25,6 +25,7 @@ from method.negatives.vocabulary import Kind, Vocabulary
 from method.runtime.errors import InputError
 from method.text.encoder import TextEncoder
 from method.text.encoder_files import encoder_digest
+from tests.helpers.poor_disk import refuse_all
 from tests.helpers.reference_model import split_values
 from tests.helpers.small_negatives import edits_of, make_captions, make_editors, read_vocabularies_in
 from tests.helpers.tiny_text_encoder import WIDTH, make_text_encoder
@@ -356,13 +357,25 @@ def test_a_second_maker_is_refused(made: Made, copy: Path) -> None:
     make_cache(copy, made.pools, made.parts, made.encoder)
 
 
+def test_a_cache_on_a_poor_disk(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = edits_of(made.open(made.folder / "cache"), CAPTIONS[:9], 0)
+    refuse_all(monkeypatch)
+    make_cache(tmp_path / "cache", made.pools, made.parts, made.encoder)
+    assert content(tmp_path / "cache") == content(made.folder / "cache")
+    for kind, edits in edits_of(made.open(tmp_path / "cache"), CAPTIONS[:9], 0).items():
+        before = expected[kind]
+        assert edits is not None
+        assert before is not None
+        assert torch.equal(edits.queries.values, before.queries.values)
+
+
 def test_says_size_and_time_and_refuses_a_full_disk(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 4000))
     ticks = itertools.count(0, 0.001)  # a busy machine takes longer
     monkeypatch.setattr(build_cache, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
-    with pytest.raises(InputError, match=r"needs about 0\.\d MB, 0\.0 MB are free; --pool_size"):
+    with pytest.raises(InputError, match=r"needs about 0\.\d MB, 4000 bytes are free; --pool_size"):
         make_cache(tmp_path / "cache", made.pools, made.parts, made.encoder)
     said = capsys.readouterr().out
     assert "1280 edits of 150 captions to encode on cpu, about" in said

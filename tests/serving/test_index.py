@@ -26,6 +26,8 @@ from method.model.retrieval import RetrievalModel
 from method.runtime.errors import InputError
 from method.serving.index import fingerprint, index_path, open_index
 from method.serving.searcher import Searcher
+from tests.helpers.linked_files import WAYS, change, link
+from tests.helpers.poor_disk import refuse_all
 from tests.helpers.small_dataset import SmallDataset
 from tests.helpers.small_models import VARIANTS, lively_model
 
@@ -195,6 +197,35 @@ def test_an_index_of_something_else_is_refused_until_it_is_rebuilt(
     assert world.path.read_bytes() == kept
     assert same(world.open(rebuild=True), world.encode())
     assert same(world.open(), world.encode())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_index_of_linked_features(world: World, way: str) -> None:
+    world.open()
+    part = link(world.data.features, way)
+    if way != "symbolic":
+        with pytest.raises(InputError, match="another feature file; make it anew"):
+            world.open()
+    assert same(world.open(rebuild=True), world.encode())
+    assert same(world.open(), world.encode())
+    change(part, world.video_ids[1])
+    with pytest.raises(InputError, match="another feature file; make it anew"):
+        world.open()
+
+
+def test_an_index_on_a_poor_disk(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = world.encode()
+    refuse_all(monkeypatch)
+    assert same(world.open(encode=lambda: encoded), encoded)
+    load = torch.load
+
+    def without_maps(*arguments: Any, mmap: bool = False, **named: Any) -> Any:
+        if mmap:
+            raise RuntimeError("unable to mmap 9 bytes from file <test.pt>: No such device (19)")
+        return load(*arguments, **named)
+
+    monkeypatch.setattr(torch, "load", without_maps)
+    assert same(world.open(), encoded)
 
 
 def test_the_batch_size_matters_only_where_it_changes_keys(tmp_path: Path) -> None:

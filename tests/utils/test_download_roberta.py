@@ -18,6 +18,7 @@ from huggingface_hub.utils import close_session  # type: ignore[attr-defined]
 
 from method.runtime.errors import InputError
 from tests.helpers.hub_environment import clear_network
+from tests.helpers.poor_disk import refuse_all
 from tests.helpers.tiny_text_encoder import WIDTH, make_text_encoder
 from tests.utils.fake_hub import FakeHub, Fault
 from utils import download_roberta
@@ -364,6 +365,14 @@ def test_two_processes_do_not_write_one_file(
         with pytest.raises(InputError, match="another process is fetching it"):
             main([])
     assert partial(folder).read_bytes() == encoder[WEIGHTS][:4096]
+
+
+def test_a_download_to_a_poor_disk(
+    hub: FakeHub, folder: Path, encoder: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_all(monkeypatch)
+    main([])
+    assert held(folder) == encoder
 
 
 def test_names_that_leave_the_folder_are_refused(hub: FakeHub, tmp_path: Path, encoder: dict[str, bytes]) -> None:

@@ -39,6 +39,7 @@ class Clone:
             "utils/environment.py",
             "utils/environment.sh",
             "method/runtime/errors.py",
+            "method/runtime/file_kinds.py",
             "method/runtime/files.py",
         ):
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)

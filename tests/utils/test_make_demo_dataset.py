@@ -14,8 +14,9 @@ import torch
 from method.data.captions import Caption, read_captions
 from method.data.features import ACTION_KEY, OBJECT_KEY, FeatureFile, FloatRows
 from method.runtime.errors import InputError
-from method.runtime.files import read_json
+from method.runtime.files import read_json, write_json
 from method.text.encoder import TextEncoder
+from tests.helpers.poor_disk import refuse_all
 from utils import make_demo_dataset
 from utils.demo.language import VERBS, Event, describe, sentence
 from utils.demo.world import Settings
@@ -236,7 +237,38 @@ def test_folders_of_others_are_refused_and_kept(tmp_path: Path, place: str) -> N
     with pytest.raises(InputError, match=re.escape(f"{tmp_path / place}: no demo.json of a demo in it")):
         make_demo(tmp_path, replace(SMALL, tiny_roberta=True))
     assert (tmp_path / place / "precious").read_text() == "data"
-    assert sum(path.is_file() for path in tmp_path.rglob("*")) == 2  # the precious file and the lock
+    assert sum(path.is_file() for path in tmp_path.rglob("*")) == 1
+
+
+@pytest.mark.parametrize(("place", "harm"), [
+    ("dataset/demo_i3d/FeatureData/demo_clip_i3d_numpy.hdf5", "lost"),
+    ("dataset/demo_i3d/TextData/demoval.caption.txt", "damaged"),
+    ("checkpoints/roberta-large/config.json", "lost"),
+    ("dataset/demo_i3d/demo.json", "of an earlier version"),
+])  # fmt: skip
+def test_a_demo_that_is_not_whole_is_written_again(tmp_path: Path, place: str, harm: str) -> None:
+    settings = replace(SMALL, tiny_roberta=True)
+    make_demo(tmp_path, settings)
+    before, path = content_of(tmp_path), tmp_path / place
+    (tmp_path / "dataset" / "demo_i3d" / "FeatureData" / "of a cache").write_text("of no harm")
+    assert not make_demo(tmp_path, settings)
+    if harm == "lost":
+        path.unlink()
+    elif harm == "damaged":
+        path.write_bytes(path.read_bytes()[:-2] + b"?\n")
+    else:
+        write_json(path, {name: value for name, value in read_json(path).items() if name != "files"})
+    assert make_demo(tmp_path, settings)
+    assert content_of(tmp_path) == before
+    assert not make_demo(tmp_path, settings)
+
+
+def test_a_demo_on_a_poor_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_demo(tmp_path / "rich", SMALL)
+    refuse_all(monkeypatch)
+    for settings in (replace(SMALL, seed=1), SMALL):  # the second takes the place of the first
+        assert make_demo(tmp_path / "poor", settings)
+    assert content_of(tmp_path / "poor") == content_of(tmp_path / "rich")
 
 
 @pytest.mark.parametrize(

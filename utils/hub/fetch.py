@@ -7,18 +7,17 @@ is the announced one. A small JSON record in the folder says what has been place
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import hashlib
 import logging
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from method.runtime.errors import InputError
+from method.runtime.files import exclusive_lock, flush_to_disk, free_bytes, in_bytes
 from utils.hub.record import Record, digests
 
 if TYPE_CHECKING:  # a wrong environment makes the import fail: programs check it before
@@ -43,13 +42,13 @@ def fetch(repository: Repository, sources: Mapping[str, RemoteFile], record: Rec
     folder = record.path.parent
     record.begin(repository)
     pending = {name: file for name, file in sources.items() if not _is_placed(name, file, record)}
-    total = readable(sum(file.size for file in pending.values()))
+    total = in_bytes(sum(file.size for file in pending.values()))
     print(f"{repository.name} at {repository.commit}: {len(pending)} of {len(sources)} files to fetch, {total}")
     for name in pending:
         make_folder((folder / name).parent)
     check_room({folder / name: file.size - _fetched(folder / name, file) for name, file in pending.items()})
     for name, file in pending.items():
-        print(f"{folder / name}: {readable(file.size)}", flush=True)
+        print(f"{folder / name}: {in_bytes(file.size)}", flush=True)
         record.claim(name, file.path, file.etag)
         record.add(name, file.path, file.etag, _fetch_file(repository, file, folder / name))
 
@@ -66,10 +65,10 @@ def check_room(needed: Mapping[Path, int]) -> None:
     folders = {os.stat(path.parent).st_dev: path.parent for path in needed}
     for device, folder in folders.items():
         wanted = sum(size for path, size in needed.items() if os.stat(path.parent).st_dev == device)
-        free = shutil.disk_usage(folder).free
+        free = free_bytes(folder)
         if wanted and wanted + _MARGIN > free:
-            found = f"{readable(wanted)} to write, {readable(free)} free"
-            raise InputError(f"{folder}: no room on the disk, {found}, {readable(_MARGIN)} of it stay free")
+            found = f"{in_bytes(wanted)} to write, {in_bytes(free)} free"
+            raise InputError(f"{folder}: no room on the disk, {found}, {in_bytes(_MARGIN)} of it stay free")
 
 
 @contextlib.contextmanager
@@ -79,12 +78,12 @@ def partial_file(destination: Path, key: str) -> Iterator[BinaryIO]:
     If the block raises, it stays for the next run. `key` keeps partial files of different contents apart.
     """
     path = _partial_path(destination, key)
+    busy = f"{destination}: another process is fetching it; wait for it and run again"
     try:
-        with path.open("ab") as stream:
-            _lock(stream, path, destination)
+        with exclusive_lock(path, busy, wait=False), path.open("ab") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            flush_to_disk(stream.fileno())
             os.replace(path, destination)
     except OSError as error:
         if error.errno is None:
@@ -92,11 +91,6 @@ def partial_file(destination: Path, key: str) -> Iterator[BinaryIO]:
         raise InputError(f"{destination}: {os.strerror(error.errno)}; what was fetched so far is kept") from error
     for stale in destination.parent.glob(f".{glob.escape(destination.name)}.{'[0-9a-f]' * 12}.incomplete"):
         stale.unlink()
-
-
-def readable(size: int) -> str:
-    """A number of bytes as people read it."""
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size} bytes"
 
 
 def make_folder(folder: Path) -> None:
@@ -110,15 +104,6 @@ def make_folder(folder: Path) -> None:
 def is_safe(path: str) -> bool:
     """Whether a relative name stays inside the folder it is joined to."""
     return path.isprintable() and not {"", ".."} & set(path.replace("\\", "/").split("/"))
-
-
-def _lock(stream: BinaryIO, path: Path, destination: Path) -> None:
-    with contextlib.suppress(BlockingIOError, FileNotFoundError):
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Between opening and locking, another process may have finished the file and moved it to its place.
-        if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
-            return
-    raise InputError(f"{destination}: another process is fetching it; wait for it and run again")
 
 
 def _partial_path(destination: Path, key: str) -> Path:

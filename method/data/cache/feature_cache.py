@@ -1,19 +1,17 @@
 """The feature cache: every stream and all token features sampled and normalised once, a packed table for each.
 
-It lies in `<feature file>.cache/`, beside the feature file or in a folder of the user's: `i3d_feat-128.rows` has the
-frames of all videos that a run has needed so far, at most 128 of each. A table is made anew when its feature file or
-the preprocessing has changed, and grows when a run needs more items. What stands in the way of a cache never stops a
-run: it goes on with the feature files and says so.
+It lies in `<feature file>.cache/` beside the feature file, or in `<feature file>-<digest of its path>.cache/` below a
+folder of the user's, which several datasets may share: `i3d_feat-128.rows` has the frames of all videos that a run has
+needed so far, at most 128 of each. A table is rebuilt when its feature file, a file that this one links to or the
+preprocessing has changed, and grows when a run needs more items. What stands in the way of a cache never stops a run:
+it goes on with the feature files and says so.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import itertools
 import logging
-import shutil
-import time
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +27,8 @@ from method.data.check import Split, rows_seen
 from method.data.dataset import FeatureReader, StoredTable, Table
 from method.data.ragged import Ragged
 from method.runtime.errors import InputError, summarize
-from method.runtime.progress import in_bytes, progress_bar
+from method.runtime.files import digest_of, exclusive_lock, free_bytes, in_bytes
+from method.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,6 @@ LEFT_FREE = 1 << 30  # bytes on the disk, for the files of the run
 _ITEMS_A_BATCH = 16
 _BYTES_A_WORKER = 1 << 26
 _COMPARED_ITEMS = 8
-_SECONDS_BETWEEN_ATTEMPTS = 0.2
 
 Watch = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -80,8 +78,7 @@ def with_cache(
     failures: dict[str, str] = {}
     counts = rows_seen(reader, splits)
     for key, stored in reader.stored.items():
-        place = (folder or stored.file.path.parent) / f"{stored.file.path.name}.cache"
-        cache = _Cache(key, place / f"{key}-{stored.max_rows}.rows", stored, counts[key])
+        cache = _Cache(key, _place(folder, stored.file.path) / f"{key}-{stored.max_rows}.rows", stored, counts[key])
         try:
             tables[key] = cache.open_or_make(workers, watch)
         except _NotCached as reason:
@@ -98,6 +95,13 @@ def with_cache(
     return replace(reader, quicker=tables)
 
 
+def _place(folder: Path | None, source: Path) -> Path:
+    """The folder of a feature file's cache."""
+    if folder is None:
+        return source.with_name(f"{source.name}.cache")
+    return folder / f"{source.name}-{digest_of(os.path.realpath(source))[:12]}.cache"
+
+
 @dataclass(frozen=True)
 class _Cache:
     """A table's place in the cache. counts: rows of every item that it must have."""
@@ -109,10 +113,17 @@ class _Cache:
 
     def open_or_make(self, workers: int, watch: Watch) -> PackedTable:
         """The table, made first if there is none that fits."""
-        with contextlib.suppress(_Unusable):
-            return self._open()
+        # Folders of the user's used to be without the digest, which is of no harm as long as a single dataset uses one.
+        earlier = self.path.parent.with_name(f"{self.stored.file.path.name}.cache") / self.path.name
+        for path in dict.fromkeys([self.path, earlier]):
+            with contextlib.suppress(_Unusable):
+                return replace(self, path=path)._open()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(self.path.parent, watch):
+        folder = self.path.parent
+        busy = f"waiting for another process that fills {folder}"
+        with exclusive_lock(folder / ".lock", busy, poll=lambda: list(watch([None]))):
+            for left_over in folder.glob(".*.part"):  # of a process that was killed
+                left_over.unlink()
             try:
                 return self._open()  # another process has made it meanwhile
             except _Unusable as reason:
@@ -129,6 +140,11 @@ class _Cache:
         versions = {"format": FORMAT, "torch": str(torch.__version__), "numpy": np.__version__}
         return {**self.stored.file.state(), **preprocessing, **versions}
 
+    def _linked(self, ids: Iterable[str]) -> dict[str, str]:
+        """Of the items that lie in other files than the feature file itself: a digest of what tells these files."""
+        names = {self.stored.names.format(item_id): item_id for item_id in ids}
+        return {names[name]: digest_of(files) for name, files in self.stored.file.linked(names).items()}
+
     def _open(self) -> PackedTable:
         try:
             rows = PackedRows(self.path)
@@ -141,6 +157,9 @@ class _Cache:
         expected = self._made_from
         if changed := [name for name, value in expected.items() if rows.made_from.get(name) != value]:
             raise _Unusable(f"it was made from something else ({', '.join(changed)} changed)")
+        before, now = rows.made_from.get("linked", {}), self._linked(self.counts)
+        if any(item_id in rows and before.get(item_id) != now.get(item_id) for item_id in self.counts):
+            raise _Unusable("files that the feature file links to have changed")
         if missing := sum(item_id not in rows for item_id in self.counts):
             raise _Unusable(f"it lacks {missing} of {len(self.counts)} items", kept=rows.ids)
         if rows.lengths(list(self.counts)) != list(self.counts.values()) or not self._agrees(rows):
@@ -160,18 +179,20 @@ class _Cache:
     def _make(self, reason: _Unusable, workers: int, watch: Watch) -> None:
         ids = list(dict.fromkeys([*reason.kept, *self.counts]))
         if str(reason):
-            log.info("%s: %s; it is made anew", self.path, reason)
+            log.info("%s: %s; it is rebuilt", self.path, reason)
         if not reason.kept:
             self.path.unlink(missing_ok=True)  # of no use to anyone, and its room may be needed
         mean_rows = sum(self.counts.values()) / len(self.counts)
         size = int(len(ids) * mean_rows * self.stored.width * torch.float32.itemsize)
-        free = shutil.disk_usage(self.path.parent).free
+        free = free_bytes(self.path.parent)
         if size + LEFT_FREE > free:
             raise _NotCached(f"{self.path.parent}: {in_bytes(size)} and {in_bytes(LEFT_FREE)} to spare are needed, "
                 f"{in_bytes(free)} are free")  # fmt: skip
         log.info("caching %s of %d items: about %s in %s (%s free)",
                  self.key, len(ids), in_bytes(size), self.path, in_bytes(free))  # fmt: skip
-        write_rows(self.path, self._made_from, ids, self.stored.width, self._read(ids, size, workers, watch))
+        linked = self._linked(ids)
+        made_from = {**self._made_from, "linked": linked} if linked else self._made_from
+        write_rows(self.path, made_from, ids, self.stored.width, self._read(ids, size, workers, watch))
 
     def _read(self, ids: Sequence[str], size: int, workers: int, watch: Watch) -> Iterator[Ragged]:
         loader = Loader(_Items(self.stored, ids), _ITEMS_A_BATCH, min(workers, size // _BYTES_A_WORKER), pinned=False)
@@ -196,23 +217,3 @@ class _Items(Dataset[Ragged]):
             return self.stored.gather([self.ids[place] for place in places])
         except InputError as error:
             return error
-
-
-@contextlib.contextmanager
-def _alone(folder: Path, watch: Watch) -> Iterator[None]:
-    """Be the only process that writes to a folder of the cache, and remove what killed ones left half written."""
-    with (folder / ".lock").open("w") as lock:
-        for attempt in watch(itertools.count()):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not attempt:
-                    log.info("waiting for another process that fills %s", folder)
-                time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
-        try:
-            for left_over in folder.glob(".*.part"):
-                left_over.unlink()
-            yield
-        finally:
-            fcntl.flock(lock, fcntl.LOCK_UN)  # closing would leave it to the processes that were forked meanwhile

@@ -21,7 +21,8 @@ from method.data.dataset import FeatureReader, Table, with_features
 from method.data.ragged import Layout, Ragged
 from method.runtime import hardware
 from method.runtime.errors import InputError
-from method.runtime.progress import in_bytes, progress_bar
+from method.runtime.files import in_bytes
+from method.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from method.evaluation.report.tables import (
     timeline_table,
 )
 from method.evaluation.report.theme import Theme
-from method.runtime.files import write_text
+from method.runtime.files import move, write_text
 
 PAGE = "index.html"
 WORST = 12
@@ -54,7 +54,7 @@ def write_report(run: Path, subject: Subject) -> Path:
         raise
     if folder.exists():
         shutil.rmtree(folder)
-    beside.rename(folder)
+    move(beside, folder)
     return folder / PAGE
 
 

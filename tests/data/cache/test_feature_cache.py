@@ -27,6 +27,8 @@ from method.data.dataset import TOKENS, CorpusVideos, FeatureReader, Queries, Tr
 from method.data.features import FeatureFile, FloatRows
 from method.data.ragged import Ragged
 from method.runtime.errors import InputError
+from tests.helpers.linked_files import WAYS, change, link
+from tests.helpers.poor_disk import refuse_all
 from tests.helpers.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
 
 TABLES = {"i3d_feat-6.rows": 10, "clip_feat-6.rows": 6, "tokens-3.rows": QUERY_WIDTH}
@@ -179,7 +181,7 @@ def test_a_changed_file_gives_another_cache(small: SmallDataset, change: Callabl
 
 def test_a_file_that_lies_about_its_times(small: SmallDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a file system keeps no times, the items that are read again show the change."""
-    monkeypatch.setattr("method.data.features._state", lambda path: {"size": 0})
+    monkeypatch.setattr("method.data.features.state_of", lambda path: {"size": 0})
     cache(small)
     with h5py.File(small.features, "r+") as file:
         for video in file:
@@ -200,7 +202,7 @@ def test_other_versions_make_it_anew(
         cache(small)
     assert all(identities(small.root)[table] != before[table] for table in TABLES)
     expected = "format" if name == "FORMAT" else module
-    assert sum(f"made from something else ({expected} changed); it is made anew" in m for m in caplog.messages) == 3
+    assert sum(f"made from something else ({expected} changed); it is rebuilt" in m for m in caplog.messages) == 3
 
 
 def test_other_limits_and_streams_have_caches_of_their_own(small: SmallDataset) -> None:
@@ -410,6 +412,92 @@ def test_what_a_killed_process_left_is_removed(small: SmallDataset) -> None:
     (folder / ".i3d_feat-6.rows.abc.part").write_bytes(b"half")
     cache(small)
     assert not list(folder.glob(".*.part"))
+
+
+# Files that a feature file links to
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_linked_file_that_changes_gives_another_cache(small: SmallDataset, way: str) -> None:
+    part = link(small.features, way)
+    for number, (file, state) in enumerate(((part, "a part"), (small.features, "the links"), (part, "nothing"))):
+        cache(small)
+        before = identities(small.root)
+        if state == "a part":
+            change(file, "T03")  # not among the items that are compared at the start
+        elif state == "the links":
+            os.utime(file)
+        assert_same_features(cache(small), small)
+        after = identities(small.root)
+        stale = set() if state == "nothing" else {"i3d_feat-6.rows", "clip_feat-6.rows"}
+        assert {name for name in after if after[name] != before[name]} == stale, number
+
+
+def test_a_link_that_leads_elsewhere_gives_another_cache(small: SmallDataset) -> None:
+    part = link(small.features, "chain")
+    cache(small)
+    with h5py.File(part.with_name("middle.hdf5"), "r+") as middle:
+        del middle["T03"]
+        middle["T03"] = h5py.ExternalLink(part.name, "T09")  # of as many rows
+    assert_same_features(cache(small), small)
+
+
+def test_a_part_of_other_items_is_none_of_this_run(small: SmallDataset) -> None:
+    part = link(small.features, "external")
+    other = part.with_name("other.hdf5")
+    with h5py.File(part, "r+") as source, h5py.File(small.features, "r+") as file, h5py.File(other, "w") as target:
+        for video in [name for name in source if name.startswith("T")]:
+            source.copy(video, target)
+            del file[video]
+            file[video] = h5py.ExternalLink(other.name, video)
+    cache(small)
+    before = identities(small.root)
+    os.utime(other)
+    reader = make_reader(small)
+    with_cache(reader, splits_of(small, reader)[1:], None, 0)
+    assert identities(small.root) == before
+    cache(small)
+    assert identities(small.root) != before
+
+
+# Several datasets in one folder
+
+
+def test_datasets_of_the_same_file_names_share_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shared, (one, other) = tmp_path / "cache", (SmallDataset(tmp_path / name) for name in ("one", "other"))
+    rewrite(other.features, "T03/clip_feat")
+    for small in (one, other):
+        cache(small, shared)
+    before = {path: path.stat().st_ino for path in shared.rglob("*.rows")}
+    assert len(before) == 2 * len(TABLES)
+    caplog.set_level(logging.INFO)
+    for small in (one, other):
+        assert_same_features(cache(small, shared), small)
+    assert {path: path.stat().st_ino for path in shared.rglob("*.rows")} == before
+    assert not caplog.messages
+
+
+def test_a_folder_named_without_a_digest_stays_in_use(small: SmallDataset, tmp_path: Path) -> None:
+    shared = tmp_path / "cache"
+    cache(small)
+    shared.mkdir()
+    for source in (small.features, small.texts):
+        source.with_name(f"{source.name}.cache").rename(shared / f"{source.name}.cache")
+    before = identities(shared)
+    assert_same_features(cache(small, shared), small)
+    assert identities(small.root) == before
+    rewrite(small.features, "T03/clip_feat")
+    assert_same_features(cache(small, shared), small)
+    assert len(list(shared.glob("*.cache"))) == 3  # that of another dataset, for all one knows, is left alone
+
+
+# Poor file systems
+
+
+def test_a_cache_on_a_poor_disk(small: SmallDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_all(monkeypatch)
+    assert_same_features(cache(small), small)
+    assert set(files(small.root)) == set(TABLES)
 
 
 # Several processes
