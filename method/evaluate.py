@@ -28,6 +28,7 @@ from method.config.options import DATA_FILES, choose_device, make_architecture, 
 from method.data.batch import Loader
 from method.data.cache.feature_cache import with_cache
 from method.data.check import Split, check_files, check_split, describe
+from method.data.content import check_content
 from method.data.dataset import CorpusVideos, FeatureReader, Queries, stream_keys
 from method.data.features import FeatureFile
 from method.evaluation.moment_metrics import moment_metrics
@@ -75,6 +76,8 @@ def evaluate_checkpoint(options: EasyDict, processes: Processes = SINGLE_PROCESS
         reader = open_features(options, model.architecture, needed)
         split = check_split("evaluated split", options.caption_test_txt, reader)
         log.info(describe(split))
+        if processes.is_first:
+            check_content(split, reader)
         moments = known_moments(options, split)
     with processes.raise_on_all():
         folder = new_run(options) if processes.is_first else None

@@ -102,10 +102,11 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
         moments = known_moments(options, splits.reported)
         ids = [caption.id for caption in (*splits.training_file, *splits.reported.captions)]
         negatives = open_negatives(options, splits.training_file, ids, device, reader)
-        data = fingerprints([splits.training, splits.selecting, splits.reported])
+        parts = [splits.training, splits.selecting, splits.reported]
+        data = fingerprints(parts, reader) if processes.is_first else {}
     with processes.raise_on_all():
         folder, state = open_run(options, processes.count) if processes.is_first else (None, None)
-    path, state = processes.broadcast((folder.path if folder else Path(), state))
+    path, state, data = processes.broadcast((folder.path if folder else Path(), state, data))
     with folder or contextlib.nullcontext(), StopRequests(repeated=processes.count > 1) as requests:
         order = EpochBatches(len(splits.training.video_ids), options.bsz, options.seed, processes.rank, processes.count)
         training = make_training(options, model, len(order), device, negatives, processes)

@@ -1,7 +1,7 @@
 """Check the files of a dataset as training would, read every feature once, and show what is there.
 
     python utils/check_dataset.py charades
-    python utils/check_dataset.py charades --quick        # headers only: what training checks before its first step
+    python utils/check_dataset.py charades --quick        # headers and a row of each array, as before a training
     python utils/check_dataset.py charades --neg_query_loss both          # and what edited captions need
 
 Where the text encoder is at hand, a line says whether it gives the token features of the dataset's own captions.
@@ -27,6 +27,7 @@ from method.config.flags import Parser
 from method.config.options import choose_device, make_architecture, read_options
 from method.data.captions import group_by_video
 from method.data.check import Split, check_split, warn_of_shared_videos
+from method.data.content import check_content
 from method.data.dataset import FeatureReader
 from method.data.edits import NegativeSource
 from method.evaluate import open_features
@@ -60,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warn_of_shared_videos(*splits)
     ids = [caption.id for split in splits for caption in split.captions]
     negatives = open_negatives(asked, splits[0].captions, ids, torch.device("cpu"))
-    if not options.quick:
-        for split in splits:
+    for split in splits:
+        check_content(split, reader)
+        if not options.quick:
             read_everything(split, reader)
     for line in table(splits, _editable(splits, options, negatives)):
         print(line)
@@ -154,7 +156,8 @@ def _spread(counts: Sequence[int]) -> str:
 
 
 def _add_flags(parser: Parser) -> None:
-    parser.add_argument("--quick", action="store_true", default=False, help="read headers only, load no text encoder")
+    help_text = "read headers and a row of each array only, load no text encoder"
+    parser.add_argument("--quick", action="store_true", default=False, help=help_text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files and folders: written whole or not at all, locked, moved, described and hashed. Only the standard library is used.
+"""Files and folders: written whole or not at all, locked, moved, described, hashed. Only the standard library is used.
 
 Some file systems (Lustre, NFS, FUSE, overlays) lack locks, permissions or renaming of folders. What the content of a
 file does not depend on may fail there without harm.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -16,8 +15,10 @@ import torch
 from method.config.flags import AUTO
 from method.config.options import plain
 from method.data.check import Split
+from method.data.content import check_content
+from method.data.dataset import FeatureReader
 from method.runtime.errors import InputError, shown
-from method.runtime.files import read_json
+from method.runtime.files import digest_of, read_json
 from method.runtime.run_folder import BEST, LAST, METRICS, OPTIONS, RunFolder, is_evaluation, new_run, run_parent
 from method.training.checkpoint import check_weights, is_plain, load_model, read_checkpoint, stored_options
 from method.training.loop import Progress, Training
@@ -25,6 +26,7 @@ from method.training.loop import Progress, Training
 log = logging.getLogger(__name__)
 
 _STATE = ("optimizer", "scaler", "progress", "random", "data", "options")  # in last.ckpt, beside the weights
+_FEATURES = "features of the "  # before the name of a split, a digest of their content
 # Options that change how a run is done, but not what comes out of it.
 _FREE = {
     *("root_path", "results_root", "exp_id", "description", "resume", "save_every_steps", "num_workers", "pin_memory"),
@@ -131,14 +133,17 @@ def _changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     return changed
 
 
-def fingerprints(splits: Iterable[Split]) -> dict[str, str]:
-    """For each split, by its name, a digest of its captions and of the lengths of their features."""
+def fingerprints(splits: Iterable[Split], reader: FeatureReader) -> dict[str, str]:
+    """Of each split a digest of its captions and the lengths of their features, and one of what the features are.
 
-    def digest(split: Split) -> str:
-        content = [[[caption.id, caption.text] for caption in split.captions], split.frames, split.words]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-    return {split.name: digest(split) for split in splits}
+    InputError, or a warning, for features that are zeros.
+    """
+    digests = {}
+    for name, split in {split.name: split for split in splits}.items():
+        captions = [[caption.id, caption.text] for caption in split.captions]
+        digests[name] = digest_of([captions, split.frames, split.words])
+        digests[f"{_FEATURES}{name}"] = check_content(split, reader)
+    return digests
 
 
 def take_up(training: Training, state: Mapping[str, Any], folder: Path, data: Mapping[str, str]) -> None:
@@ -148,7 +153,10 @@ def take_up(training: Training, state: Mapping[str, Any], folder: Path, data: Ma
     not fit the training, and when the best epoch's checkpoint is broken, which would be missed only at the very end.
     """
     path = folder / LAST
-    if changed := [name for name, digest in data.items() if state["data"].get(name) != digest]:
+    known = state["data"]
+    # Runs that were begun before there was a digest of the features go on without.
+    expected = {name: digest for name, digest in data.items() if name in known or not name.startswith(_FEATURES)}
+    if changed := [name for name, digest in expected.items() if known.get(name) != digest]:
         raise InputError(f"{path}: the captions or features have changed since: {', '.join(changed)}")
     check_weights(training.model, state["model"], path)
     decay = [group["weight_decay"] for group in training.optimizer.param_groups]

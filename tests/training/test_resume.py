@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from method.runtime.files import read_json, sha256, write_json
 from method.runtime.run_folder import RunFolder
 from method.training.checkpoint import read_checkpoint, write_checkpoint
 from method.training.resume import check_same_options
+from tests.helpers.poor_disk import refuse_all
 from tests.helpers.runs import EPOCHS, STEPS, Crash, Interruption, assert_same_run, crash, send
 from tests.helpers.small_dataset import SmallDataset, history, run_train
 
@@ -274,6 +276,38 @@ def test_an_unfinished_run_is_not_started_again(shared: SmallDataset, interrupt:
         run_train(shared.flags("--description", "unfinished"))
     with pytest.raises(InputError, match="holds an unfinished run; go on with --resume, or rename it"):
         run_train(shared.flags("--description", "unfinished"))
+
+
+def test_other_features_of_the_same_lengths_are_refused(small: SmallDataset) -> None:
+    run = run_train(small.flags("--n_epoch", "1", "--description", "run"))
+    resume = ["--resume", str(run), "--device", "-1", "--n_epoch", "2", "--feature_cache", "off"]
+    copy = small.features.with_name("copy")
+    shutil.copy(small.features, copy)  # without its times
+    copy.replace(small.features)
+    with h5py.File(small.features, "r+") as file:
+        kept = {video: file[video]["clip_feat"][()] for video in file}
+        for video, rows in kept.items():
+            file[video]["clip_feat"][...] = rows[::-1] * 2
+    with pytest.raises(InputError, match=r"last\.ckpt: the captions or features have changed since: features of the "):
+        run_train(resume)
+    state = read_checkpoint(run / "last.ckpt")
+    known = {name: digest for name, digest in state["data"].items() if not name.startswith("features of the ")}
+    assert known.keys() == {"training split", "evaluated split"}
+    earlier = copy_of(run, "earlier")
+    write_checkpoint(earlier / "last.ckpt", {**state, "data": known})  # of a version without this digest
+    run_train(["--resume", str(earlier), *resume[2:]])
+    with h5py.File(small.features, "r+") as file:
+        for video, rows in kept.items():
+            file[video]["clip_feat"][...] = rows
+    assert run_train(resume) == run
+
+
+def test_a_run_on_a_poor_disk(small: SmallDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_all(monkeypatch)
+    run = run_train(small.flags("--n_epoch", "1", "--description", "run", "--save_scores", "--report"))
+    run_train(["--resume", str(run), "--device", "-1", "--n_epoch", "2", "--report"])
+    assert {path.name for path in (run / "n_epoch_1").iterdir()} >= {"metrics.json", "scores.npz", "report"}
+    assert (run / "report" / "index.html").exists()
 
 
 def test_two_runs_in_one_folder(shared: SmallDataset, interrupt: Interruption) -> None:
