@@ -106,7 +106,7 @@ def open_features(
     options: Mapping[str, Any], architecture: Architecture, needed: Sequence[str] = DATA_FILES
 ) -> FeatureReader:
     """Open the feature files of a dataset for a model. InputError naming every `needed` file of it that is missing."""
-    check_files({name: options[name] for name in needed}, options["dataset_name"])
+    check_files({name: options[name] for name in needed}, options["dataset_name"], options["root_path"])
     return FeatureReader(
         FeatureFile(options["video_feat_path"]),
         FeatureFile(options["text_feat_path"]),

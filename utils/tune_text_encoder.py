@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = (root / Path(asked.out or f"checkpoints/roberta-base-{asked.dataset}").expanduser()).absolute()
     if out.exists():
         raise InputError(f"{out}: exists and is not overwritten; move it away, or choose another folder with --out")
-    check_files({"caption_train_txt": options.caption_train_txt}, asked.dataset)
+    check_files({"caption_train_txt": options.caption_train_txt}, asked.dataset, root)
     sentences = [caption.text for caption in read_captions(options.caption_train_txt)]
     torch.manual_seed(asked.seed)
     tokenizer, model = load_masked_lm(base, options.q_feat_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from method.data.dataset import TOKENS, FeatureReader
 from method.runtime.errors import InputError, summarize
 
 log = logging.getLogger(__name__)
+
+RELEASED = ("activitynet", "charades", "tvr")  # what utils/download_data.py fetches
 
 
 @dataclass(frozen=True)
@@ -32,19 +35,32 @@ class Split:
         return list(group_by_video(self.captions))
 
 
-def check_files(paths: Mapping[str, Path | None], dataset: str) -> None:
-    """InputError naming every file of a dataset that is missing, where it belongs and how to get it."""
+def check_files(paths: Mapping[str, Path | None], dataset: str, root: Path) -> None:
+    """InputError naming every file of a dataset below `root` that is missing, where it belongs and how to get it."""
     unnamed = [f"--{flag}" for flag, path in paths.items() if path is None]
     if unnamed:
         raise InputError(
             f"{', '.join(unnamed)}: dataset {dataset} names no such file in its YAML file, nor does a flag"
         )
-    missing = [f"--{flag}: no {path}" for flag, path in paths.items() if path is not None and not path.exists()]
+    missing = {flag: path for flag, path in paths.items() if path is not None and not path.exists()}
     if missing:
+        named = [f"--{flag}: no {path}" for flag, path in missing.items()]
         raise InputError(
-            f"the files of dataset {dataset} are not all there: {summarize(missing, shown=len(missing))}; "
-            f"put them there, or fetch the released ones with: python utils/download_data.py {dataset}"
+            f"the files of dataset {dataset} are not all there: {summarize(named, shown=len(named))}; "
+            f"{_remedy(missing.values(), dataset, root)}"
         )
+
+
+def _remedy(missing: Iterable[Path], dataset: str, root: Path) -> str:
+    """How to get files: by a command only if it would put them where they are looked for."""
+    if all(path.is_relative_to(root / "dataset" / f"{dataset}_i3d") for path in missing):
+        if dataset in RELEASED:
+            place = "" if root == Path.cwd() else f" --root_path {shlex.quote(str(root))}"
+            return f"put them there, or fetch the released ones with: python utils/download_data.py {dataset}{place}"
+        if dataset == "demo":
+            command = f"python utils/make_demo_dataset.py --out {shlex.quote(str(root))} --tiny_roberta"
+            return f"write the demo with: {command}"
+    return "put them there, or name other files by these flags or in the dataset's YAML file"
 
 
 def check_split(name: str, path: Path, reader: FeatureReader) -> Split:

@@ -106,7 +106,8 @@ def read_vocabularies(
     """The vocabularies of the wanted kinds that `--neg_query_loss` asks for; see `read_vocabulary`."""
     kinds = [kind for kind in KINDS if kind in wanted and options["neg_query_loss"] in (kind, "both")]
     names = {kind: (f"id_{kind}_dict", f"total_{kind}_dict") for kind in kinds}
-    check_files({name: options[name] for of_kind in names.values() for name in of_kind}, options["dataset_name"])
+    needed = {name: options[name] for of_kind in names.values() for name in of_kind}
+    check_files(needed, options["dataset_name"], options["root_path"])
     return [read_vocabulary(options[tags], options[words], kind, dataset_ids) for kind, (tags, words) in names.items()]
 
 

@@ -79,7 +79,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 CALLED_A_POINTER = "a Git LFS pointer, not the file itself; `git lfs pull`"
 BEFORE_THE_FIRST_STEP: dict[str, tuple[Spoil, str]] = {
     "no video features": (lambda d: d.features.unlink(),
-        r"files of dataset demo are not all there: --video_feat_path: no .*numpy\.hdf5; .*download_data\.py demo$"),
+        r"files of dataset demo are not all there: --video_feat_path: no .*numpy\.hdf5; write the demo with: python"),
     "no files at all": (lambda d: shutil.rmtree(d.features.parent.parent),
         "--video_feat_path: no .*--text_feat_path: no .*--caption_train_txt: no .*--caption_test_txt: no "),
     "a folder for a file": (lambda d: make_folder(d.texts),

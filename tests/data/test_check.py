@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from method.data.captions import Caption
-from method.data.check import Split, check_files, check_split, describe, warn_of_shared_videos
+from method.data.check import RELEASED, Split, check_files, check_split, describe, warn_of_shared_videos
 from method.data.dataset import FeatureReader, stream_keys
 from method.data.features import FeatureFile
 from method.runtime.errors import InputError
 from tests.helpers.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
+from utils.download_data import RELEASES
 
 
 def reader_of(small: SmallDataset, **widths: int) -> FeatureReader:
@@ -77,15 +78,39 @@ def test_a_video_in_both_splits_is_a_warning(caplog: pytest.LogCaptureFixture) -
 def test_missing_files_are_all_named(tmp_path: Path) -> None:
     there = tmp_path / "there"
     there.touch()
-    check_files({"video_feat_path": there}, "charades")
+    check_files({"video_feat_path": there}, "charades", tmp_path)
     with pytest.raises(InputError) as caught:
-        check_files({"a": tmp_path / "x", "b": there, "c": tmp_path / "y"}, "charades")
+        check_files({"a": tmp_path / "x", "b": there, "c": tmp_path / "y"}, "charades", tmp_path)
     message = str(caught.value)
     assert f"--a: no {tmp_path / 'x'}; --c: no {tmp_path / 'y'}" in message
     assert "--b" not in message
-    assert message.endswith("python utils/download_data.py charades")
 
 
 def test_files_that_are_not_named_at_all(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--text_feat_path: dataset mine names no such file"):
-        check_files({"video_feat_path": tmp_path, "text_feat_path": None}, "mine")
+        check_files({"video_feat_path": tmp_path, "text_feat_path": None}, "mine", tmp_path)
+
+
+@pytest.mark.parametrize(("dataset", "place", "command"), [
+    ("charades", "dataset/charades_i3d/TextData", "python utils/download_data.py charades --root_path {root}"),
+    ("charades", "elsewhere", None),
+    ("demo", "dataset/demo_i3d/FeatureData", "python utils/make_demo_dataset.py --out {root} --tiny_roberta"),
+    ("mine", "dataset/mine_i3d/FeatureData", None),
+])  # fmt: skip
+def test_only_a_command_that_brings_the_files_is_advised(
+    tmp_path: Path, dataset: str, place: str, command: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = {"video_feat_path": tmp_path / place / "features.hdf5"}
+    with pytest.raises(InputError) as caught:
+        check_files(missing, dataset, tmp_path)
+    assert ("python " in str(caught.value)) == (command is not None)
+    if command is not None:
+        assert str(caught.value).endswith(command.format(root=tmp_path))
+    if dataset == "charades" and command is not None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(InputError, match=r"python utils/download_data\.py charades$"):
+            check_files(missing, dataset, tmp_path)
+
+
+def test_what_is_advised_can_be_downloaded() -> None:
+    assert sorted(RELEASED) == sorted(RELEASES)

@@ -33,6 +33,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {
         **files,
         "dataset_name": "charades",
+        "root_path": Path("/root of the data"),
         "text_encoder": make_text_encoder(folder / "encoder", [caption.text for caption in CAPTIONS]),
         "neg_query_loss": "both",
         "neg_query_loss_branch": "both",
@@ -337,7 +338,10 @@ assert "transformers" not in sys.modules and "tokenizers" not in sys.modules
 @pytest.mark.parametrize(
     ("path", "named"),
     [
-        (Path("nowhere.json"), r"--total_object_dict: no nowhere\.json; .*python utils/download_data\.py charades"),
+        (
+            Path("/root of the data/dataset/charades_i3d/nowhere.json"),
+            r"--total_object_dict: no .*nowhere\.json; .*python utils/download_data\.py charades --root_path '/root of",
+        ),
         (None, "--total_object_dict: dataset charades names no such file"),
     ],
 )

@@ -81,6 +81,6 @@ def test_with_edits_it_refuses_what_training_would_refuse(small: SmallDataset, t
     make_text_encoder(tmp_path / "encoder", sentences, width=QUERY_WIDTH)
     main(arguments(small, *edits))
     (small.train_txt.parent / "demo_total_object_dict.json").unlink()
-    with pytest.raises(InputError, match=r"--total_object_dict: no .*download_data\.py demo"):
+    with pytest.raises(InputError, match=r"--total_object_dict: no .*make_demo_dataset\.py --out"):
         main(arguments(small, *edits))
     main(arguments(small, *edits, "--neg_query_loss", "action"))
