@@ -165,9 +165,12 @@ class FeatureFile:
         """Read the row in the middle of the array `name`, (width,); much faster than the whole, and not checked."""
         with self._naming(name), np.errstate(over="ignore"):
             stored, count = self._array(name, width)
-            dataset = h5py.Dataset(stored)
-            middle = dataset[count // 2] if dataset.ndim == 2 else dataset[0, count // 2]
-            return np.asarray(middle, np.float32)
+            row = np.empty(width, np.float32)
+            # By the low-level interface, which takes a fraction of the time for so little.
+            space, leading = stored.get_space(), (0,) * (stored.rank - 2)
+            space.select_hyperslab((*leading, count // 2, 0), (*(1 for _ in leading), 1, width))
+            stored.read(h5py.h5s.create_simple((width,)), space, row)
+            return row
 
     @contextlib.contextmanager
     def _naming(self, name: str) -> Iterator[None]:
