@@ -126,8 +126,7 @@ def cached(
     """The reader with the feature cache that the options ask for; `watch` may interrupt the making of it."""
     if options["feature_cache"] == "off":
         return reader
-    folder = options["feature_cache"] and options["root_path"] / Path(options["feature_cache"]).expanduser()
-    return with_cache(reader, splits, folder, options["num_workers"], watch)
+    return with_cache(reader, splits, options["feature_cache"], options["num_workers"], watch)
 
 
 class SplitEvaluator:

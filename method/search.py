@@ -31,7 +31,7 @@ if __package__ in (None, ""):
 import torch
 from easydict import EasyDict
 
-from method.config.flags import Parser
+from method.config.flags import Parser, user_path
 from method.config.options import choose_device, make_architecture, read_options
 from method.data.batch import Loader
 from method.data.captions import Caption, group_by_video, read_captions
@@ -88,7 +88,7 @@ def make_searcher(options: EasyDict) -> Searcher:
 
     InputError for files that are missing, broken or do not belong together.
     """
-    checkpoint, device = Path(options.eval_ckpt), choose_device(options)
+    checkpoint, device = options.eval_ckpt, choose_device(options)
     enable_fast_matmul(device)
     loaded = load_model(checkpoint, make_architecture(options))
     log_model_options(options, loaded)
@@ -99,7 +99,7 @@ def make_searcher(options: EasyDict) -> Searcher:
     batch_size = options.eval_context_bsz
     videos = Loader(CorpusVideos(reader, video_ids), batch_size, options.num_workers, pinned=False)
     corpus = open_index(
-        index_path(checkpoint, options.split, _folder(options, "index_dir")),
+        index_path(checkpoint, options.split, options.index_dir),
         fingerprint(loaded.sha256, model.architecture, reader, video_ids, batch_size, options.eval_amp),
         partial(encode_corpus, model, videos, device, options.eval_amp),
         options.rebuild,
@@ -144,12 +144,17 @@ def _add_flags(parser: Parser) -> None:
         "training ones or both")  # fmt: skip
     add("--json", action="store_true", default=False, help="print each answer as a line of JSON")
     add("--rebuild", action="store_true", default=False, help="make the index anew")
-    add("--index_dir", metavar="DIR", help="folder of the index (default: <checkpoint>.index beside the checkpoint)")
+    add(
+        "--index_dir",
+        type=user_path,
+        metavar="DIR",
+        help="folder of the index (default: <checkpoint>.index beside the checkpoint)",
+    )
     add("--serve", action="store_true", default=False, help="answer on a web page")
     add("--host", default="127.0.0.1", help="address of the web page; any but the loopback's lets others in")
     add("--port", type=int, default=8000, help="port of the web page; 0: any free one")
-    add("--video_dir", metavar="DIR", help="folder with <video id>.mp4, .webm and so on, shown on the web page; "
-        "those below are looked through too, once, at the start")  # fmt: skip
+    add("--video_dir", type=user_path, metavar="DIR", help="folder with <video id>.mp4, .webm and so on, shown on the "
+        "web page; those below are looked through too, once, at the start")  # fmt: skip
 
 
 def _check(options: Mapping[str, Any]) -> None:
@@ -217,17 +222,9 @@ def _serve(searcher: Searcher, options: EasyDict) -> None:
     from method.serving.web.server import make_app, serve  # the other ways to search need no server
 
     _load_encoder(searcher)
-    video_dir = _folder(options, "video_dir")
-    if video_dir is not None and not video_dir.is_dir():
-        raise InputError(f"--video_dir {video_dir}: no such folder")
-    serve(make_app(searcher, options.host, options.top_k, video_dir), options.host, options.port)
-
-
-def _folder(options: EasyDict, flag: str) -> Path | None:
-    if options[flag] is None:
-        return None
-    path: Path = options.root_path / Path(options[flag]).expanduser()
-    return path
+    if options.video_dir is not None and not options.video_dir.is_dir():
+        raise InputError(f"--video_dir {options.video_dir}: no such folder")
+    serve(make_app(searcher, options.host, options.top_k, options.video_dir), options.host, options.port)
 
 
 if __name__ == "__main__":

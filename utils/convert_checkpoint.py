@@ -18,7 +18,7 @@ if __package__ in (None, ""):
 
 from easydict import EasyDict
 
-from method.config.flags import Parser
+from method.config.flags import Parser, user_path
 from method.config.options import make_architecture, plain, read_options
 from method.evaluate import log_model_options
 from method.model.published import to_published
@@ -36,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments,
         "Convert a checkpoint between the published form and ours.",
         extra=_add_files,
-        kept=lambda given: stored_options(Path(given["source"])) or {},
+        kept=lambda given: stored_options(given["source"]) or {},
     )
-    source, target = Path(options.pop("source")), Path(options.pop("target"))
+    source, target = options.pop("source"), options.pop("target")
     if target.exists():
         raise InputError(f"{target}: exists already")
     convert(source, target, options)
@@ -66,8 +66,8 @@ def convert(source: Path, target: Path, options: EasyDict) -> None:
 
 
 def _add_files(parser: Parser) -> None:
-    parser.add_argument("source", help="checkpoint to read")
-    parser.add_argument("target", help="checkpoint to write; must not exist")
+    parser.add_argument("source", type=user_path, help="checkpoint to read")
+    parser.add_argument("target", type=user_path, help="checkpoint to write; must not exist")
 
 
 if __name__ == "__main__":

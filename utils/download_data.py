@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from method.config.flags import Parser, make_parser
+from method.config.flags import Parser, make_parser, user_path
 from method.config.options import CONFIGS, DATA_FILES, VOCABULARY_FILES, read_yaml
 from method.runtime.errors import InputError, run_command, summarize
 from method.runtime.hub_environment import check_environment
@@ -58,7 +58,7 @@ class Plan:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fetch what is asked for and check it. InputError, in one line, for everything that can go wrong on the way."""
     options = _read_arguments(arguments)
-    root = Path(options.root_path).expanduser().absolute()
+    root = options.root_path.absolute()
     released, checkpoint = RELEASES[options.name]
     folder, needed = data_files(options.name)
     downloads = [(Record.read(root / folder / RECORD_NAME), released, needed)]
@@ -80,7 +80,7 @@ def data_files(dataset: str) -> tuple[Path, dict[str, bool]]:
     """A dataset's folder below the root, and the files in it -> whether training without edited captions needs them."""
     paths = read_yaml(CONFIGS / f"{dataset}.yaml", make_parser(""))
     folder = Path(os.path.commonpath([paths[key] for key in (*DATA_FILES, *VOCABULARY_FILES)]))
-    names = {key: Path(paths[key]).relative_to(folder).as_posix() for key in (*DATA_FILES, *VOCABULARY_FILES)}
+    names = {key: paths[key].relative_to(folder).as_posix() for key in (*DATA_FILES, *VOCABULARY_FILES)}
     return folder, {name: key in DATA_FILES for key, name in names.items()}
 
 
@@ -172,7 +172,9 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", action="store_true", help="fetch the released model too, to checkpoints/")
     parser.add_argument("--repo", default=REPOSITORY, help="model repository on the hub")
     parser.add_argument("--revision", default="main", help="branch, tag or commit of it")
-    parser.add_argument("--root_path", default=".", help="folder that holds dataset/ and checkpoints/")
+    parser.add_argument(
+        "--root_path", type=user_path, default=Path(), help="folder that holds dataset/ and checkpoints/"
+    )
     return parser.parse_args(arguments)
 
 

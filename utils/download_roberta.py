@@ -18,7 +18,7 @@ if __package__ in (None, ""):
 
 import torch
 
-from method.config.flags import Parser
+from method.config.flags import Parser, user_path
 from method.runtime.errors import InputError, run_command, summarize
 from method.runtime.hub_environment import check_environment
 from method.text.encoder import TextEncoder
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Fetch an encoder and load it once. InputError, in one line, for everything that can go wrong on the way."""
     options = _read_arguments(arguments)
     out = options.out or Path("checkpoints", options.model.rsplit("/", 1)[-1])
-    folder = (Path(options.root_path).expanduser() / Path(out).expanduser()).absolute()
+    folder = (options.root_path / out).absolute()
     revision = options.revision or PINNED.get(options.model, "main")
     record = Record.read(folder / RECORD_NAME)
     if record.is_complete(options.model, revision):
@@ -117,8 +117,10 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--revision", help=f"branch, tag or commit; if none, a fixed one of {' and '.join(PINNED)}, main of others"
     )
-    parser.add_argument("--out", help="folder to fetch it to (default: checkpoints/ and the model's own name)")
-    parser.add_argument("--root_path", default=".", help="folder from which --out is taken")
+    parser.add_argument(
+        "--out", type=user_path, help="folder to fetch it to (default: checkpoints/ and the model's own name)"
+    )
+    parser.add_argument("--root_path", type=user_path, default=Path(), help="folder from which --out is taken")
     return parser.parse_args(arguments)
 
 

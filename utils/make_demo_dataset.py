@@ -9,7 +9,6 @@ of this program made it and every file is as it was written, and replaced whole 
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -28,6 +27,7 @@ import h5py
 import torch
 from tqdm import tqdm
 
+from method.config.flags import Parser, user_path
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import exclusive_lock, move, read_json, sha256, write_json, write_text
 from utils.demo.encoder import HEADS, save_encoder
@@ -41,8 +41,8 @@ STAMP = "demo.json"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the dataset, unless it is there."""
-    parser = argparse.ArgumentParser(description="Write the demo dataset.")
-    parser.add_argument("--out", type=Path, required=True, help="folder that gets dataset/demo_i3d/")
+    parser = Parser(description="Write the demo dataset.")
+    parser.add_argument("--out", type=user_path, required=True, help="folder that gets dataset/demo_i3d/")
     parser.add_argument("--videos", type=int, default=500, help="training videos")
     parser.add_argument("--val", type=int, default=150, help="evaluated videos")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")

@@ -5,7 +5,6 @@ python utils/print_metrics.py results/charades/a3prvr/2026-01-31_12-00-00/metric
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from method.config.flags import Parser, user_path
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import read_json
 
@@ -23,8 +23,8 @@ SCORES = ("action", "object", "fused")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of one metrics.json."""
-    parser = argparse.ArgumentParser(description="Print the recalls of a run beside chance.")
-    parser.add_argument("metrics", type=Path, help="metrics.json of a run")
+    parser = Parser(description="Print the recalls of a run beside chance.")
+    parser.add_argument("metrics", type=user_path, help="metrics.json of a run")
     path = parser.parse_args(arguments).metrics
     metrics = read_json(path)
     try:

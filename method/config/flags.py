@@ -3,9 +3,10 @@
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
-from method.runtime.errors import InputError
+from method.runtime.errors import InputError, shown
 
 # Flags of the published launchers that never did anything there; accepted, and said so once.
 IGNORED = ("topk", "visual_feature")
@@ -48,11 +49,34 @@ def boolean(text: str) -> bool:
     return words[str(text).lower()]
 
 
-def cache_place(text: str) -> str:
-    """Read a folder or 'off', which YAML takes for false; ValueError for nothing."""
-    if not text:
-        raise ValueError("empty")
-    return "off" if text.lower() in ("off", "false", "no") else text
+def user_path(text: str) -> Path:
+    """The `type` of every flag that takes a path; the result may be relative, `~` is expanded.
+
+    ArgumentTypeError, which argparse prefixes with the flag, for an empty path (an unset shell variable), one that no
+    file system takes, and the home folder of an unknown user.
+    """
+    try:
+        if not text.strip() or b"\0" in os.fsencode(text):
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a path, found {shown(text)}") from None
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        home = text.split("/")[0]
+        raise argparse.ArgumentTypeError(
+            f"{text}: no home folder is known for {home}; for a folder of that name write ./{home}"
+        ) from None
+
+
+def cache_folder(text: str) -> Path | str:
+    """Read a folder or 'off', which YAML takes for false."""
+    return "off" if text.lower() in ("off", "false", "no") else user_path(text)
+
+
+def run_to_resume(text: str) -> Path | str:
+    """Read a folder or 'auto'."""
+    return AUTO if text == AUTO else user_path(text)
 
 
 def make_parser(description: str) -> Parser:
@@ -72,13 +96,14 @@ def _add_run(parser: Parser) -> None:
     add(
         "--dataset_name", "--dset_name", help="dataset, one of the files in configs/ by its name; required for training"
     )
-    add("--root_path", default=".", help="folder from which relative paths are taken")
-    add("--results_root", default="results", help="folder of all runs")
+    add("--root_path", type=user_path, default=Path(), help="folder from which relative paths are taken")
+    add("--results_root", type=user_path, default=Path("results"), help="folder of all runs")
     add("--exp_id", default="a3prvr", help="name of the experiment: results/<dataset>/<exp_id>/<description>")
     add("--description", help="name of the run's folder (default: its start time)")
-    add("--resume", nargs="?", const="", metavar="DIR|auto", help="resume a run: its folder, or without a "
-        "value the one that --description names, or the latest unfinished one; auto: resume the run of these flags, "
-        "start it if there is none, do nothing if it is finished")  # fmt: skip
+    # Without a value False: argparse would take "" for a path.
+    add("--resume", nargs="?", type=run_to_resume, const=False, metavar="DIR|auto", help="resume a run: "
+        "its folder, or without a value the one that --description names, or the latest unfinished one; auto: resume "
+        "the run of these flags, start it if there is none, do nothing if it is finished")  # fmt: skip
     add("--save_every_steps", type=int, default=0, help="steps between saves within an epoch; 0: after epochs only")
     add("--seed", type=int, default=2026, help="seed of everything random")
     add("--device", type=int, help="GPU number, -1 for the CPU (default: a GPU when there is one)")
@@ -94,15 +119,15 @@ def _add_run(parser: Parser) -> None:
 
 def _add_data(parser: Parser) -> None:
     add = parser.add_argument_group("data").add_argument
-    add("--video_feat_path", help="HDF5 file with a group a video: i3d_feat and clip_feat")
-    add("--text_feat_path", help="HDF5 file with the token features of each caption id")
-    add("--caption_train_txt", help="captions of the training videos")
-    add("--caption_test_txt", help="captions of the evaluated videos")
-    add("--id_action_dict", help="JSON: caption id -> {verb: tag}")
-    add("--total_action_dict", help="JSON: tag -> [verbs]")
-    add("--id_object_dict", help="JSON: caption id -> {noun: tag}")
-    add("--total_object_dict", help="JSON: tag -> [nouns]")
-    add("--feature_cache", type=cache_place, metavar="DIR|off", help="folder of the features as the model sees them, "
+    add("--video_feat_path", type=user_path, help="HDF5 file with a group a video: i3d_feat and clip_feat")
+    add("--text_feat_path", type=user_path, help="HDF5 file with the token features of each caption id")
+    add("--caption_train_txt", type=user_path, help="captions of the training videos")
+    add("--caption_test_txt", type=user_path, help="captions of the evaluated videos")
+    add("--id_action_dict", type=user_path, help="JSON: caption id -> {verb: tag}")
+    add("--total_action_dict", type=user_path, help="JSON: tag -> [verbs]")
+    add("--id_object_dict", type=user_path, help="JSON: caption id -> {noun: tag}")
+    add("--total_object_dict", type=user_path, help="JSON: tag -> [nouns]")
+    add("--feature_cache", type=cache_folder, metavar="DIR|off", help="folder of the features as the model sees them, "
         "kept for the next epoch and the next run; off: none (default: beside each feature file)")  # fmt: skip
     add("--features_on_device", action=Switch, default=False, help="training features in the memory of the GPU, "
         "on the CPU in RAM")  # fmt: skip
@@ -161,19 +186,20 @@ def _add_negatives(parser: Parser) -> None:
     add("--neg_loss_label_smoothing", type=float, default=0.2, help="label smoothing of the loss")
     add("--neg_action_num", type=int, default=8, help="copies of a caption with another verb")
     add("--neg_object_num", type=int, default=8, help="copies of a caption with another noun")
-    add("--text_encoder", default="checkpoints/roberta-large", help="folder of the encoder of edited captions and of "
-        "sentences that are searched with")  # fmt: skip
+    add("--text_encoder", type=user_path, default=Path("checkpoints/roberta-large"), help="folder of the encoder of "
+        "edited captions and of sentences that are searched with")  # fmt: skip
     add("--text_layer", type=int, default=-1, help="its layer that gives the token features, an index into the hidden "
         "states: -1 the last, -2 the one before")  # fmt: skip
     add("--text_special_tokens", choices=("keep", "drop"), default="keep", help="whether <s> and </s> are tokens of a "
         "sentence")  # fmt: skip
-    add("--neg_cache", help="folder of edits encoded beforehand by utils/cache_negatives.py (default: none)")
+    add("--neg_cache", type=user_path, help="folder of edits encoded beforehand by utils/cache_negatives.py "
+        "(default: none)")  # fmt: skip
 
 
 def _add_evaluation(parser: Parser) -> None:
     add = parser.add_argument_group("evaluation").add_argument
     add("--only_eval", action="store_true", default=False, help="evaluate --eval_ckpt and stop")
-    add("--eval_ckpt", help="checkpoint to evaluate, ours or a published one")
+    add("--eval_ckpt", type=user_path, help="checkpoint to evaluate, ours or a published one")
     add("--fusion_weight", type=float, default=0.5, help="share of the action score in the fused score")
     add("--eval_query_bsz", type=int, default=50, help="captions encoded together")
     add("--eval_context_bsz", type=int, default=200, help="videos encoded together")
@@ -182,5 +208,5 @@ def _add_evaluation(parser: Parser) -> None:
         "encoded and kept for evaluation and search; scores are float32")  # fmt: skip
     add("--save_scores", action="store_true", default=False, help="write scores.npz, every caption against every video")
     add("--report", action="store_true", default=False, help="write report/, a page with figures of where it fails")
-    add("--moments", help="moments of the evaluated captions, where known; the file may be absent. JSON lines "
-        '{"cap_id", "start", "end", "duration"}, in seconds')  # fmt: skip
+    add("--moments", type=user_path, help="moments of the evaluated captions, where known. JSON lines "
+        '{"cap_id", "start", "end", "duration"}, in seconds; the YAML\'s file may be absent')  # fmt: skip

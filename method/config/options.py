@@ -17,7 +17,7 @@ import yaml
 from easydict import EasyDict
 
 from method.config.checks import check_options
-from method.config.flags import AUTO, IGNORED, Parser, boolean, make_parser
+from method.config.flags import IGNORED, Parser, boolean, make_parser
 from method.model.architecture import Architecture, Fusion
 from method.runtime.errors import InputError, shown
 from method.runtime.files import require_file
@@ -28,7 +28,6 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _BASE = "base"  # key of a YAML file, and the name of the file in configs/ that is no dataset
 DATA_FILES = ("video_feat_path", "text_feat_path", "caption_train_txt", "caption_test_txt")
 VOCABULARY_FILES = ("id_action_dict", "total_action_dict", "id_object_dict", "total_object_dict")
-PATHS = (*DATA_FILES, *VOCABULARY_FILES, "results_root", "eval_ckpt", "resume", "text_encoder", "neg_cache", "moments")
 # Flags that belong to one call and never come from a YAML file or an earlier run.
 OF_THE_CALL = (
     *(
@@ -69,8 +68,10 @@ def read_options(
     actions = _actions(parser)
     defaults = {name: action.default for name, action in actions.items()}
     given = _parse_given(parser, arguments)
-    root = Path(given.get("root_path", ".")).expanduser().absolute()
-    given = {name: _absolute(value, root) if _is_path(name, value) else value for name, value in given.items()}
+    given |= _from_root(given, given.get("root_path", Path()).absolute())
+    moments = given.get("moments")
+    if moments and not moments.exists():  # only a file that the YAML names may be absent
+        raise InputError(f"--moments {moments}: no such file")
     earlier = kept(given) if kept is not None else {}
     source = given.get("resume") or given.get("eval_ckpt") or given.get("source") or "options of the earlier run"
     earlier = {
@@ -88,9 +89,7 @@ def read_options(
             log.info("--%s is accepted and ignored: it never did anything", flag)
     check_options(options)
     options.root_path = _root(options.root_path, "root_path" in given)
-    for path in PATHS:
-        if _is_path(path, options[path]):
-            options[path] = _absolute(options[path], options.root_path)
+    options.update(_from_root(options, options.root_path))
     return options
 
 
@@ -237,6 +236,8 @@ def _typed(action: Any, value: Any, source: Path | str) -> Any:
         if isinstance(action.default, bool):
             return boolean(str(value))
         typed = _text(str(value)) if action.type is None else action.type(str(value))
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"{source}: {action.dest}: {error}") from None
     except ValueError:
         kind = f"a value of type {(action.type or str).__name__}"
         if isinstance(action.default, bool):
@@ -254,17 +255,18 @@ def _text(text: str) -> str:
     return text
 
 
-def _is_path(name: str, value: Any) -> bool:
-    return name in PATHS and bool(value) and (name, value) != ("resume", AUTO)
+def _from_root(options: Mapping[str, Any], root: Path) -> dict[str, Path]:
+    """Every path among the options made absolute, except the root itself."""
+    return {
+        name: (root / value).absolute()
+        for name, value in options.items()
+        if isinstance(value, Path) and name != "root_path"
+    }
 
 
-def _absolute(path: str | Path, root: Path) -> Path:
-    return (root / Path(path).expanduser()).absolute()
-
-
-def _root(root: str, given: bool) -> Path:
+def _root(root: Path, given: bool) -> Path:
     """The root folder; one that an earlier run remembers may not exist on this machine."""
-    path = Path(root).expanduser().absolute()
+    path = root.absolute()
     if given and not path.is_dir():
         raise InputError(f"--root_path {root}: no such folder")
     return path if path.is_dir() else Path.cwd()

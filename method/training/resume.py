@@ -40,14 +40,14 @@ _EDITS_BEFORE = {"text_layer": -1, "text_special_tokens": "keep"}
 
 def kept_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the run that `--resume DIR` or `--eval_ckpt FILE` points to; none for a published checkpoint."""
-    if given.get("resume") not in (None, "", AUTO):
-        folder = Path(given["resume"])
+    folder = given.get("resume")
+    if isinstance(folder, Path):
         if not (folder / OPTIONS).exists():
             raise InputError(f"--resume {folder}: no run there, expected a folder with {OPTIONS}")
         options = _options_of(folder)
         return _EDITS_BEFORE | options if options.get("neg_query_loss") else options
     if given.get("eval_ckpt"):
-        return stored_options(Path(given["eval_ckpt"])) or {}
+        return stored_options(given["eval_ckpt"]) or {}
     return {}
 
 
@@ -97,7 +97,7 @@ def open_run(options: Mapping[str, Any], processes: int = 1) -> tuple[RunFolder,
     """
     if options["resume"] is None:
         return new_run(options), None
-    path = Path(options["resume"]) if options["resume"] else _latest_unfinished(options)
+    path = options["resume"] or _latest_unfinished(options)
     if (path / METRICS).exists() and options["n_epoch"] <= (finished := _epochs_of(path / METRICS)):
         raise InputError(f"{path}: the run is finished; a larger --n_epoch than {finished} would go on with it")
     if (path / METRICS).exists() and not (path / LAST).exists():

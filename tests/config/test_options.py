@@ -9,7 +9,7 @@ import torch
 from easydict import EasyDict
 
 from method.config import options as config
-from method.config.flags import make_parser
+from method.config.flags import cache_folder, make_parser, run_to_resume, user_path
 from method.config.options import (
     CONFIGS,
     choose_device,
@@ -79,9 +79,8 @@ def test_every_yaml_key_is_a_flag_and_every_file_is_named(name: str) -> None:
     assert set(values) <= FLAGS
     assert {*config.DATA_FILES, *config.VOCABULARY_FILES} <= set(values)
     options = read_options(["--dataset_name", name])
-    assert {key: str(options[key]) for key in values if key not in config.PATHS} == {
-        key: str(value) for key, value in values.items() if key not in config.PATHS
-    }
+    for key, value in values.items():
+        assert options[key] == (options.root_path / value if isinstance(value, Path) else value)
 
 
 def test_only_charades_has_fusion_positions() -> None:
@@ -251,6 +250,79 @@ def test_relative_paths_are_taken_from_the_root(tmp_path: Path, monkeypatch: pyt
     assert options.resume is None
     without = read("--eval_ckpt", "a/b.ckpt")
     assert (without.root_path, without.eval_ckpt) == (tmp_path, tmp_path / "a" / "b.ckpt")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home folder, and a machine without a user "nobody"."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("pwd.getpwnam", lambda name: {}[name])
+    return tmp_path
+
+
+PATH_FLAGS = sorted(
+    {action.dest for action in make_parser("")._actions if action.type in (user_path, cache_folder, run_to_resume)}
+    - {"root_path"}
+)
+NO_PATHS = [
+    ("", "expected a path, found ''"),
+    (" ", "expected a path, found ' '"),
+    ("~nobody/x", r"~nobody/x: no home folder is known for ~nobody; for a folder of that name write \./~nobody"),
+]
+
+
+def test_every_flag_of_a_file_or_folder_takes_a_path() -> None:
+    more = ("results_root", "eval_ckpt", "resume", "text_encoder", "neg_cache", "moments", "feature_cache")
+    assert sorted([*config.DATA_FILES, *config.VOCABULARY_FILES, *more]) == PATH_FLAGS
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize(("value", "message"), NO_PATHS)
+def test_what_is_no_path_is_named_wherever_it_comes_from(own_configs: Path, value: str, message: str) -> None:
+    for flag in (*PATH_FLAGS, "root_path"):
+        with pytest.raises(InputError, match=f"argument --{flag}: {message}"):
+            read(f"--{flag}", value)
+    for flag in {*PATH_FLAGS} - {"eval_ckpt", "resume"}:  # those two belong to one call
+        (own_configs / "demo.yaml").write_text(json.dumps({flag: value}))
+        with pytest.raises(InputError, match=rf"demo\.yaml: {flag}: {message}"):
+            read()
+        (own_configs / "demo.yaml").write_text("margin: 0.3\n")
+        with pytest.raises(InputError, match=f"options of the earlier run: {flag}: {message}"):
+            read(kept=lambda given, flag=flag: {flag: value})
+
+
+def test_a_path_no_file_system_takes(own_configs: Path) -> None:
+    for value in ("a\0b", "\ud800"):
+        (own_configs / "demo.yaml").write_text(json.dumps({"moments": value}))
+        with pytest.raises(InputError, match=r"demo\.yaml: moments: expected a path, found 'a?\\"):
+            read()
+
+
+def test_paths_of_the_home_folder(home: Path, own_configs: Path) -> None:
+    (own_configs / "demo.yaml").write_text("video_feat_path: ~/a.hdf5\n")
+    options = read("--neg_cache", "~/edits", "--feature_cache", "~", kept=lambda given: {"results_root": "~/r"})
+    assert [options[name] for name in ("video_feat_path", "neg_cache", "feature_cache", "results_root")] == [
+        home / "a.hdf5", home / "edits", home, home / "r"]  # fmt: skip
+
+
+def test_paths_given_now_are_not_taken_from_the_root_of_an_earlier_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That root has its files; what is typed now is meant from the folder where it is typed."""
+    (tmp_path / "old").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.jsonl").touch()
+    for flag in PATH_FLAGS:
+        options = read(f"--{flag}", "m.jsonl", kept=lambda given: {"root_path": str(tmp_path / "old")})
+        assert (options.root_path, options[flag]) == (tmp_path / "old", tmp_path / "m.jsonl")
+
+
+def test_moments_may_be_absent_unless_given_by_hand(own_configs: Path) -> None:
+    (own_configs / "demo.yaml").write_text("moments: nowhere.jsonl\n")
+    assert read().moments.name == "nowhere.jsonl"
+    assert read(kept=lambda given: {"moments": "gone.jsonl"}).moments.name == "gone.jsonl"
+    with pytest.raises(InputError, match=r"--moments .*typo\.jsonl: no such file"):
+        read("--moments", "typo.jsonl")
 
 
 def test_the_root_of_an_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

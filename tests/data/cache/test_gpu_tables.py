@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,8 +89,8 @@ def test_a_run_comes_out_the_same(shared: SmallDataset, finished: object) -> Non
         assert_same_run(run, reference)
 
 
-def test_how_features_are_read_may_change_when_a_run_goes_on(shared: SmallDataset) -> None:
+def test_how_features_are_read_may_change_when_a_run_goes_on(shared: SmallDataset, tmp_path: Path) -> None:
     run = run_train(shared.flags("--n_epoch", "1", "--description", "other features", "--features_on_device"))
-    flags = ["--no_features_on_device", "--feature_cache", "elsewhere"]
+    flags = ["--no_features_on_device", "--feature_cache", str(tmp_path)]
     run_train(["--resume", str(run), "--n_epoch", "2", "--device", "-1", *flags])
-    assert list((shared.root / "elsewhere").glob(f"{shared.texts.name}-*.cache/tokens-5.rows"))
+    assert list(tmp_path.glob(f"{shared.texts.name}-*.cache/tokens-5.rows"))

@@ -1,0 +1,30 @@
+"""Paths of the commands in utils/: what is no path is named in a line, before anything else happens."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from method.runtime.errors import InputError
+from tests.helpers.small_dataset import own_log_handlers
+from utils import convert_checkpoint, download_data, download_roberta, make_demo_dataset, print_metrics
+
+
+@pytest.mark.parametrize(("main", "words", "name"), [
+    (download_data.main, ["charades", "--root_path"], "--root_path"),
+    (download_roberta.main, ["--root_path"], "--root_path"),
+    (download_roberta.main, ["--out"], "--out"),
+    (make_demo_dataset.main, ["--out"], "--out"),
+    (print_metrics.main, [], "metrics"),
+    (convert_checkpoint.main, [], "source"),
+    (convert_checkpoint.main, ["model.ckpt"], "target"),
+])  # fmt: skip
+def test_no_path(
+    main: Callable[[list[str]], None], words: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pwd.getpwnam", lambda name: {}[name])
+    for path, message in (("", "expected a path, found ''"), ("~nobody/x", "no home folder is known for ~nobody")):
+        with own_log_handlers(), pytest.raises(InputError, match=f"argument {name}: .*{message}"):
+            main([*words, path])
+    assert not list(tmp_path.iterdir())
