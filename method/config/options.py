@@ -20,7 +20,7 @@ from method.config.checks import check_options
 from method.config.flags import IGNORED, Parser, boolean, make_parser
 from method.model.architecture import Architecture, Fusion
 from method.runtime.errors import InputError, shown
-from method.runtime.files import require_file
+from method.runtime.files import read_text
 
 log = logging.getLogger(__name__)
 
@@ -116,9 +116,9 @@ def read_yaml(path: Path, parser: Parser) -> dict[str, Any]:
 
 
 def _load_yaml(path: Path) -> dict[Any, Any]:
-    require_file(path)
+    text = read_text(path)
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
+        values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(values, dict):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from method.runtime.errors import InputError, summarize
-from method.runtime.files import require_file
+from method.runtime.files import read_text, split_lines
 
 _LINE = re.compile(r"([^#]+#\S*)\s+(\S.*)")
 
@@ -24,16 +24,11 @@ def read_captions(path: Path) -> list[Caption]:
     """Read a caption file in its order.
 
     A byte-order mark, Windows line ends, tabs after the id and blank lines are accepted. InputError for a file that is
-    missing, empty or not UTF-8, a line without `#` in its id or without a caption, and a caption id that occurs twice.
+    missing, empty or not text, a line without `#` in its id or without a caption, and a caption id that occurs twice.
     """
-    require_file(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8 text") from error
     captions: dict[str, Caption] = {}
     problems = []
-    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
+    for number, line in enumerate(split_lines(read_text(path)), start=1):
         line = line.strip()
         if not line:
             continue

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from method.model.scoring import fuse
 from method.runtime.errors import InputError, summarize
-from method.runtime.files import require_file
+from method.runtime.files import read_text, split_lines
 
 log = logging.getLogger(__name__)
 
@@ -145,11 +145,10 @@ def read_moments(path: Path, caption_ids: Collection[str]) -> dict[str, TrueMome
     if not path.exists():
         log.info("moments are not known: no %s", path)
         return None
-    require_file(path)
     moments: dict[str, TrueMoment] = {}
     seen: set[str] = set()
     problems, unknown, empty = [], [], []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(split_lines(read_text(path)), start=1):
         if not line.strip():
             continue
         try:
@@ -173,13 +172,6 @@ def read_moments(path: Path, caption_ids: Collection[str]) -> dict[str, TrueMome
     if empty:
         log.warning("%s: left out, outside their video (%d): %s", path, len(empty), summarize(empty))
     return moments
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8 text") from error
 
 
 def _parse(line: str) -> tuple[str, TrueMoment]:

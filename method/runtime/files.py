@@ -4,13 +4,16 @@ Some file systems (Lustre, NFS, FUSE, overlays) lack locks, permissions or renam
 file does not depend on may fail there without harm.
 """
 
+import codecs
 import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -27,6 +30,14 @@ log = logging.getLogger(__name__)
 _LOSES_CONTENT = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE}
 _CANNOT_RENAME_FOLDERS = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 _SECONDS_BETWEEN_ATTEMPTS = 0.2
+# Text with one of these is decoded, since Windows writes it; UTF-32 first, its mark begins as that of UTF-16 does.
+_WIDE_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+_LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 @contextlib.contextmanager
@@ -95,15 +106,76 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, max_bytes: int = 1 << 30) -> Any:
-    """Read a JSON file. InputError when it is missing, larger than `max_bytes` or not JSON."""
+    """Read a JSON file. InputError when it is missing, larger than `max_bytes`, not text or not JSON."""
     require_file(path)
     size = path.stat().st_size
     if size > max_bytes:
         raise InputError(f"{path}: {size} bytes of JSON, expected at most {max_bytes}")
+    text = read_text(path)
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error})") from error
+
+
+def read_text(path: Path) -> str:
+    """Read a text file of a user's. InputError when it is missing or not text, see `decode_text`."""
+    require_file(path)
+    try:
+        return decode_text(path.read_bytes())
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text, whose ends may be those of any operating system."""
+    return _LINE_END.split(text)
+
+
+def decode_text(content: bytes, first_line: int = 1) -> str:
+    """Decode what a user wrote: UTF-8, or UTF-16 or UTF-32 with a byte-order mark, which is dropped.
+
+    InputError naming line, byte within the line (both from 1) and value for what is not UTF-8 or a NUL character,
+    which is what UTF-16 without its mark looks like.
+
+    Args:
+        content: the bytes of a file or of a line.
+        first_line: number of its first line.
+    """
+    wide = next((name for mark, name in _WIDE_MARKS.items() if content.startswith(mark)), None)
+    try:
+        text = content.decode(wide or "utf-8")
+    except UnicodeDecodeError as error:
+        if wide:
+            raise InputError(f"not valid {wide} text ({error.reason})") from None
+        raise _not_text(content, error.start, first_line) from None
+    if not wide and (nul := content.find(0)) >= 0:
+        raise _not_text(content, nul, first_line)
+    return text.removeprefix("\ufeff")
+
+
+def _not_text(content: bytes, place: int, first_line: int) -> InputError:
+    *lines_before, line = split_lines(content[:place].decode("latin-1"))
+    hint = "; UTF-16 needs a byte-order mark" if content[place] == 0 else ""
+    return InputError(
+        f"line {first_line + len(lines_before)}: byte {len(line) + 1} (0x{content[place]:02x}) is not UTF-8 text{hint}"
+    )
+
+
+def decoded_lines(stream: BinaryIO) -> Iterator[tuple[int, str, InputError | None]]:
+    """The lines of a stream with their numbers from 1, each as soon as it arrives.
+
+    A line that is not text comes with the error that says so, and with replacement characters.
+    """
+    first = stream.readline()
+    lines: Iterator[bytes] = itertools.chain([first], stream)
+    if first.startswith(tuple(_WIDE_MARKS)):  # its line ends are not single bytes
+        lines = iter([decode_text(first + stream.read()).encode()])
+    for number, line in enumerate((part for read in lines for part in read.splitlines()), start=1):
+        try:
+            yield number, decode_text(line, number), None
+        except InputError as error:
+            yield number, line.decode("utf-8", "replace"), error
 
 
 def require_file(path: Path) -> None:

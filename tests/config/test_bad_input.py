@@ -94,7 +94,7 @@ BEFORE_THE_FIRST_STEP: dict[str, tuple[Spoil, str]] = {
         r"line 5: .*; and 25 more$"),
     "empty caption file": (lambda d: d.test_txt.write_text(""), r"demoval\.caption\.txt: no captions"),
     "blank caption file": (lambda d: d.test_txt.write_text("\n \r\n\n"), r"demoval\.caption\.txt: no captions"),
-    "captions not UTF-8": (lambda d: d.test_txt.write_bytes(b"E00#enc#0 caf\xe9\n"), r"byte 13 is not UTF-8"),
+    "captions not UTF-8": (lambda d: d.test_txt.write_bytes(b"E00#enc#0 caf\xe9\n"), r"line 1: byte 14 .* not UTF-8"),
     "captions are another file": (lambda d: d.test_txt.write_bytes(d.features.read_bytes()), "is not UTF-8 text"),
     "video without features": (lambda d: delete(d.features, "T03"), r"numpy\.hdf5: 'T03/i3d_feat' is missing$"),
     "video without one stream": (lambda d: delete(d.features, "E02/clip_feat"),

@@ -26,6 +26,7 @@ def test_id_video_and_text(tmp_path: Path) -> None:
     "plain": "a#0 one\nb#0 two\n",
     "no last line end": "a#0 one\nb#0 two",
     "byte-order mark": b"\xef\xbb\xbfa#0 one\nb#0 two\n",
+    "UTF-16": "a#0 one\r\nb#0 two\r\n".encode("utf-16"),
     "Windows line ends": "a#0 one\r\nb#0 two\r\n",
     "old Mac line ends": "a#0 one\rb#0 two\r",
     "tabs": "a#0\tone\nb#0 \t two\n",
@@ -56,7 +57,7 @@ def test_unusual_lines(tmp_path: Path, line: str, expected: Caption) -> None:
     ("a#0 one\n\r\na#0 one\n", r"line 3: caption id 'a#0' occurs a second time"),
     ("", r"no captions"),
     ("\n \n", r"no captions"),
-    (b"a#0 \xff\xfe\n", r"byte 4 is not UTF-8"),
+    (b"a#0 one\nb#0 \xff\xfe\n", r"line 2: byte 5 \(0xff\) is not UTF-8"),
     ("\n".join(f"line {i}" for i in range(9)), r"found 'line 4'; and 4 more$"),
 ], ids=["no #", "no caption", "no video id", "duplicate", "duplicate behind an empty line", "empty", "blank",
     "not UTF-8", "many"])  # fmt: skip

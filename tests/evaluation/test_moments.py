@@ -188,7 +188,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: Any, said: str) -> None:
 
 def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "m").write_bytes(b'{"cap_id": "\xff"}')
-    with pytest.raises(InputError, match="byte 12 is not UTF-8"):
+    with pytest.raises(InputError, match=r"line 1: byte 13 \(0x[0-9a-f]+\) is not UTF-8"):
         read_moments(tmp_path / "m", {"a"})
     with pytest.raises(InputError, match="expected a file, found a folder"):
         read_moments(tmp_path, {"a"})
