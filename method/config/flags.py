@@ -24,6 +24,12 @@ class Parser(argparse.ArgumentParser):
         """Raise instead of printing the usage."""
         raise InputError(f"{message} (--help lists the flags)")
 
+    def _parse_optional(self, arg_string: str) -> Any:
+        """Take a caption id for a value: ids of YouTube videos may begin with dashes, and no flag has a `#`."""
+        if "#" in arg_string and "=" not in arg_string.split("#")[0]:
+            return None
+        return super()._parse_optional(arg_string)
+
 
 class Switch(argparse.Action):
     """`--x`, `--x true`, `--x false` and `--no_x`, so that an ablation can be one flag after a launcher's own."""
