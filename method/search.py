@@ -42,12 +42,13 @@ from method.evaluation.moments import read_moments
 from method.evaluation.report.breakdown import durations
 from method.ops.precision import enable_fast_matmul
 from method.runtime.errors import InputError, run_command
+from method.runtime.files import decoded_lines
 from method.runtime.processes import expect_one_process
 from method.runtime.progress import be_quiet
 from method.runtime.run_folder import log_to_terminal
 from method.serving.index import fingerprint, index_path, open_index
-from method.serving.output import ASCII_BLOCKS, BLOCKS, as_json, as_text
-from method.serving.searcher import Answer, Searcher
+from method.serving.output import ASCII_BLOCKS, BLOCKS, as_json, as_text, failure_as_json
+from method.serving.searcher import MAX_CHARACTERS, Answer, Searcher, clean
 from method.text.check import check_encoder
 from method.text.encoder import TextEncoder, open_text_encoder
 from method.training.checkpoint import load_model
@@ -67,20 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     be_quiet(options.quiet)
     _check(options)
     searcher = make_searcher(options)
-    sentence = " ".join(options.sentence)
     if options.serve:
         _serve(searcher, options)
     elif options.query_id is not None:
         _print(searcher.search_caption(options.query_id, options.top_k), searcher, options)
-    elif sentence:
-        _print(searcher.search(sentence, options.top_k), searcher, options)
+    elif options.sentence:
+        _print(searcher.search(" ".join(options.sentence), options.top_k), searcher, options)
+    elif sys.stdin is None:
+        raise InputError("no sentence given, and standard input is closed")
     elif sys.stdin.isatty():
         _prompt(searcher, options)
     else:
-        for line in sys.stdin:
-            if not line.strip():
-                break
-            _print(searcher.search(line, options.top_k), searcher, options)
+        _answer_lines(searcher, options)
 
 
 def make_searcher(options: EasyDict) -> Searcher:
@@ -164,10 +163,37 @@ def _check(options: Mapping[str, Any]) -> None:
         raise InputError(f"--topk {options['top_k']}: expected at least 1")
     if not 0 <= options["port"] <= 65535:
         raise InputError(f"--port {options['port']}: expected 0 to 65535")
-    asked = [name for name, given in (("a sentence", options["sentence"]), ("--query_id", options["query_id"]),
-             ("--serve", options["serve"])) if given]  # fmt: skip
+    asked = [name for name, given in (("a sentence", options["sentence"]),
+             ("--query_id", options["query_id"] is not None), ("--serve", options["serve"])) if given]  # fmt: skip
     if len(asked) > 1:
         raise InputError(f"{' and '.join(asked)} given, expected one of them")
+
+
+def _answer_lines(searcher: Searcher, options: EasyDict) -> None:
+    """Answer every line of standard input that is not blank.
+
+    A line that cannot be answered is named and the others are answered; InputError at the end says how many were not.
+    """
+    asked = failed = 0
+    for number, line, error in decoded_lines(sys.stdin.buffer):
+        if not line.strip():
+            continue
+        asked += 1
+        if error is None:
+            if line.strip() not in searcher.captions:
+                searcher.load_encoder()  # a missing encoder is no fault of the line
+            try:
+                _print(searcher.search(line, options.top_k), searcher, options)
+                continue
+            except InputError as caught:
+                error = InputError(f"line {number}: {caught}")
+        failed += 1
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if options.json:
+            query = clean(line)[:MAX_CHARACTERS]
+            print(json.dumps(failure_as_json(query, str(error), options.split, len(searcher.video_ids))), flush=True)
+    if failed:
+        raise InputError(f"{failed} of {asked} queries could not be answered")
 
 
 def _prompt(searcher: Searcher, options: EasyDict) -> None:
@@ -191,6 +217,10 @@ def _typed() -> Iterator[str]:
         except EOFError:
             print(file=sys.stderr)
             return
+        except UnicodeDecodeError as error:
+            print(f"error: byte {error.start + 1} (0x{error.object[error.start]:02x}) is not {error.encoding} text",
+                file=sys.stderr)  # fmt: skip
+            continue
         if not line.strip():
             return
         yield line

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -27,7 +28,7 @@ from method.model.published import to_published
 from method.model.retrieval import RetrievalModel
 from method.runtime.errors import InputError
 from method.serving.output import ASCII_BLOCKS, BLOCKS, as_text, draw_timeline, span_text
-from method.serving.searcher import MAX_CHARACTERS, Hit
+from method.serving.searcher import MAX_CHARACTERS, Hit, Searcher
 from method.text.encoder import TextEncoder
 from method.training.checkpoint import load_model
 from tests.helpers.search_runs import kitchen, make_searcher
@@ -226,6 +227,11 @@ def test_topk_is_the_number_of_results_and_nothing_is_said_of_ignoring_it(
         (("a man", "--serve"), "a sentence and --serve given"),
         (("--query_id", "E99#enc#0"), r"no caption 'E99#enc#0' in the dataset; ids look like 'E00#enc#0'"),
         ((" ", "--json"), "an empty query"),
+        (("a caf\udce9",), "a byte that is not UTF-8"),
+        (("", "--query_id", ""), "a sentence and --query_id given"),
+        (("--index_dir", ""), "argument --index_dir: expected a path, found ''"),
+        (("--video_dir", "", "--serve"), "argument --video_dir: expected a path, found ''"),
+        (("--moments", "typo.jsonl", "a man"), "--moments .*typo.jsonl: no such file"),
         (("x" * (MAX_CHARACTERS + 1),), "501 characters, expected at most 500"),
         (("a man", "--text_encoder", "nowhere"), "download_roberta.py"),
         (("--serve", "--video_dir", "nowhere"), "--video_dir .*nowhere: no such folder"),
@@ -256,12 +262,80 @@ def test_a_long_sentence_is_noted(trained: Trained, capsys: pytest.CaptureFixtur
     assert "the model reads 5 tokens" in answers(capsys)[0]["note"]
 
 
-def test_a_pipe_is_answered_line_by_line_up_to_an_empty_one(
+def pipe(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), "ascii"))  # whatever the locale says
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_every_line_of_a_pipe_that_is_not_blank_is_answered(
+    trained: Trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    pipe(monkeypatch, "E01#enc#0\r\n\r\n \t\na café\n E02#enc#0 \n\na person".encode(encoding))
+    trained.search("--json", "--topk", "1")
+    found = [answer["query"] for answer in answers(capsys)]
+    assert [query["caption_id"] for query in found] == ["E01#enc#0", None, "E02#enc#0", None]
+    assert [found[1]["text"], found[3]["text"]] == ["a café", "a person"]
+
+
+def test_a_line_that_cannot_be_answered_is_named_and_costs_no_other(
     trained: Trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("a person lifts\nE01#enc#0\n\nnot any more\n"))
-    trained.search("--json", "--topk", "1")
-    assert [answer["query"]["caption_id"] for answer in answers(capsys)] == [None, "E01#enc#0"]
+    lines = b"a person\n\n" + b"x" * 501 + b"\na caf\xe9 opens\nE01#enc#0\n"
+    reasons = ["line 3: a query of 501 characters, expected at most 500", "line 4: byte 6 (0xe9) is not UTF-8 text"]
+    for flags in (["--json"], []):
+        pipe(monkeypatch, lines)
+        with pytest.raises(InputError, match="2 of 4 queries could not be answered"):
+            trained.search("--topk", "1", *flags)
+        captured = capsys.readouterr()
+        assert [line for line in captured.err.splitlines() if line.startswith("error")] == [
+            f"error: {reason}" for reason in reasons
+        ]
+        if flags:
+            found = [json.loads(line) for line in captured.out.splitlines()]
+            assert [answer.pop("error", None) for answer in found] == [None, *reasons, None]
+            assert all(set(answer) == set(found[0]) for answer in found)
+            assert [len(answer["results"]) for answer in found] == [1, 0, 0, 1]
+            assert [answer["query"]["text"] for answer in found[1:3]] == ["x" * 500, "a caf\ufffd opens"]
+        else:
+            assert captured.out.count("(8 videos, ") == 2
+
+
+def test_without_a_text_encoder_a_pipe_of_captions_is_answered_and_one_of_sentences_fails_once(
+    trained: Trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe(monkeypatch, b"E01#enc#0\na person\na dog\n")
+    with pytest.raises(InputError, match=r"download_roberta\.py"):
+        trained.search("--json", "--text_encoder", "nowhere")
+    captured = capsys.readouterr()
+    assert (len(captured.out.splitlines()), captured.err.count("error")) == (1, 0)
+
+
+def test_an_empty_sentence_is_a_mistake_and_leaves_a_pipe_alone(
+    trained: Trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe(monkeypatch, b"a person\n")
+    for words in ([""], ["", " "], ["--query_id", ""]):
+        with pytest.raises(InputError, match=r"an empty query|no caption ''"):
+            trained.search(*words)
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="no sentence given, and standard input is closed"):
+        trained.search()
+    assert not answers(capsys)
+
+
+def test_ids_may_begin_with_dashes(trained: Trained) -> None:
+    for caption_id in ("-x#enc#0", "--x-y#enc#0"):
+        for words in (["--query_id", caption_id], [f"--query_id={caption_id}"]):
+            with pytest.raises(InputError, match=f"no caption '{caption_id}' in the dataset"):
+                trained.search(*words)
+        with pytest.MonkeyPatch.context() as patch:
+            asked: list[str] = []
+            patch.setattr(Searcher, "search", lambda self, query, count, asked=asked: asked.append(query))
+            patch.setattr(search, "_print", lambda *arguments: None)
+            trained.search(caption_id, "--topk", "1")
+            assert asked == [caption_id]
+    with pytest.raises(InputError, match="unrecognized arguments: --video_dri=a#b"):
+        trained.search("a man", "--video_dri=a#b")
 
 
 def test_a_terminal_without_blocks_gets_ascii(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,6 +371,27 @@ def test_the_prompt_answers_until_an_empty_line_and_survives_mistakes(trained: T
         process.kill()
         process.wait()
         os.close(terminal)
+
+
+def test_the_prompt_names_what_its_terminal_cannot_decode_and_asks_again(
+    trained: Trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed: Iterator[str | Exception] = iter(
+        [UnicodeDecodeError("utf-8", b"caf\xe9", 3, 4, "cut off"), "E01#enc#0", EOFError()]
+    )
+
+    def read(prompt: str) -> str:
+        line = next(typed)
+        if isinstance(line, Exception):
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    trained.search("--topk", "1")
+    captured = capsys.readouterr()
+    assert "error: byte 4 (0xe9) is not utf-8 text" in captured.err
+    assert "its own video E01 has rank" in captured.out
 
 
 def _read_until(terminal: int, text: str, seconds: float = 60) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from method.data.captions import Caption
 from method.serving.searcher import Answer, Hit, clean
 
 SCHEMA = "a3prvr.search/1"
@@ -23,6 +24,7 @@ def as_json(answer: Answer, split: str, videos: int) -> dict[str, Any]:
         corpus      split and number of videos
         note        what to know about the query, or null
         seconds     from the query to the answer
+        error       only of a query that could not be answered: why; it has no results
         results     best first: rank, video_id, score, scores (of each branch and 'fused'), duration (seconds or null),
                     best_frames: of each branch, the centre of the frame that has its score, a fraction of the video
                     moment: start, end and peak as fractions of the video, the timeline's score at the peak, and
@@ -48,6 +50,12 @@ def as_json(answer: Answer, split: str, videos: int) -> dict[str, Any]:
         "seconds": answer.seconds,
         "results": [_hit_as_json(hit) for hit in answer.hits],
     }
+
+
+def failure_as_json(query: str, message: str, split: str, videos: int) -> dict[str, Any]:
+    """The JSON of a query that could not be answered: that of an answer without results, and `error`."""
+    failed = Answer(Caption("", "", query), [], None, None, 0.0)
+    return {**as_json(failed, split, videos), "error": message}
 
 
 def _hit_as_json(hit: Hit) -> dict[str, Any]:

@@ -119,7 +119,12 @@ class Searcher:
         return self.search_caption(query, count) if query in self.captions else self.search_sentence(query, count)
 
     def search_sentence(self, sentence: str, count: int) -> Answer:
-        """The best `count` videos for a sentence. InputError for one that is empty or too long, and without encoder."""
+        """The best `count` videos for a sentence.
+
+        InputError for one that is empty, too long or not text, and without encoder.
+        """
+        if not _is_unicode(sentence):
+            raise InputError("a query with a byte that is not UTF-8 text")
         text = clean(sentence)
         if not text:
             raise InputError("an empty query, expected a sentence")
@@ -186,6 +191,15 @@ class Searcher:
             best_moment(timeline_T),
             self._durations.get(video_id),
         )
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether no byte of the command line or of a terminal was left undecoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def clean(text: str) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from method.runtime.errors import InputError
-from tests.helpers.small_dataset import own_log_handlers
 from utils import convert_checkpoint, download_data, download_roberta, make_demo_dataset, print_metrics
 
 
@@ -25,6 +24,6 @@ def test_no_path(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pwd.getpwnam", lambda name: {}[name])
     for path, message in (("", "expected a path, found ''"), ("~nobody/x", "no home folder is known for ~nobody")):
-        with own_log_handlers(), pytest.raises(InputError, match=f"argument {name}: .*{message}"):
+        with pytest.raises(InputError, match=f"argument {name}: .*{message}"):
             main([*words, path])
     assert not list(tmp_path.iterdir())
