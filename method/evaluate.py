@@ -34,6 +34,7 @@ from method.data.features import FeatureFile
 from method.evaluation.moment_metrics import moment_metrics
 from method.evaluation.moments import TrueMoment, read_moments
 from method.evaluation.ranking import Evaluation, evaluate
+from method.evaluation.report import drawing
 from method.evaluation.report.subject import Subject
 from method.evaluation.sharding import own_batches
 from method.model.architecture import Architecture
@@ -191,9 +192,10 @@ def report(folder: RunFolder, subject: Subject, sha256: str) -> None:
         log.info("%-6s %s", name, recalls(values))
     log.info("metrics in %s", folder.path / "metrics.json")
     if options["report"]:
-        from method.evaluation.report.write import write_report  # loads the drawing library, which takes a second
+        with drawing("the report"):
+            from method.evaluation.report.write import write_report  # loads the drawing library, which takes a second
 
-        log.info("report in %s", write_report(folder.path, subject))
+            log.info("report in %s", write_report(folder.path, subject))
 
 
 def recalls(metrics: Mapping[str, float]) -> str:

@@ -16,6 +16,7 @@ from method.config.options import plain
 from method.data.batch import EpochBatches, VideoBatch
 from method.evaluate import SplitEvaluator, recalls
 from method.evaluation.ranking import Evaluation
+from method.evaluation.report import drawing
 from method.runtime.errors import PeerFailed, Stopped
 from method.runtime.files import write_text
 from method.runtime.hardware import memory_mb
@@ -100,9 +101,10 @@ class RecordedRun:
 
     def show_result(self, evaluation: Evaluation) -> None:
         """Show TensorBoard the best epoch: pictures, and its metrics beside the options."""
-        from method.evaluation.report.figures import figures_for_tensorboard  # loads the drawing library: a second
+        with drawing("the figures in tensorboard/"):
+            from method.evaluation.report.figures import figures_for_tensorboard  # loads the drawing library: a second
 
-        self.monitor.figures(figures_for_tensorboard(evaluation), self.steps_done)
+            self.monitor.figures(figures_for_tensorboard(evaluation), self.steps_done)
         self.monitor.result(evaluation.metrics)
 
     def content(self, epoch: int) -> dict[str, Any]:

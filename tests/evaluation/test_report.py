@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -16,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from method.data.captions import Caption
 from method.evaluation.metrics import RECALL_AT, retrieval_metrics
+from method.evaluation.report import drawing
 from method.evaluation.report import statistics as data
 from method.evaluation.report.breakdown import breakdowns
 from method.evaluation.report.cost import costs, multiply_adds
@@ -389,8 +393,46 @@ def test_tensorboard_takes_the_figures_which_look_the_same_under_other_settings_
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 
+def test_a_run_whose_figures_cannot_be_drawn_is_finished_and_says_so(
+    small: SmallDataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("no\nfont")
+
+    monkeypatch.setattr("method.training.tensorboard.Monitor.figures", fail)
+    monkeypatch.setattr("method.evaluation.report.write._write_page", fail)
+    run = run_train(small.flags("--n_epoch", "1", "--report"))
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{what} could not be drawn, the metrics are complete (RuntimeError: no font)"
+        for what in ("the report", "the figures in tensorboard/")
+    ]
+    assert (run / "metrics.json").exists()
+    assert not (run / "report").exists()
+
+
+def test_an_interruption_of_drawing_is_one() -> None:
+    with pytest.raises(KeyboardInterrupt), drawing("the report"):
+        raise KeyboardInterrupt
+
+
+def test_the_backend_of_a_notebook_is_ignored_and_kept() -> None:
+    """In a process of its own: Matplotlib looks at the variable when it is first imported."""
+    code = """if True:
+        import os
+        from method.evaluation.report import drawing
+        with drawing("x"):
+            from method.evaluation.report.theme import LIGHT, applied, new_figure
+            with applied(LIGHT):
+                new_figure().savefig(os.devnull, format="png")
+        print(os.environ["MPLBACKEND"])"""
+    for backend in ("module://matplotlib_inline.backend_inline", "no such backend"):
+        environment = {**os.environ, "MPLBACKEND": backend}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{backend}\n", "")
+
+
 def test_evaluation_reports_moments_where_the_file_is_and_the_page_when_asked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = SmallDataset(tmp_path)
     run = run_train(dataset.flags("--n_epoch", "1", "--report"))
@@ -411,8 +453,9 @@ def test_evaluation_reports_moments_where_the_file_is_and_the_page_when_asked(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("method.evaluation.report.picture.write_bytes", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        run_evaluate([*again, "--report", "--description", "full"])
+    run_evaluate([*again, "--report", "--description", "full"])
+    assert "the report could not be drawn" in caplog.text
+    assert "No space left on device" in caplog.text
     assert not any("report" in path.name for path in (evaluated.parent / "full").iterdir())
     kept = read_json(evaluated.parent / "full" / "metrics.json")
     assert (kept["fused"], kept["moments"]) == (metrics["fused"], metrics["moments"])
