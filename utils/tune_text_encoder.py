@@ -24,7 +24,7 @@ if __package__ in (None, ""):
 import torch
 from torch import Tensor
 
-from method.config.flags import Parser
+from method.config.flags import Parser, user_path
 from method.config.options import choose_device, read_options
 from method.data.captions import read_captions
 from method.data.check import check_files
@@ -46,12 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Tune the encoder that the command line names and write it."""
     log_to_terminal()
     asked = _read_arguments(arguments)
-    options = read_options(["--dataset_name", asked.dataset, "--root_path", asked.root_path])
+    options = read_options(["--dataset_name", asked.dataset, "--root_path", str(asked.root_path)])
     device = choose_device({"device": asked.device, "device_ids": None})
     enable_fast_matmul(device)
     root = options.root_path
-    base = (root / Path(asked.base_encoder).expanduser()).absolute()
-    out = (root / Path(asked.out or f"checkpoints/roberta-base-{asked.dataset}").expanduser()).absolute()
+    base = root / asked.base_encoder
+    out = root / (asked.out or f"checkpoints/roberta-base-{asked.dataset}")
     if out.exists():
         raise InputError(f"{out}: exists and is not overwritten; move it away, or choose another folder with --out")
     check_files({"caption_train_txt": options.caption_train_txt}, asked.dataset, root)
@@ -154,9 +154,10 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description="Tune roberta-base on a dataset's training captions by masked language modelling.")
     add = parser.add_argument
     add("dataset", help="one of the files in configs/ by its name: tvr")
-    add("--root_path", default=".", help="folder from which relative paths are taken")
-    add("--base_encoder", default="checkpoints/roberta-base", help="folder of the encoder to start from")
-    add("--out", help="new folder of the tuned encoder (default: checkpoints/roberta-base-<dataset>)")
+    add("--root_path", type=user_path, default=Path(), help="folder from which relative paths are taken")
+    add("--base_encoder", type=user_path, default=Path("checkpoints/roberta-base"), help="folder of the encoder to "
+        "start from")  # fmt: skip
+    add("--out", type=user_path, help="new folder of the tuned encoder (default: checkpoints/roberta-base-<dataset>)")
     add("--epochs", type=int, default=1, help="passes over the captions")
     add("--bsz", type=int, default=32, help="captions a step")
     add("--lr", type=float, default=5e-5, help="learning rate of the first step; it falls linearly to 0")

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from method.runtime.errors import InputError
-from utils import convert_checkpoint, download_data, download_roberta, make_demo_dataset, print_metrics
+from utils import (
+    convert_checkpoint,
+    download_data,
+    download_roberta,
+    make_demo_dataset,
+    print_metrics,
+    tune_text_encoder,
+)
 
 
 @pytest.mark.parametrize(("main", "words", "name"), [
@@ -15,6 +22,9 @@ from utils import convert_checkpoint, download_data, download_roberta, make_demo
     (download_roberta.main, ["--out"], "--out"),
     (make_demo_dataset.main, ["--out"], "--out"),
     (print_metrics.main, [], "metrics"),
+    (tune_text_encoder.main, ["tvr", "--root_path"], "--root_path"),
+    (tune_text_encoder.main, ["tvr", "--base_encoder"], "--base_encoder"),
+    (tune_text_encoder.main, ["tvr", "--out"], "--out"),
     (convert_checkpoint.main, [], "source"),
     (convert_checkpoint.main, ["model.ckpt"], "target"),
 ])  # fmt: skip
