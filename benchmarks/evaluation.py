@@ -44,11 +44,12 @@ from benchmarks.measure import (
     reset_peak_memory,
 )
 from method.data.captions import Caption
-from method.evaluation.corpus import Corpus, QuerySet, Scorer
-from method.evaluation.frame_keys import FrameKeys
+from method.evaluation.corpus import Corpus, QuerySet
+from method.evaluation.frame_embeddings import FrameEmbeddings
 from method.evaluation.metrics import ranks_of
 from method.evaluation.ranking import rank
-from method.evaluation.row_buffer import KeptRows
+from method.evaluation.row_buffer import RowBuffer
+from method.evaluation.scorer import Scorer, ScoringSettings, branch_weights
 from method.ops.precision import PRECISIONS, enable_fast_matmul
 
 WIDTH, PUBLISHED_BLOCK = 384, 50
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     enable_fast_matmul(DEVICE)
     case = Case(options.videos, options.captions, options.frames, options.lengths, options.eval_amp)
-    keys = sum(own.values.nbytes for own in case.corpus.keys.values()) / 2**20
+    keys = sum(own.values.nbytes for own in case.corpus.frames.values()) / 2**20
     if options.memory:
         seconds, mib = case.cost(options.memory_mb)
         print(f"{seconds:.2f} s, {mib:.0f} MiB beside {keys:.0f} MiB of keys")
@@ -93,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def settings(memory_mb: int) -> ScoringSettings:
+    """Both branches with equal weights."""
+    return ScoringSettings(branch_weights(BRANCHES, 0.5), memory_mb)
+
+
 def video_lengths(videos: int, frames: int, lengths: str) -> list[int]:
     """Frames of each video: all that there can be, or 'mixed', as TVR clips have at the usual rates."""
     if lengths == "equal":
@@ -110,11 +116,11 @@ class Case:
         self.lengths = video_lengths(videos, frames, lengths)
         self.weight_DD = torch.randn(WIDTH, WIDTH, device=DEVICE) / WIDTH**0.5
         self.vectors = {name: F.normalize(torch.randn(captions, WIDTH, device=DEVICE), dim=-1) for name in BRANCHES}
-        kept = KeptRows(WIDTH, PRECISIONS[amp], DEVICE)
+        kept = RowBuffer(WIDTH, PRECISIONS[amp], DEVICE)
         for _, frames_ND in self.pieces():
             kept.append(F.normalize(frames_ND @ self.weight_DD.t(), dim=-1))
-        action = FrameKeys.join(kept.take(), self.lengths)
-        joined = {"action": action, "object": FrameKeys(action.values.clone(), action.lengths)}
+        action = FrameEmbeddings.join(kept.drain(), self.lengths)
+        joined = {"action": action, "object": FrameEmbeddings(action.values.clone(), action.lengths)}
         self.corpus = Corpus([f"v{i}" for i in range(videos)], joined)
         owners = [f"v{i % videos}" for i in range(captions)]
         self.queries = QuerySet([Caption(f"{v}#enc#{i}", v, "") for i, v in enumerate(owners)], self.vectors)
@@ -138,13 +144,13 @@ class Case:
 
     def check_equal(self, memory_mb: int) -> None:
         """AssertionError unless some ranks of ours are those of the published way, where both compute in float32."""
-        if self.corpus.keys["action"].values.dtype != torch.float32:
+        if self.corpus.frames["action"].values.dtype != torch.float32:
             return
         few = min(PUBLISHED_BLOCK, len(self.queries.captions))
         # A piece at a time: no video has a part in the scores of another.
         scores_QV = torch.cat([self.published([piece], few) for piece in self.pieces()], 1)
         expected = ranks_of(scores_QV.cpu(), torch.arange(few) % len(self.lengths))
-        found = rank(self.corpus, self.queries.part(slice(few)), 0.5, memory_mb).ranks["fused"]
+        found = rank(self.corpus, self.queries.subset(slice(few)), settings(memory_mb)).ranks["fused"]
         # Rounding may swap neighbours.
         torch.testing.assert_close(torch.from_numpy(found), expected, atol=2, rtol=0)
 
@@ -161,7 +167,7 @@ class Case:
     def products(self) -> None:
         """Nothing but the matrix products, in pieces whose results stay near the processor."""
         for name, vectors_QD in self.vectors.items():
-            keys_ND = self.corpus.keys[name].values
+            keys_ND = self.corpus.frames[name].values
             rows = [keys_ND] if keys_ND.dtype == torch.float32 else [frames_ND for _, frames_ND in self.kept]
             for block_qD in vectors_QD.split(1024):
                 for rows_nD in itertools.chain.from_iterable(rows_ND.split(4096) for rows_ND in rows):
@@ -169,14 +175,14 @@ class Case:
 
     def ours(self, memory_mb: int) -> None:
         """Ranks under the three scores."""
-        rank(self.corpus, self.queries, 0.5, memory_mb)
+        rank(self.corpus, self.queries, settings(memory_mb))
 
     @torch.inference_mode()
     def best_frames(self, memory_mb: int) -> None:
         """Scores and the frame that has each."""
-        scorer = Scorer(self.corpus, memory_mb)
+        scorer = Scorer(self.corpus, settings(memory_mb))
         for start in range(0, len(self.queries.captions), scorer.query_block):
-            scorer.scores_and_frames(self.queries.part(slice(start, start + scorer.query_block)).vectors, 0.5)
+            scorer.scores_and_frames(self.queries.subset(slice(start, start + scorer.query_block)).vectors)
 
     @torch.inference_mode()
     def published(self, pieces: Iterable[tuple[list[int], Tensor]], captions: int) -> Tensor:
@@ -198,7 +204,7 @@ class Case:
 
     def cost(self, memory_mb: int) -> tuple[float, float]:
         """Seconds of ours, and MiB that it took beside keys and vectors."""
-        rank(self.corpus, self.queries.part(slice(2)), 0.5, 1)  # loads what the first product loads
+        rank(self.corpus, self.queries.subset(slice(2)), settings(1))  # loads what the first product loads
         reset_peak_memory()
         held, started = peak_memory_mb(), clock()
         self.ours(memory_mb)

@@ -31,12 +31,14 @@ from method.data.check import Split, check_files, check_split, describe
 from method.data.content import check_content
 from method.data.dataset import CorpusVideos, FeatureReader, Queries, stream_keys
 from method.data.features import FeatureFile
+from method.evaluation.metrics import distinct_scores
 from method.evaluation.moment_metrics import moment_metrics
 from method.evaluation.moments import TrueMoment, read_moments
 from method.evaluation.ranking import Evaluation, evaluate
 from method.evaluation.report import drawing
-from method.evaluation.report.subject import Subject
-from method.evaluation.sharding import own_batches
+from method.evaluation.report.input import ReportInput
+from method.evaluation.scorer import ScoringSettings
+from method.evaluation.sharding import shard_batches
 from method.model.architecture import Architecture
 from method.model.published import options_without_trace
 from method.model.retrieval import RetrievalModel
@@ -91,8 +93,8 @@ def evaluate_checkpoint(options: EasyDict, processes: Processes = SINGLE_PROCESS
             evaluator = SplitEvaluator(options, reader, split, device, processes)
         evaluation = evaluator.evaluate(model, path if options.save_scores else None)
         if folder:
-            subject = Subject(model, evaluation, split, options, loaded.epoch, options.eval_ckpt, moments)
-            report(folder, subject, loaded.sha256)
+            given = ReportInput(model, evaluation, split, options, loaded.epoch, options.eval_ckpt, moments)
+            report(folder, given, loaded.sha256)
     return path
 
 
@@ -148,10 +150,10 @@ class SplitEvaluator:
         workers = options["num_workers"]
         # In the order of the caption file: with extent 'padded' a score depends on the batch.
         videos, size = split.video_ids, options["eval_context_bsz"]
-        own = videos[own_batches(len(videos), size, processes)]
+        own = videos[shard_batches(len(videos), size, processes)]
         self.videos = Loader(CorpusVideos(reader, own), size, workers, pinned)
         captions, size = split.captions, options["eval_query_bsz"]
-        own_captions = captions[own_batches(len(captions), size, processes)]
+        own_captions = captions[shard_batches(len(captions), size, processes)]
         self.queries = Loader(Queries(reader, own_captions), size, workers, pinned)
 
     def evaluate(
@@ -161,41 +163,41 @@ class SplitEvaluator:
         watch: Callable[[Iterable[Any]], Iterable[Any]] = lambda batches: batches,
     ) -> Evaluation:
         """Evaluate a model; scores are kept in `scores_in`, `watch` passes the batches on and may interrupt."""
-        weight, memory, precision = (self.options[name] for name in ("fusion_weight", "eval_memory_mb", "eval_amp"))
+        settings = ScoringSettings.from_options(self.options, model.architecture.branches)
         batches = watch(self.videos), watch(self.queries)
-        return evaluate(model, *batches, self.device, weight, memory, precision, scores_in, self.processes)
+        return evaluate(model, *batches, self.device, settings, scores_in, self.processes)
 
 
-def report(folder: RunFolder, subject: Subject, sha256: str) -> None:
+def report(folder: RunFolder, given: ReportInput, sha256: str) -> None:
     """Write metrics.json, scores.npz if they were kept and the report if one is asked for, and log the recalls.
 
     `sha256` is the digest of the checkpoint that was evaluated; by now another may have taken its place.
     """
-    evaluation, options = subject.evaluation, subject.options
+    evaluation, options = given.evaluation, given.options
     if evaluation.scores is not None:
         folder.write_scores(evaluation.caption_ids, evaluation.video_ids, evaluation.scores)
     metrics = evaluation.metrics
-    of_moments = moment_metrics(evaluation, subject.moments, options["fusion_weight"])
+    of_moments = moment_metrics(evaluation, given.moments)
     folder.write_metrics(
         {
-            "epoch": subject.epoch,
+            "epoch": given.epoch,
             "videos": len(evaluation.video_ids),
             "queries": len(evaluation.caption_ids),
             **metrics,
             **({"moments": of_moments} if of_moments is not None else {}),
-            "checkpoint": {"path": str(subject.checkpoint), "sha256": sha256},
+            "checkpoint": {"path": str(given.checkpoint), "sha256": sha256},
             "options": plain(options),
             "made_with": circumstances(),
         }
     )
-    for name, values in metrics.items():
-        log.info("%-6s %s", name, recalls(values))
+    for name in distinct_scores(evaluation.ranks):
+        log.info("%-6s %s", name, recalls(metrics[name]))
     log.info("metrics in %s", folder.path / "metrics.json")
     if options["report"]:
         with drawing("the report"):
             from method.evaluation.report.write import write_report  # loads the drawing library, which takes a second
 
-            log.info("report in %s", write_report(folder.path, subject))
+            log.info("report in %s", write_report(folder.path, given))
 
 
 def recalls(metrics: Mapping[str, float]) -> str:

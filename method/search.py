@@ -38,8 +38,8 @@ from method.data.captions import Caption, group_by_video, read_captions
 from method.data.dataset import CorpusVideos, FeatureReader
 from method.evaluate import log_model_options, open_features
 from method.evaluation.corpus import encode_corpus
-from method.evaluation.moments import read_moments
-from method.evaluation.report.breakdown import durations
+from method.evaluation.moments import durations, read_moments
+from method.evaluation.scorer import ScoringSettings
 from method.ops.precision import enable_fast_matmul
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import decoded_lines
@@ -115,9 +115,7 @@ def make_searcher(options: EasyDict) -> Searcher:
         reader,
         partial(_open_encoder, {**options, "q_feat_size": width, "max_desc_l": words}, device, reader, known),
         durations(known, moments or {}),
-        options.fusion_weight,
-        options.eval_memory_mb,
-        options.eval_amp,
+        ScoringSettings.from_options(options, model.architecture.branches),
     )
 
 

@@ -36,7 +36,7 @@ from method.data.check import Split, check_split, describe, warn_of_shared_video
 from method.data.dataset import FeatureReader, TrainingVideos, split_holdout
 from method.data.edits import NegativeSource
 from method.evaluate import SplitEvaluator, cached, evaluate_checkpoint, known_moments, open_features, report
-from method.evaluation.report.subject import Subject
+from method.evaluation.report.input import ReportInput
 from method.model.losses import LossSettings
 from method.model.retrieval import RetrievalModel
 from method.negatives.online import open_negatives
@@ -130,8 +130,8 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
             scores_in = path if options.save_scores else None
             evaluation = evaluator.evaluate(best.model.to(device), scores_in, run.watch)
             if folder:
-                subject = Subject(best.model, evaluation, splits.reported, options, best.epoch, path / BEST, moments)
-                report(folder, subject, best.sha256)
+                given = ReportInput(best.model, evaluation, splits.reported, options, best.epoch, path / BEST, moments)
+                report(folder, given, best.sha256)
                 run.show_result(evaluation)
     return path
 

@@ -259,7 +259,7 @@ def test_the_words_of_a_sentence_need_no_quotes(trained: Trained, capsys: pytest
 
 def test_a_long_sentence_is_noted(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     trained.search("a person opens the door and lifts a box", "--json")
-    assert "the model reads 5 tokens" in answers(capsys)[0]["note"]
+    assert "the model reads the first 5 tokens" in answers(capsys)[0]["note"]
 
 
 def pipe(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Print what a run found beside what guessing finds: recall in percent.
+"""Print the recalls of a run beside those of a random order, in percent.
 
 python utils/print_metrics.py results/charades/a3prvr/2026-01-31_12-00-00/metrics.json
 """
@@ -18,7 +18,6 @@ from method.runtime.errors import InputError, run_command
 from method.runtime.files import read_json
 
 RECALLS = (1, 5, 10, 100)
-SCORES = ("action", "object", "fused")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,10 +44,10 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     chance                     2.0   10.0   20.0  100.0  132.0
     fused                     12.0   30.0   45.5  100.0  187.5
     """
+    scores = [name for name in metrics if isinstance(metrics[name], Mapping) and "sumr" in metrics[name]]
+    scores = [*(name for name in scores if name != "fused"), "fused"]
     rows = {"chance": chance(metrics["videos"])}
-    rows |= {
-        name: [metrics[name][f"r{k}"] for k in RECALLS] + [metrics[name]["sumr"]] for name in SCORES if name in metrics
-    }
+    rows |= {name: [metrics[name][f"r{k}"] for k in RECALLS] + [metrics[name]["sumr"]] for name in scores}
     title = f"{metrics['queries']} captions, {metrics['videos']} videos"
     width = len(title) + 2
     lines = [f"{title:<{width}}" + "".join(f"{name:>7}" for name in [*(f"R@{k}" for k in RECALLS), "SumR"])]

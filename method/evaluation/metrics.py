@@ -1,4 +1,4 @@
-"""Recall and ranks. One video is right for each caption; a tie counts against the caption."""
+"""Ranks and recall. Each caption has one target video; a tie counts against the caption."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 RECALL_AT = (1, 5, 10, 100)
+FUSED = "fused"  # name of the fused score; the others are named after their branches
 Ranks = npt.NDArray[np.int64]
 
 
-def ranks_of(scores_qV: Tensor, right_q: Tensor) -> Tensor:
-    """Rank of each query's right video: how many videos score at least as much as it, itself included. (q,).
+def ranks_of(scores_qV: Tensor, target_q: Tensor) -> Tensor:
+    """Rank of each query's target video, (q,): how many videos score at least as much, itself included.
 
     >>> ranks_of(torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.3, 0.3]]), torch.tensor([2, 0])).tolist()
     [2, 3]
     """
-    own_q1 = scores_qV.gather(1, right_q[:, None])
-    return (scores_qV >= own_q1).sum(1)
+    target_scores_q1 = scores_qV.gather(1, target_q[:, None])
+    return (scores_qV >= target_scores_q1).sum(1)
 
 
 def retrieval_metrics(ranks: Ranks) -> dict[str, float]:
@@ -44,20 +45,28 @@ def retrieval_metrics(ranks: Ranks) -> dict[str, float]:
     }
 
 
-def check_finite(scores_qV: Tensor) -> bool:
-    """Whether every cosine is a number; NaN would rank first without anyone noticing.
+def distinct_scores(ranks: Mapping[str, Ranks]) -> dict[str, Ranks]:
+    """The ranks worth showing: of each branch and fused; of one branch alone, whose fused score is its own.
 
-    >>> check_finite(torch.tensor([[0.5, -1.0]])), check_finite(torch.tensor([[0.5, torch.nan]]))
+    The last one is the main score of the model.
+    """
+    return dict(ranks) if len(ranks) > 2 else {name: ranks[name] for name in ranks if name != FUSED}
+
+
+def all_finite(scores_qV: Tensor) -> bool:
+    """Whether every cosine is finite; NaN would silently rank first.
+
+    >>> all_finite(torch.tensor([[0.5, -1.0]])), all_finite(torch.tensor([[0.5, torch.nan]]))
     (True, False)
     """
-    return bool(torch.isfinite(scores_qV.sum()))  # what is not finite stays so in a sum, and cosines never overflow
+    return bool(torch.isfinite(scores_qV.sum()))  # NaN and infinity survive a sum, and cosines never overflow one
 
 
-def broken_score(scores: Mapping[str, Tensor]) -> str | None:
-    """The first of the branches' scores (q, V) and 'fused' that is not all numbers; None when all are.
+def non_finite_score(scores: Mapping[str, Tensor]) -> str | None:
+    """Name of the first of the branches' scores (q, V) and 'fused' that is not all finite; None when all are.
 
-    Whatever the weights, the fused score is broken where a branch's is, so that good scores are read once.
+    Whatever the weights, the fused score is not finite where a branch's is not, so that good scores are read once.
     """
-    if check_finite(scores["fused"]):
+    if all_finite(scores[FUSED]):
         return None
-    return next(name for name, scores_qV in scores.items() if not check_finite(scores_qV))
+    return next(name for name, scores_qV in scores.items() if not all_finite(scores_qV))

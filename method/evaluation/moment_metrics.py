@@ -1,7 +1,7 @@
-"""How well the moments that are found agree with those that are known.
+"""How well predicted moments match the annotated ones.
 
-An addition of this program; neither the paper nor the published program reports moments.
-Letters: Q captions with a known moment.
+Not in the paper: neither it nor the published program reports moments.
+Letters: Q captions with an annotated moment.
 """
 
 from __future__ import annotations
@@ -12,59 +12,55 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from method.evaluation.metrics import Ranks
+from method.evaluation.metrics import FUSED, Ranks
 from method.evaluation.moments import Moment, TrueMoment, best_moment, frame_timelines, iou
 from method.evaluation.ranking import Evaluation
 
 IOUS = (0.3, 0.5, 0.7)
 CORPUS_RECALL_AT = (1, 10, 100)
 ABOUT = (
-    "an addition of this program, not of the paper: percent of the captions with a known moment whose moment is found "
-    "with IoU of at least m; in_video: in the right video; in_corpus: and the right video is among the first K of all"
+    "an addition of this program, not of the paper: percent of the captions with an annotated moment whose predicted "
+    "moment has an IoU of at least m; in_video: in the right video; in_corpus: and the right video is among the first "
+    "K of all"
 )
 
 Overlaps = npt.NDArray[np.float64]
 
 
-def moments_in_right_videos(
-    evaluation: Evaluation, caption_ids: Collection[str], fusion_weight: float
-) -> dict[str, Moment]:
-    """The moment that is found for each of these captions in its own video, in the order of the evaluation."""
-    places: dict[str, list[int]] = {}
-    for place, caption in enumerate(evaluation.queries.captions):
+def predict_moments(evaluation: Evaluation, caption_ids: Collection[str]) -> dict[str, Moment]:
+    """The predicted moment of each of these captions in its own video, in the order of the evaluation."""
+    indices: dict[str, list[int]] = {}  # of the captions of each video
+    for index, caption in enumerate(evaluation.queries.captions):
         if caption.id in caption_ids:
-            places.setdefault(caption.video_id, []).append(place)
-    found: dict[int, Moment] = {}
-    for place, video_id in enumerate(evaluation.video_ids):
-        if video_id in places:
-            vectors = evaluation.queries.part(places[video_id]).vectors
-            timelines_qT = frame_timelines(evaluation.corpus.video(place), vectors, fusion_weight).cpu().numpy()
-            found.update(zip(places[video_id], map(best_moment, timelines_qT), strict=True))
-    return {evaluation.queries.captions[place].id: found[place] for place in sorted(found)}
+            indices.setdefault(caption.video_id, []).append(index)
+    predicted: dict[int, Moment] = {}
+    for video, video_id in enumerate(evaluation.video_ids):
+        if video_id in indices:
+            vectors = evaluation.queries.subset(indices[video_id]).vectors
+            timelines_qT = frame_timelines(evaluation.corpus.video(video), vectors, evaluation.settings).cpu().numpy()
+            predicted.update(zip(indices[video_id], map(best_moment, timelines_qT), strict=True))
+    return {evaluation.queries.captions[index].id: predicted[index] for index in sorted(predicted)}
 
 
-def moment_metrics(
-    evaluation: Evaluation, known: Mapping[str, TrueMoment], fusion_weight: float
-) -> dict[str, Any] | None:
+def moment_metrics(evaluation: Evaluation, moments: Mapping[str, TrueMoment]) -> dict[str, Any] | None:
     """Percent of the captions whose moment is found, in their own video and in the whole corpus.
 
-    None when no caption's moment is known. Only the right video can hold the right moment, so the corpus is searched
-    by the rank of the right video under the fused score, in which a tie counts against the caption.
+    None when no caption's moment is annotated. Only the right video can hold the right moment, so moments in the corpus
+    count by the rank of the right video under the fused score, in which a tie counts against the caption.
     """
-    found = moments_in_right_videos(evaluation, known.keys(), fusion_weight)
-    if not found:
+    predicted = predict_moments(evaluation, moments.keys())
+    if not predicted:
         return None
-    overlaps_Q = np.array([iou((moment.start, moment.end), known[name].span) for name, moment in found.items()])
-    ranks = [
-        rank for name, rank in zip(evaluation.caption_ids, evaluation.ranks["fused"], strict=True) if name in found
-    ]
-    return {"about": ABOUT, "captions": len(found), **recalls_of_moments(overlaps_Q, np.array(ranks))}
+    overlaps_Q = np.array([iou((moment.start, moment.end), moments[name].span) for name, moment in predicted.items()])
+    fused_Q = evaluation.ranks[FUSED]
+    ranks = [rank for name, rank in zip(evaluation.caption_ids, fused_Q, strict=True) if name in predicted]
+    return {"about": ABOUT, "captions": len(predicted), **moment_recalls(overlaps_Q, np.array(ranks))}
 
 
-def recalls_of_moments(overlaps_Q: Overlaps, ranks_Q: Ranks) -> dict[str, dict[str, float]]:
+def moment_recalls(overlaps_Q: Overlaps, ranks_Q: Ranks) -> dict[str, dict[str, float]]:
     """R@1 in the right video and R@K in the corpus at each IoU, in percent.
 
-    >>> recalls = recalls_of_moments(np.array([0.4, 0.8]), np.array([1, 5]))
+    >>> recalls = moment_recalls(np.array([0.4, 0.8]), np.array([1, 5]))
     >>> recalls["in_video"]
     {'r1_iou0.3': 100.0, 'r1_iou0.5': 50.0, 'r1_iou0.7': 50.0}
     >>> recalls["in_corpus"]["r1_iou0.3"], recalls["in_corpus"]["r1_iou0.5"], recalls["in_corpus"]["r10_iou0.5"]

@@ -1,7 +1,7 @@
-"""Moments: when in a video a caption's scene is seen, and what is known of that.
+"""Moments: the span of a video that a caption describes, predicted and annotated.
 
-An addition of this program; neither the paper nor the published program reports moments.
-Letters: Q queries, T frames of a timeline, D width.
+Not in the paper: neither it nor the published program reports moments.
+Letters: Q queries, T frames of a timeline, n frames of a branch, D width.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from method.model.scoring import fuse
+from method.data.captions import Caption
+from method.evaluation.scorer import ScoringSettings
 from method.runtime.errors import InputError, summarize
 from method.runtime.files import read_text, split_lines
 
 log = logging.getLogger(__name__)
 
-# Cosines of float32 vectors are only good to about this much; a timeline that varies less is flat.
-_FLAT = 1e-6
-_LONGEST = 1e9  # seconds; what is beyond is no time, infinity and NaN included
+_FLAT = 1e-6  # rounding error of float32 cosines; a timeline that varies less is flat
+_MAX_SECONDS = 1e9  # larger values, infinity and NaN are rejected
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A span of a video and its best frame, all as fractions 0 to 1 of the video; score: the timeline's at the peak.
+    """A predicted span and its best frame, as fractions 0 to 1 of the video; score: the timeline's at the peak.
 
-    The score is not the video's: branches may score a video by different frames, a timeline has one clock.
+    The score may be below the video's: each branch scores a video by its own best frame, a timeline fuses frame by
+    frame.
     """
 
     start: float
@@ -44,7 +45,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class TrueMoment:
-    """The moment that a caption was written for, in seconds, inside its video of `duration` seconds."""
+    """The annotated moment of a caption, in seconds, inside its video of `duration` seconds."""
 
     start: float
     end: float
@@ -61,36 +62,36 @@ class TrueMoment:
         return (self.end - self.start) / self.duration
 
 
-def frame_timeline(keys: Mapping[str, Tensor], vectors: Mapping[str, Tensor], fusion_weight: float) -> Tensor:
-    """How well each moment of one video fits one query, (T,); see `frame_timelines`.
+def frame_timeline(frames: Mapping[str, Tensor], vectors: Mapping[str, Tensor], settings: ScoringSettings) -> Tensor:
+    """Score of each frame of one video for one query, (T,); see `frame_timelines`.
 
     Args:
-        keys: branch -> normalised frame keys (n, D) of the video; n may differ between branches.
-        vectors: branch -> normalised query vector (D,).
-        fusion_weight: share of the action branch.
+        frames: branch -> normalised frame embeddings (n, D) of the video; n may differ between branches.
+        vectors: branch -> normalised query embedding (D,).
+        settings: the weights of the branches.
     """
-    return frame_timelines(keys, {name: vector_D[None] for name, vector_D in vectors.items()}, fusion_weight)[0]
+    return frame_timelines(frames, {name: vector_D[None] for name, vector_D in vectors.items()}, settings)[0]
 
 
-def frame_timelines(keys: Mapping[str, Tensor], vectors: Mapping[str, Tensor], fusion_weight: float) -> Tensor:
-    """How well each moment of one video fits each query, (Q, T).
+def frame_timelines(frames: Mapping[str, Tensor], vectors: Mapping[str, Tensor], settings: ScoringSettings) -> Tensor:
+    """Score of each frame of one video for each query, (Q, T).
 
-    A branch's timeline is the cosine of each of its frames. Frames divide the video evenly, so the timelines are
-    brought to the clock of the longest by linear interpolation between frame centres, and fused as the scores are.
+    A branch's timeline is the cosine of each of its frames. Frames divide the video evenly, so all timelines are
+    resampled to the longest by linear interpolation between frame centres, and fused as the scores are.
 
     Args:
-        keys: branch -> normalised frame keys (n, D) of the video; n may differ between branches.
-        vectors: branch -> normalised query vectors (Q, D).
-        fusion_weight: share of the action branch.
+        frames: branch -> normalised frame embeddings (n, D) of the video; n may differ between branches.
+        vectors: branch -> normalised query embeddings (Q, D).
+        settings: the weights of the branches.
     """
-    longest = max(len(keys_nD) for keys_nD in keys.values())
-    return fuse({name: resampled(vectors[name] @ keys[name].t(), longest) for name in keys}, fusion_weight)
+    longest = max(len(frames_nD) for frames_nD in frames.values())
+    return settings.fuse({name: resampled(vectors[name] @ frames[name].t(), longest) for name in frames})
 
 
 def resampled(timelines_Qn: Tensor, length: int) -> Tensor:
-    """Timelines of n frames at the centres of `length` frames of the same video, (Q, length).
+    """Resample timelines (Q, n) at the centres of `length` equal frames of the same video, (Q, length).
 
-    Linear between frame centres; before the first centre and behind the last its own value.
+    Linear between frame centres, constant before the first and after the last.
 
     >>> resampled(torch.tensor([[0.0, 1.0]]), 4).tolist()
     [[0.0, 0.25, 0.75, 1.0]]
@@ -103,47 +104,46 @@ def resampled(timelines_Qn: Tensor, length: int) -> Tensor:
 def best_moment(timeline_T: Tensor | Sequence[float] | npt.NDArray[Any]) -> Moment:
     """The best frame of a timeline, on the CPU, and the span around it: its full width at half maximum.
 
-    The peak is the highest frame, the first of equals, and `peak` its centre. The span grows from it to both sides as
-    long as the score is at least halfway between the timeline's lowest score and its highest, so it is one frame wide
-    or wider. A timeline without a peak (one frame, or no differences beyond rounding) gives the whole video.
+    `peak` is the centre of the highest frame, the first of equals. The span extends from it to both sides while the
+    score is at least halfway between the timeline's lowest and highest, so it is at least one frame wide. A flat
+    timeline (one frame, or no differences beyond rounding) gives the whole video.
     """
     scores_T = np.asarray(timeline_T, dtype=np.float64)
     length = len(scores_T)
     peak = int(scores_T.argmax())
     lowest, highest = float(scores_T.min()), float(scores_T[peak])
-    first, behind = 0, length
+    first, end = 0, length
     if highest - lowest > _FLAT:
         below = np.flatnonzero(scores_T < (lowest + highest) / 2)
-        place = int(np.searchsorted(below, peak))
-        first = int(below[place - 1]) + 1 if place > 0 else 0
-        behind = int(below[place]) if place < len(below) else length
-    return Moment(first / length, behind / length, (peak + 0.5) / length, highest)
+        after = int(np.searchsorted(below, peak))
+        first = int(below[after - 1]) + 1 if after > 0 else 0
+        end = int(below[after]) if after < len(below) else length
+    return Moment(first / length, end / length, (peak + 0.5) / length, highest)
 
 
 def iou(a: tuple[float, float], b: tuple[float, float]) -> float:
-    """Intersection over union of two spans (start, end); 0 for two without length.
+    """Intersection over union of two spans (start, end); 0 when both are empty.
 
     >>> iou((0.0, 0.5), (0.25, 0.75))
     0.3333333333333333
     """
-    shared = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
-    union = (a[1] - a[0]) + (b[1] - b[0]) - shared
-    return shared / union if union > 0 else 0.0
+    intersection = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
+    union = (a[1] - a[0]) + (b[1] - b[0]) - intersection
+    return intersection / union if union > 0 else 0.0
 
 
 def read_moments(path: Path, caption_ids: Collection[str]) -> dict[str, TrueMoment] | None:
-    """Read the known moments of captions; None, and a line in the log, when there is no such file.
+    """Read the annotated moments of captions; None, and a line in the log, when there is no such file.
 
-    Each line is {"cap_id", "start", "end", "duration"}, times in seconds. Not every caption needs one. Moments are cut
-    to their video; one that then has no length is left out with a warning, and so are captions that are not in
-    `caption_ids`.
+    Each line is {"cap_id", "start", "end", "duration"}, times in seconds. Not every caption needs one. Moments are
+    clipped to their video; those left empty are skipped with a warning, and so are captions not in `caption_ids`.
 
     Raises:
         InputError: naming file and line, for a line that is no such object, times that are not numbers or out of
             order, and a caption that occurs twice.
     """
     if not path.exists():
-        log.info("moments are not known: no %s", path)
+        log.info("no ground-truth moments (%s not found); moment metrics are skipped", path)
         return None
     moments: dict[str, TrueMoment] = {}
     seen: set[str] = set()
@@ -170,12 +170,12 @@ def read_moments(path: Path, caption_ids: Collection[str]) -> dict[str, TrueMome
     if unknown:
         log.warning("%s: captions that are not evaluated (%d): %s", path, len(unknown), summarize(unknown))
     if empty:
-        log.warning("%s: left out, outside their video (%d): %s", path, len(empty), summarize(empty))
+        log.warning("%s: skipped, outside their video (%d): %s", path, len(empty), summarize(empty))
     return moments
 
 
 def _parse(line: str) -> tuple[str, TrueMoment]:
-    """One line's caption id and moment, cut to its video. ValueError that says what is wrong."""
+    """Caption id and moment of one line, clipped to its video. ValueError that says what is wrong."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -192,6 +192,11 @@ def _parse(line: str) -> tuple[str, TrueMoment]:
 
 def _seconds(row: Mapping[str, Any], field: str) -> float:
     value = row.get(field)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LONGEST:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MAX_SECONDS:
         raise ValueError(f"{field} of {row['cap_id']!r} is {value!r}, expected seconds")
     return float(value)
+
+
+def durations(captions: Sequence[Caption], moments: Mapping[str, TrueMoment]) -> dict[str, float]:
+    """Seconds of each video with an annotated caption."""
+    return {caption.video_id: moments[caption.id].duration for caption in captions if caption.id in moments}

@@ -1,8 +1,8 @@
-"""Rows that are kept while much else comes and goes.
+"""A growing buffer of rows that does not fragment memory.
 
-A small tensor made between large ones that are freed again splits the memory that these leave behind. Where one stays
-of every batch, a process soon holds many times what it uses. Rows that stay are therefore copied to pieces of memory
-large enough to be taken from the system one by one.
+A small tensor that outlives the large ones allocated around it splits the memory that they free. If one such tensor
+stays of every batch, the process soon holds many times what it uses. Rows that stay are therefore copied into chunks
+large enough for the allocator to map each of them by itself.
 
 Letters: n rows of a batch, D width.
 """
@@ -14,35 +14,35 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# From 32 MiB on glibc asks the system for each piece by itself, whatever was freed before.
-_PIECE_BYTES = 64 * 2**20
+# glibc maps allocations of 32 MiB and more one by one, whatever was freed before.
+_CHUNK_BYTES = 64 * 2**20
 
 
-class KeptRows:
-    """Rows (n, D) of batch after batch, in their order; on a CPU they take memory only as they come."""
+class RowBuffer:
+    """Rows (n, D) of successive batches in order; on a CPU memory is taken only as they are written."""
 
     def __init__(self, width: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._pieces: list[Tensor] = []
-        self._free = 0  # rows of the last piece that are not yet written
+        self._chunks: list[Tensor] = []
+        self._free = 0  # unwritten rows of the last chunk
         self._empty_0D = torch.empty(0, width, dtype=dtype, device=device)
 
     def append(self, rows_nD: Tensor) -> None:
-        """Keep a copy of rows, rounded to the precision that is kept."""
+        """Copy rows, cast to the dtype of the buffer."""
         while len(rows_nD):
             if not self._free:
-                self._free = max(1, _PIECE_BYTES // (self._empty_0D.element_size() * rows_nD.shape[1]))
-                self._pieces.append(self._empty_0D.new_empty(self._free, rows_nD.shape[1]))
+                self._free = max(1, _CHUNK_BYTES // (self._empty_0D.element_size() * rows_nD.shape[1]))
+                self._chunks.append(self._empty_0D.new_empty(self._free, rows_nD.shape[1]))
             fitting_nD, rows_nD = rows_nD[: self._free], rows_nD[self._free :]
-            piece_mD = self._pieces[-1]
-            first = len(piece_mD) - self._free
-            piece_mD[first : first + len(fitting_nD)] = fitting_nD
+            chunk_mD = self._chunks[-1]
+            start = len(chunk_mD) - self._free
+            chunk_mD[start : start + len(fitting_nD)] = fitting_nD
             self._free -= len(fitting_nD)
 
-    def take(self) -> Iterator[Tensor]:
-        """All rows in pieces, at least one; each is forgotten as soon as the next is asked for."""
-        pieces = self._pieces or [self._empty_0D]
-        pieces[-1] = pieces[-1][: len(pieces[-1]) - self._free]
-        self._pieces, self._free = [], 0
-        pieces.reverse()
-        while pieces:
-            yield pieces.pop()
+    def drain(self) -> Iterator[Tensor]:
+        """Empty the buffer in chunks, at least one; each is released when the next is requested."""
+        chunks = self._chunks or [self._empty_0D]
+        chunks[-1] = chunks[-1][: len(chunks[-1]) - self._free]
+        self._chunks, self._free = [], 0
+        chunks.reverse()
+        while chunks:
+            yield chunks.pop()

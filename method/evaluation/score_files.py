@@ -1,4 +1,4 @@
-"""Scores that are kept: on the disk and not in memory, where those of a large split would not fit.
+"""Score matrices on disk: those of a large split would not fit into memory.
 
 Letters: Q queries, q queries of a block, V videos.
 """
@@ -21,13 +21,13 @@ from method.runtime.files import flush_to_disk
 Scores = npt.NDArray[np.float32]
 
 
-class KeptScores:
-    """(Q, V) scores by name, written a block of queries at a time, in any order, to files without a name.
+class ScoreFiles:
+    """(Q, V) scores by name, written in blocks of queries, in any order, to unnamed temporary files.
 
-    Whatever ends the process, the system takes such files away.
+    The operating system removes the files however the process ends.
 
     Args:
-        folder: whose disk shall hold them.
+        folder: on whose disk the files are created.
         queries: Q.
         videos: V.
     """
@@ -37,28 +37,28 @@ class KeptScores:
         self.shape = (queries, videos)
         self._files: dict[str, BinaryIO] = {}
 
-    def write(self, first: int, scores: Mapping[str, Tensor]) -> None:
-        """Write the scores (q, V) of the queries from `first` on. OSError naming the folder when the disk is full."""
-        with self._named():
+    def write(self, start: int, scores: Mapping[str, Tensor]) -> None:
+        """Write the scores (q, V) of the queries from `start` on. OSError naming the folder when the disk is full."""
+        with self._naming_the_folder():
             for name, scores_qV in scores.items():
                 if name not in self._files:
                     self._files[name] = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  (lives as long as this)
-                self._files[name].seek(first * self.shape[1] * np.dtype(np.float32).itemsize)
+                self._files[name].seek(start * self.shape[1] * np.dtype(np.float32).itemsize)
                 self._files[name].write(scores_qV.contiguous().cpu().numpy().data)
 
     def read(self) -> dict[str, Scores]:
-        """All scores, to be read from the disk when they are used; no more can be written."""
+        """Map all scores into memory; nothing can be written after this."""
         scores: dict[str, Scores] = {}
-        with self._named():
+        with self._naming_the_folder():
             for name, file in self._files.items():
                 file.flush()
-                flush_to_disk(file.fileno())  # a disk that fails shall say so now and not make zeros of scores
+                flush_to_disk(file.fileno())  # report a failing disk now instead of reading zeros later
                 scores[name] = map_array(file, np.float32, self.shape)
                 file.close()
         return scores
 
     @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
+    def _naming_the_folder(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

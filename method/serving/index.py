@@ -21,7 +21,7 @@ from torch import Tensor
 
 from method.data.dataset import FeatureReader
 from method.evaluation.corpus import Corpus
-from method.evaluation.frame_keys import FrameKeys
+from method.evaluation.frame_embeddings import FrameEmbeddings
 from method.model.architecture import Architecture
 from method.runtime.errors import InputError
 from method.runtime.files import atomic_writer, digest_of, exclusive_lock, in_bytes, require_file
@@ -97,7 +97,7 @@ def open_index(path: Path, made_from: MadeFrom, encode: Callable[[], Corpus], re
 def _make(path: Path, made_from: MadeFrom, corpus: Corpus) -> None:
     for left_over in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed; nobody else is writing
         left_over.unlink(missing_ok=True)
-    keys = {name: rows.values.cpu() for name, rows in corpus.keys.items()}
+    keys = {name: rows.values.cpu() for name, rows in corpus.frames.items()}
     for name, values_ND in keys.items():
         if not torch.isfinite(values_ND).all():
             raise InputError(f"the {name} frame keys are not all finite: the weights or features are broken")
@@ -106,7 +106,7 @@ def _make(path: Path, made_from: MadeFrom, corpus: Corpus) -> None:
         "version": VERSION,
         "made_from": made_from,
         "video_ids": corpus.video_ids,
-        "lengths": {name: list(rows.lengths) for name, rows in corpus.keys.items()},
+        "lengths": {name: list(rows.lengths) for name, rows in corpus.frames.items()},
         "checksums": {name: _checksum(values_ND) for name, values_ND in keys.items()},
         "keys": keys,
     }
@@ -137,7 +137,7 @@ def _read(path: Path, made_from: MadeFrom) -> Corpus:
     for name, values_ND in content["keys"].items():
         if _checksum(values_ND) != content["checksums"][name]:
             raise InputError(f"{path}: damaged, the {name} keys do not have their checksum; {REMEDY}")
-        keys[name] = FrameKeys(values_ND, tuple(content["lengths"][name]))
+        keys[name] = FrameEmbeddings(values_ND, tuple(content["lengths"][name]))
     return Corpus(content["video_ids"], keys)
 
 

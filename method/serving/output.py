@@ -1,4 +1,4 @@
-"""An answer of the search as JSON for programs and as text for a terminal."""
+"""Search results as JSON for programs and as text for a terminal."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ from collections.abc import Sequence
 from typing import Any
 
 from method.data.captions import Caption
+from method.evaluation.metrics import FUSED
 from method.serving.searcher import Answer, Hit, clean
 
 SCHEMA = "a3prvr.search/1"
 BLOCKS = "▁▂▃▄▅▆▇█"
-ASCII_BLOCKS = "_.:-=+*#"  # for terminals whose encoding has no blocks
-_MOST_COLUMNS, _FEWEST_COLUMNS = 48, 8
+ASCII_BLOCKS = "_.:-=+*#"  # for terminals without block characters
+_MAX_COLUMNS, _MIN_COLUMNS = 48, 8
 
 
 def as_json(answer: Answer, split: str, videos: int) -> dict[str, Any]:
-    """An answer as plain values.
+    """The result of one query as JSON values.
 
-        schema      "a3prvr.search/1"; another number would mean other fields
+        schema      "a3prvr.search/1"; the number changes with the fields
         query       text; caption_id, video_id and right_rank of a caption of the dataset, else null. right_rank is the
-                    rank of its own video as evaluation counts it, null when that is not in the corpus
+                    rank of its own video as in evaluation, null if that is not in the corpus
         corpus      split and number of videos
         note        what to know about the query, or null
         seconds     from the query to the answer
         error       only of a query that could not be answered: why; it has no results
         results     best first: rank, video_id, score, scores (of each branch and 'fused'), duration (seconds or null),
-                    best_frames: of each branch, the centre of the frame that has its score, a fraction of the video
+                    best_frames: of each branch, the centre of its best frame, as a fraction of the video
                     moment: start, end and peak as fractions of the video, the timeline's score at the peak, and
                     start_seconds, end_seconds, peak_seconds, null without a duration
-                    timeline: the score of each of T frames at equal distances over the video
+                    timeline: fused scores of T equal frames of the video
 
     Args:
-        answer: what was found.
-        split: whose videos were searched.
-        videos: how many they are.
+        answer: the result.
+        split: name of the searched split.
+        videos: number of searched videos.
     """
     caption = answer.caption
     return {
@@ -64,7 +65,7 @@ def _hit_as_json(hit: Hit) -> dict[str, Any]:
     return {
         "rank": hit.rank,
         "video_id": hit.video_id,
-        "score": hit.scores["fused"],
+        "score": hit.scores[FUSED],
         "scores": hit.scores,
         "best_frames": hit.best_frames,
         "duration": hit.duration,
@@ -74,7 +75,7 @@ def _hit_as_json(hit: Hit) -> dict[str, Any]:
 
 
 def as_text(answer: Answer, videos: int, blocks: str, columns: int) -> str:
-    """An answer as lines for a terminal of `columns` columns; `blocks` draw the timelines, lowest first.
+    """The result of one query for a terminal of `columns` columns; `blocks` draw the timelines, lowest first.
 
     All timelines share one scale, from the lowest score in any of them to the highest. Brackets mark the moment.
     """
@@ -90,17 +91,17 @@ def as_text(answer: Answer, videos: int, blocks: str, columns: int) -> str:
     ]
     spans = [span_text(hit) for hit in answer.hits]
     head_width, span_width = (max(map(len, texts), default=0) for texts in (heads, spans))
-    room = columns - head_width - span_width - 14  # score, blanks and brackets
-    room = min(max(room, _FEWEST_COLUMNS), _MOST_COLUMNS)
+    width = columns - head_width - span_width - 14  # score, blanks and brackets
+    width = min(max(width, _MIN_COLUMNS), _MAX_COLUMNS)
     scale = timeline_scale(answer.hits)
     for hit, head, span in zip(answer.hits, heads, spans, strict=True):
-        score = f"{hit.scores['fused']:.4f}"
-        lines.append(f"{head:{head_width}}  {score}  {span:{span_width}}  {draw_timeline(hit, scale, room, blocks)}")
+        score = f"{hit.scores[FUSED]:.4f}"
+        lines.append(f"{head:{head_width}}  {score}  {span:{span_width}}  {draw_timeline(hit, scale, width, blocks)}")
     return "\n".join(lines)
 
 
 def span_text(hit: Hit) -> str:
-    """Where the moment is: in seconds, or in frames of the timeline where the duration is unknown."""
+    """The span of the moment, in seconds, or in frames of the timeline if the duration is unknown."""
     start, end, frames = hit.moment.start, hit.moment.end, len(hit.timeline)
     if hit.duration is not None:
         return f"{start * hit.duration:.1f}-{end * hit.duration:.1f} s of {hit.duration:.1f} s"
@@ -115,16 +116,16 @@ def timeline_scale(hits: Sequence[Hit]) -> tuple[float, float]:
 
 
 def draw_timeline(hit: Hit, scale: tuple[float, float], columns: int, blocks: str) -> str:
-    """A timeline in `columns` characters and the brackets of its moment.
+    """A timeline in `columns` characters, with brackets around its moment.
 
-    A column shows the highest score of the frames that it overlaps, so that no peak is lost.
+    A column shows the highest score of the frames it overlaps, so that no peak is lost.
     """
     frames, (low, high) = len(hit.timeline), scale
     levels = []
     for column in range(columns):
-        first, behind = column * frames // columns, math.ceil((column + 1) * frames / columns)
-        share = (max(hit.timeline[first:behind]) - low) / ((high - low) or 1.0)
-        levels.append(blocks[round(share * (len(blocks) - 1))])
+        first, end = column * frames // columns, math.ceil((column + 1) * frames / columns)
+        height = (max(hit.timeline[first:end]) - low) / ((high - low) or 1.0)
+        levels.append(blocks[round(height * (len(blocks) - 1))])
     start = min(int(hit.moment.start * columns + 1e-9), columns - 1)
     end = max(math.ceil(hit.moment.end * columns - 1e-9), start + 1)
     return f"{''.join(levels[:start])}[{''.join(levels[start:end])}]{''.join(levels[end:])}"

@@ -1,7 +1,8 @@
-"""Made-up videos and captions as they are once encoded, and their scores by a loop."""
+"""Random encoded videos and captions, and their scores by a loop."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +10,17 @@ from torch.nn import functional as F
 
 from method.data.captions import Caption
 from method.evaluation.corpus import Corpus, QuerySet
-from method.evaluation.frame_keys import FrameKeys
+from method.evaluation.frame_embeddings import FrameEmbeddings
+from method.evaluation.scorer import ScoringSettings, branch_weights
 
 BRANCHES = ("action", "object")
+
+
+def settings_of(
+    weight: float, memory_mb: int = 64, precision: str = "off", branches: Sequence[str] = BRANCHES
+) -> ScoringSettings:
+    """Settings that give the first branch this weight."""
+    return ScoringSettings(branch_weights(branches, weight), memory_mb, precision)
 
 
 @dataclass
@@ -23,30 +32,31 @@ class Encoded:
 
     @property
     def video_ids(self) -> list[str]:
-        return [f"v{place}" for place in range(len(self.frames["action"]))]
+        return [f"v{place}" for place in range(len(next(iter(self.frames.values()))))]
 
-    def corpus(self, piece: int = 7) -> Corpus:
-        """The videos, joined from pieces of so many frames."""
-        keys = {
-            name: FrameKeys.join(torch.cat(own).split(piece), [len(f) for f in own])
+    def corpus(self, chunk: int = 7) -> Corpus:
+        """The videos, joined from chunks of so many frames."""
+        frames = {
+            name: FrameEmbeddings.join(torch.cat(own).split(chunk), [len(f) for f in own])
             for name, own in self.frames.items()
         }
-        return Corpus(self.video_ids, keys)
+        return Corpus(self.video_ids, frames)
 
     def queries(self) -> QuerySet:
         """The captions; they belong to the videos in turn."""
         names = self.video_ids
-        owners = [names[place % len(names)] for place in range(len(self.vectors["action"]))]
+        owners = [names[place % len(names)] for place in range(len(next(iter(self.vectors.values()))))]
         captions = [Caption(f"{owner}#{place}", owner, "") for place, owner in enumerate(owners)]
         return QuerySet(captions, self.vectors)
 
     def scores(self, weight: float) -> dict[str, torch.Tensor]:
-        """Every caption against every video, one after the other."""
-        both = {
+        """Every caption against every video, one after the other; the first branch has the weight."""
+        scores = {
             name: torch.tensor([[float((own.float() @ query).max()) for own in self.frames[name]] for query in queries])
             for name, queries in self.vectors.items()
         }
-        return {**both, "fused": weight * both["action"] + (1 - weight) * both["object"]}
+        weights = branch_weights(scores, weight)
+        return {**scores, "fused": torch.stack([weights[name] * own for name, own in scores.items()]).sum(0)}
 
     def best_frames(self) -> dict[str, list[list[int]]]:
         """The first frame that has the score, by a loop."""
@@ -61,11 +71,13 @@ def first_highest(values: list[float]) -> int:
     return values.index(max(values))
 
 
-def random_encoded(videos: int, queries: int, longest: int, width: int = 4) -> Encoded:
+def random_encoded(
+    videos: int, queries: int, longest: int, width: int = 4, branches: Sequence[str] = BRANCHES
+) -> Encoded:
     """Videos of 1 to `longest` frames, other lengths for each branch."""
     generator = torch.Generator().manual_seed(1)
     frames, vectors = {}, {}
-    for name in BRANCHES:
+    for name in branches:
         lengths = torch.randint(1, longest + 1, (videos,), generator=generator).tolist()
         frames[name] = [F.normalize(torch.randn(length, width, generator=generator), dim=-1) for length in lengths]
         vectors[name] = F.normalize(torch.randn(queries, width, generator=generator), dim=-1)

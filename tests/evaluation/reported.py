@@ -1,4 +1,4 @@
-"""Evaluations of small models on made-up videos, for the tests of moments and reports."""
+"""Evaluations of small models on random videos, for the tests of moments and reports."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from method.data.captions import Caption, group_by_video
 from method.data.check import Split
 from method.evaluation.corpus import Corpus, QuerySet
-from method.evaluation.frame_keys import FrameKeys
+from method.evaluation.frame_embeddings import FrameEmbeddings
 from method.evaluation.moments import TrueMoment
 from method.evaluation.ranking import Evaluation, rank
-from method.evaluation.report.subject import Subject
+from method.evaluation.report.input import ReportInput
 from method.model.scoring import normalized
-from tests.helpers.small_models import lively_model, random_rows, random_streams
+from tests.evaluation.corpora import settings_of
+from tests.helpers.small_models import ManyBranches, lively_model, random_rows, random_streams
 
 WEIGHT = 0.3
 
@@ -41,29 +42,39 @@ def some_moments(captions: Sequence[Caption], every: int = 1) -> dict[str, TrueM
     return moments
 
 
-def make_subject(
-    captions: list[Caption], moments: Mapping[str, TrueMoment], checkpoint: Path, **architecture: Any
-) -> Subject:
-    """What a report is about: an untrained model's evaluation on random features."""
+def report_input(
+    captions: list[Caption],
+    moments: Mapping[str, TrueMoment],
+    checkpoint: Path,
+    branches: Sequence[str] = (),
+    **architecture: Any,
+) -> ReportInput:
+    """An untrained model evaluated on random features; `branches` are independent ones in the place of the model's."""
     random = np.random.default_rng(0)
-    model = lively_model(**architecture)
+    model = ManyBranches.of(branches) if branches else lively_model(**architecture)
     video_ids = list(group_by_video(captions))
-    action, object_ = (random.integers(1, 24, len(video_ids)).tolist() for _ in range(2))
-    streams = random_streams(model.architecture, action, object_)
+    lengths = [random.integers(1, 24, len(video_ids)).tolist() for _ in range(max(2, len(branches)))]
+    width = model.architecture.action_width
+    if branches:
+        assert width is not None
+        streams = {name: random_rows(lengths[i], width, seed=i) for i, name in enumerate(branches)}
+    else:
+        streams = random_streams(model.architecture, *lengths)
     words = random_rows(random.integers(1, 10, len(captions)).tolist(), model.architecture.query_width)
     with torch.inference_mode():
-        keys = {name: normalized(rows) for name, rows in model.encode_videos(streams).items()}
+        videos = {name: normalized(rows) for name, rows in model.encode_videos(streams).items()}
         vectors = {name: F.normalize(rows, dim=-1) for name, rows in model.encode_queries(words).items()}
-    corpus = Corpus(video_ids, {name: FrameKeys.of(rows) for name, rows in keys.items()})
-    evaluation = rank(corpus, QuerySet(captions, vectors), WEIGHT, 64, checkpoint.parent)
+    corpus = Corpus(video_ids, {name: FrameEmbeddings.of(rows) for name, rows in videos.items()})
+    evaluation = rank(
+        corpus, QuerySet(captions, vectors), settings_of(WEIGHT, branches=list(videos)), checkpoint.parent
+    )
     frames = {name: dict(zip(video_ids, rows.layout.lengths, strict=True)) for name, rows in streams.items()}
     split = Split(
         "evaluated split", captions, frames, dict(zip(evaluation.caption_ids, words.layout.lengths, strict=True))
     )
-    options = {"dataset_name": "demo", "fusion_weight": WEIGHT, "eval_memory_mb": 64, "eval_amp": "off"}
-    return Subject(model, evaluation, split, options, 7, checkpoint, moments)
+    return ReportInput(model, evaluation, split, {"dataset_name": "demo"}, 7, checkpoint, moments)
 
 
 def evaluation_of(tmp: Path, videos: int, **architecture: Any) -> Evaluation:
     """Only the evaluation."""
-    return make_subject(some_captions(videos), {}, tmp / "model.ckpt", **architecture).evaluation
+    return report_input(some_captions(videos), {}, tmp / "model.ckpt", **architecture).evaluation

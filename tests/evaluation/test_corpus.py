@@ -1,4 +1,4 @@
-"""Frame keys ordered by length, and scores and best frames in blocks against a loop."""
+"""Frame embeddings in length buckets, and scores and best frames in blocks against a loop."""
 
 import contextlib
 import math
@@ -12,25 +12,25 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from method.evaluation import corpus as corpus_module
-from method.evaluation.corpus import Scorer
-from method.evaluation.frame_keys import FrameKeys
+from method.evaluation import scorer as scorer_module
+from method.evaluation.frame_embeddings import FrameEmbeddings
 from method.evaluation.ranking import rank
+from method.evaluation.scorer import Scorer
 from method.ops.precision import PRECISIONS, matmul_precision
-from tests.evaluation.corpora import BRANCHES, Encoded, random_encoded
+from tests.evaluation.corpora import BRANCHES, Encoded, random_encoded, settings_of
 
 HALVES = ("bf16", "fp16")
 
 
-# Frame keys
+# Frame embeddings
 
 
 @pytest.mark.parametrize("piece", [1, 4, 500])
-def test_every_video_is_found_again_in_the_joined_keys(piece: int) -> None:
+def test_every_video_is_found_again_in_the_joined_embeddings(piece: int) -> None:
     encoded = random_encoded(videos=25, queries=1, longest=6)
     corpus = encoded.corpus(piece)
     for name, frames in encoded.frames.items():
-        keys = corpus.keys[name]
+        keys = corpus.frames[name]
         assert keys.lengths == tuple(len(own) for own in frames)
         assert len(keys) == 25
         for place, own in enumerate(frames):
@@ -38,17 +38,17 @@ def test_every_video_is_found_again_in_the_joined_keys(piece: int) -> None:
             assert torch.equal(corpus.video(place)[name], own)
 
 
-def test_groups_hold_every_video_once_and_copy_no_key() -> None:
+def test_buckets_hold_every_video_once_and_copy_nothing() -> None:
     encoded = random_encoded(videos=25, queries=1, longest=6)
-    for name, keys in encoded.corpus().keys.items():
+    for name, keys in encoded.corpus().frames.items():
         places = []
-        for group in keys.groups:
-            assert group.keys_vLD.untyped_storage().data_ptr() == keys.values.untyped_storage().data_ptr()
-            for place, own in zip(group.places_v.tolist(), group.keys_vLD, strict=True):
+        for bucket in keys.buckets:
+            assert bucket.frames_vLD.untyped_storage().data_ptr() == keys.values.untyped_storage().data_ptr()
+            for place, own in zip(bucket.index_v.tolist(), bucket.frames_vLD, strict=True):
                 assert torch.equal(own, encoded.frames[name][place])
                 places.append(place)
         assert sorted(places) == list(range(25))
-        assert len(keys.groups) == len(set(keys.lengths))
+        assert len(keys.buckets) == len(set(keys.lengths))
 
 
 def test_joining_frees_the_pieces_on_the_way() -> None:
@@ -62,14 +62,14 @@ def test_joining_frees_the_pieces_on_the_way() -> None:
             yield piece
             del piece
 
-    assert FrameKeys.join(pieces(), [4, 8]).values.sum() == 24
+    assert FrameEmbeddings.join(pieces(), [4, 8]).values.sum() == 24
     assert len(alive) == 4
 
 
 def test_rows_and_lengths_that_disagree_are_refused() -> None:
     for rows in (3, 5):
-        with pytest.raises(ValueError, match=f"{rows} rows of keys, expected 4"):
-            FrameKeys.join([torch.ones(rows, 2)], [2, 2])
+        with pytest.raises(ValueError, match=f"{rows} frame embeddings, expected 4"):
+            FrameEmbeddings.join([torch.ones(rows, 2)], [2, 2])
 
 
 # Scores and best frames
@@ -81,7 +81,7 @@ def test_blocks_equal_a_loop(memory_mb: int, videos: int, queries: int, longest:
     encoded = random_encoded(videos, queries, longest)
     expected = encoded.scores(0.3)
     seen = 0
-    for part, scores in Scorer(encoded.corpus(), memory_mb).blocks(encoded.queries(), 0.3):
+    for part, scores in Scorer(encoded.corpus(), settings_of(0.3, memory_mb)).blocks(encoded.queries()):
         assert part.start == seen
         seen = part.stop
         assert set(scores) == set(expected)
@@ -93,16 +93,16 @@ def test_blocks_equal_a_loop(memory_mb: int, videos: int, queries: int, longest:
 @pytest.mark.parametrize("product", [1, 2**20])
 def test_best_frames_are_the_first_that_have_the_score(product: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole numbers, so that frames tie exactly; one video in a block, or all of one length."""
-    monkeypatch.setattr(corpus_module, "_MAX_PRODUCT", product)
+    monkeypatch.setattr(scorer_module, "_MAX_PRODUCT", product)
     generator = torch.Generator().manual_seed(3)
     encoded = random_encoded(videos=30, queries=20, longest=9)
     for name in BRANCHES:
         lengths = [len(own) for own in encoded.frames[name]]
         encoded.frames[name] = [torch.randint(-1, 2, (n, 4), generator=generator).float() for n in lengths]
         encoded.vectors[name] = torch.randint(-1, 2, (20, 4), generator=generator).float()
-    scorer = Scorer(encoded.corpus(), 8)
-    scores, frames = scorer.scores_and_frames(encoded.vectors, 0.3)
-    alone = scorer.scores(encoded.vectors, 0.3)
+    scorer = Scorer(encoded.corpus(), settings_of(0.3, 8))
+    scores, frames = scorer.scores_and_frames(encoded.vectors)
+    alone = scorer.scores(encoded.vectors)
     expected = encoded.best_frames()
     assert set(frames) == set(BRANCHES)
     for name in BRANCHES:
@@ -147,9 +147,9 @@ class Allocations(TorchDispatchMode):
 def peak_of(encoded: Encoded, memory_mb: int) -> tuple[int, int]:
     """Most bytes alive while ranking, beside keys and vectors, and in how many blocks of queries."""
     corpus, queries = encoded.corpus(), encoded.queries()
-    blocks = math.ceil(len(queries.captions) / Scorer(corpus, memory_mb).query_block)
+    blocks = math.ceil(len(queries.captions) / Scorer(corpus, settings_of(0.5, memory_mb)).query_block)
     with Allocations() as allocations:
-        rank(corpus, queries, 0.5, memory_mb)
+        rank(corpus, queries, settings_of(0.5, memory_mb))
     return allocations.peak, blocks
 
 
@@ -187,17 +187,17 @@ def in_half(encoded: Encoded, precision: str) -> Encoded:
 
 
 @pytest.mark.parametrize("precision", HALVES)
-def test_products_of_half_precision_are_exact_and_summed_in_float32(precision: str) -> None:
+def test_matmul_precision_half_precision_are_exact_and_summed_in_float32(precision: str) -> None:
     encoded = in_half(random_encoded(30, 20, 9, width=48), precision)
     corpus = encoded.corpus()
-    scores, frames = Scorer(corpus, 8).scores_and_frames(encoded.vectors, 0.3)
+    scores, frames = Scorer(corpus, settings_of(0.3, 8)).scores_and_frames(encoded.vectors)
     expected = encoded.scores(0.3)
     for name, scores_qV in scores.items():
         assert scores_qV.dtype == torch.float32
         torch.testing.assert_close(scores_qV, expected[name], atol=1e-6, rtol=1e-5)
         assert scores_qV.unique().numel() == scores_qV.numel()  # in half precision hundreds would be equal
     for name in BRANCHES:
-        assert corpus.keys[name].values.dtype == PRECISIONS[precision]
+        assert corpus.frames[name].values.dtype == PRECISIONS[precision]
         assert corpus.video(3)[name].dtype == torch.float32
         assert frames[name].tolist() == encoded.best_frames()[name]
 
@@ -209,7 +209,7 @@ def test_half_precision_leaves_ranks_of_videos_that_differ_alone(precision: str)
         near = torch.stack([own[-1] for own in encoded.frames[name]])
         encoded.vectors[name] = torch.nn.functional.normalize(near + 0.4 * encoded.vectors[name], dim=-1)
     half = in_half(encoded, precision)
-    exact, rounded = (rank(own.corpus(), own.queries(), 0.5, 8).ranks for own in (encoded, half))
+    exact, rounded = (rank(own.corpus(), own.queries(), settings_of(0.5, 8)).ranks for own in (encoded, half))
     for name, ranks_Q in exact.items():
         assert (ranks_Q == 1).all()
         assert (rounded[name] == ranks_Q).all()

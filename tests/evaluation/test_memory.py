@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from method.evaluation import row_buffer as kept_rows
-from method.evaluation.row_buffer import KeptRows
+from method.evaluation import row_buffer
+from method.evaluation.row_buffer import RowBuffer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -19,18 +19,20 @@ import torch
 from method.data.captions import Caption
 from method.evaluation.corpus import Corpus, QuerySet
 from method.evaluation.ranking import rank
-from method.evaluation.frame_keys import FrameKeys
+from method.evaluation.frame_embeddings import FrameEmbeddings
+from method.evaluation.scorer import ScoringSettings
 from method.runtime.hardware import memory_mb
 
 videos, captions = 4000, 20000
 torch.manual_seed(0)
-keys = {name: FrameKeys(torch.randn(2 * videos, 8), (2,) * videos) for name in ("action", "object")}
+keys = {name: FrameEmbeddings(torch.randn(2 * videos, 8), (2,) * videos) for name in ("action", "object")}
 owners = [f"v{i % videos}" for i in range(captions)]
 queries = QuerySet([Caption(str(i), v, "") for i, v in enumerate(owners)], {n: torch.randn(captions, 8) for n in keys})
 corpus = Corpus([f"v{i}" for i in range(videos)], keys)
-rank(corpus, queries.part(slice(2)), 0.5, 64)
+settings = ScoringSettings({"action": 0.5, "object": 0.5}, memory_mb=64)
+rank(corpus, queries.subset(slice(2)), settings)
 before = memory_mb(torch.device("cpu"))
-rank(corpus, queries, 0.5, 64)
+rank(corpus, queries, settings)
 print(memory_mb(torch.device("cpu")) - before)
 """
 
@@ -45,28 +47,28 @@ def test_a_process_that_ranks_many_blocks_holds_what_one_takes() -> None:
 @pytest.mark.parametrize("batches", [[], [0], [3], [1, 2, 5, 0, 9, 4], [4, 4], [11]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_come_back_in_their_order(batches: list[int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_rows, "_PIECE_BYTES", 4 * 3 * dtype.itemsize)  # four rows
+    monkeypatch.setattr(row_buffer, "_CHUNK_BYTES", 4 * 3 * dtype.itemsize)  # four rows
     rows = [torch.randn(count, 3) for count in batches]
-    kept = KeptRows(3, dtype, CPU)
+    buffer = RowBuffer(3, dtype, CPU)
     for own in rows:
-        kept.append(own)
-    pieces = list(kept.take())
+        buffer.append(own)
+    chunks = list(buffer.drain())
     joined = torch.cat([torch.empty(0, 3), *rows])
-    assert [len(piece) for piece in pieces[:-1]] == [4] * (len(pieces) - 1)
-    assert torch.equal(torch.cat(pieces), joined.to(dtype))
-    assert list(map(len, kept.take())) == [0]
+    assert [len(chunk) for chunk in chunks[:-1]] == [4] * (len(chunks) - 1)
+    assert torch.equal(torch.cat(chunks), joined.to(dtype))
+    assert list(map(len, buffer.drain())) == [0]
 
 
-def test_nothing_that_is_kept_hangs_on_a_batch() -> None:
+def test_rows_are_copies() -> None:
     rows = torch.ones(2, 3)
-    kept = KeptRows(3, torch.float32, CPU)
-    kept.append(rows)
+    buffer = RowBuffer(3, torch.float32, CPU)
+    buffer.append(rows)
     rows.zero_()
-    assert next(iter(kept.take())).sum() == 6
+    assert next(iter(buffer.drain())).sum() == 6
 
 
-def test_pieces_are_taken_from_the_system_one_by_one() -> None:
-    kept = KeptRows(384, torch.float32, CPU)
-    kept.append(torch.ones(1, 384))
-    (piece,) = kept.take()
-    assert piece.untyped_storage().nbytes() > 32 * 2**20 - 384 * 4
+def test_chunks_are_large_enough_to_be_mapped_one_by_one() -> None:
+    buffer = RowBuffer(384, torch.float32, CPU)
+    buffer.append(torch.ones(1, 384))
+    (chunk,) = buffer.drain()
+    assert chunk.untyped_storage().nbytes() > 32 * 2**20 - 384 * 4

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from method.evaluation.metrics import RECALL_AT, broken_score, check_finite, ranks_of, retrieval_metrics
+from method.evaluation.metrics import RECALL_AT, all_finite, non_finite_score, ranks_of, retrieval_metrics
 from method.model.scoring import fuse
 from tests.helpers import reference_model
 from tests.helpers.golden_case import GOLDEN, draw
@@ -75,10 +75,10 @@ def test_no_captions() -> None:
 
 
 def test_scores_that_are_no_numbers() -> None:
-    assert check_finite(torch.ones(2, 2))
+    assert all_finite(torch.ones(2, 2))
     for bad in (torch.nan, torch.inf, -torch.inf):
-        assert not check_finite(torch.tensor([[1.0, bad]]))
-    assert not check_finite(torch.tensor([[torch.inf, -torch.inf]]))
+        assert not all_finite(torch.tensor([[1.0, bad]]))
+    assert not all_finite(torch.tensor([[torch.inf, -torch.inf]]))
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 0.7, 1.0])
@@ -88,6 +88,6 @@ def test_the_branch_that_breaks_the_fused_score_is_named_whatever_its_weight(
     name: str, bad: float, weight: float
 ) -> None:
     scores = {"action": torch.rand(3, 40), "object": torch.rand(3, 40)}
-    assert broken_score({**scores, "fused": fuse(scores, weight)}) is None
+    assert non_finite_score({**scores, "fused": fuse(scores, weight)}) is None
     scores[name][1, 37] = bad
-    assert broken_score({**scores, "fused": fuse(scores, weight)}) == name
+    assert non_finite_score({**scores, "fused": fuse(scores, weight)}) == name

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from method.data.captions import Caption
 from method.data.ragged import Ragged
 from method.evaluation.corpus import Corpus, QuerySet
-from method.evaluation.frame_keys import FrameKeys
-from method.evaluation.moment_metrics import moment_metrics, moments_in_right_videos
+from method.evaluation.frame_embeddings import FrameEmbeddings
+from method.evaluation.moment_metrics import moment_metrics, predict_moments
 from method.evaluation.moments import (
     Moment,
     TrueMoment,
@@ -29,7 +29,8 @@ from method.evaluation.moments import (
 )
 from method.evaluation.ranking import rank
 from method.runtime.errors import InputError
-from tests.evaluation.reported import WEIGHT, make_subject, some_captions, some_moments
+from tests.evaluation.corpora import settings_of
+from tests.evaluation.reported import WEIGHT, report_input, some_captions, some_moments
 
 
 def unit_rows(count: int, width: int, seed: int) -> torch.Tensor:
@@ -57,16 +58,16 @@ def test_timelines_are_cosines_on_one_clock_fused_as_scores_are(action: int, obj
             cosines = [float(key @ vectors[name][query]) for key in keys[name]]
             centres = (np.arange(len(cosines)) + 0.5) / len(cosines)
             expected += weight * np.interp(clock, centres, cosines)
-        found = frame_timeline(keys, {name: rows[query] for name, rows in vectors.items()}, WEIGHT)
+        found = frame_timeline(keys, {name: rows[query] for name, rows in vectors.items()}, settings_of(WEIGHT))
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
-        torch.testing.assert_close(found, frame_timelines(keys, vectors, WEIGHT)[query])
+        torch.testing.assert_close(found, frame_timelines(keys, vectors, settings_of(WEIGHT))[query])
 
 
 def test_one_branch_is_its_own_timeline_whatever_the_weight() -> None:
     keys, vectors = {"object": unit_rows(5, 8, 1)}, {"object": unit_rows(1, 8, 2)[0]}
     expected = keys["object"] @ vectors["object"]
     for weight in (0.0, 0.5, 1.0):
-        torch.testing.assert_close(frame_timeline(keys, vectors, weight), expected)
+        torch.testing.assert_close(frame_timeline(keys, vectors, settings_of(weight, branches=["object"])), expected)
 
 
 @pytest.mark.parametrize(
@@ -198,27 +199,27 @@ def axis_videos() -> tuple[Corpus, QuerySet]:
     """Three videos of four frames that see one of four things each, and captions that ask for one thing."""
     things = torch.eye(4)
     seen = {"A": [0, 1, 1, 3], "B": [2, 2, 0, 0], "C": [3, 3, 3, 3]}
-    keys = FrameKeys.of(Ragged.of([things[frames] for frames in seen.values()]))
+    keys = FrameEmbeddings.of(Ragged.of([things[frames] for frames in seen.values()]))
     asked = {"A#0": 1, "B#0": 0, "B#1": 2, "C#0": 1}
     captions = [Caption(name, name[0], "text") for name in asked]
     return Corpus(list(seen), {"action": keys}), QuerySet(captions, {"action": things[list(asked.values())]})
 
 
 def test_moment_metrics_of_a_case_made_by_hand() -> None:
-    evaluation = rank(*axis_videos(), 0.5, 64)
+    evaluation = rank(*axis_videos(), settings_of(0.5, branches=["action"]))
     assert evaluation.ranks["fused"].tolist() == [1, 2, 1, 3]
     known = {
         "A#0": TrueMoment(5.0, 15.0, 20.0),  # found: frames 1 and 2, 5 to 15 s; IoU 1
         "B#0": TrueMoment(5.0, 20.0, 20.0),  # found: 10 to 20 s; IoU 2/3; its video is second
         "B#1": TrueMoment(0.0, 4.0, 20.0),  # found: 0 to 10 s; IoU 0.4
     }
-    found = moments_in_right_videos(evaluation, known.keys(), 0.5)
+    found = predict_moments(evaluation, known.keys())
     assert {name: (moment.start, moment.end) for name, moment in found.items()} == {
         "A#0": (0.25, 0.75),
         "B#0": (0.5, 1.0),
         "B#1": (0.0, 0.5),
     }
-    metrics = moment_metrics(evaluation, known, 0.5)
+    metrics = moment_metrics(evaluation, known)
     third = 100 / 3
     assert metrics is not None
     assert metrics["captions"] == 3
@@ -234,27 +235,27 @@ def test_moment_metrics_of_a_case_made_by_hand() -> None:
 
 
 def test_without_any_known_moment_there_are_no_metrics() -> None:
-    evaluation = rank(*axis_videos(), 0.5, 64)
-    assert moment_metrics(evaluation, {}, 0.5) is None
-    assert moment_metrics(evaluation, {"other": TrueMoment(0, 1, 2)}, 0.5) is None
+    evaluation = rank(*axis_videos(), settings_of(0.5, branches=["action"]))
+    assert moment_metrics(evaluation, {}) is None
+    assert moment_metrics(evaluation, {"other": TrueMoment(0, 1, 2)}) is None
 
 
 @pytest.mark.parametrize("changes", [{}, {"fusion": "none", "object_width": None, "temperatures": ("action",)}])
 def test_moment_metrics_equal_one_caption_after_the_other(tmp_path: Path, changes: dict[str, Any]) -> None:
     captions = some_captions(30)
     known = some_moments(captions, every=2)
-    evaluation = make_subject(captions, known, tmp_path / "model.ckpt", **changes).evaluation
+    evaluation = report_input(captions, known, tmp_path / "model.ckpt", **changes).evaluation
     in_video, in_corpus = [], []
     for place, caption in enumerate(captions):
         if caption.id not in known:
             continue
         keys = evaluation.corpus.video(evaluation.video_ids.index(caption.video_id))
         vectors = {name: rows[place] for name, rows in evaluation.queries.vectors.items()}
-        moment, true = best_moment(frame_timeline(keys, vectors, WEIGHT)), known[caption.id]
+        moment, true = best_moment(frame_timeline(keys, vectors, evaluation.settings)), known[caption.id]
         found = iou((moment.start * true.duration, moment.end * true.duration), (true.start, true.end)) >= 0.3
         in_video.append(found)
         in_corpus.append(found and evaluation.ranks["fused"][place] <= 10)
-    metrics = moment_metrics(evaluation, known, WEIGHT)
+    metrics = moment_metrics(evaluation, known)
     assert metrics is not None
     assert 0 < sum(in_corpus) < sum(in_video) < len(in_video)
     assert metrics["in_video"]["r1_iou0.3"] == pytest.approx(100 * np.mean(in_video))

@@ -12,13 +12,13 @@ from method.data.batch import QueryBatch, VideoBatch
 from method.data.captions import Caption
 from method.data.features import normalize_rows
 from method.data.ragged import Ragged
-from method.evaluation import corpus as corpus_module
+from method.evaluation import scorer as scorer_module
 from method.evaluation.corpus import Corpus, encode_corpus, encode_queries
 from method.evaluation.metrics import retrieval_metrics
 from method.evaluation.ranking import Evaluation, evaluate, rank
 from method.model.retrieval import RetrievalModel
 from method.runtime.errors import InputError
-from tests.evaluation.corpora import random_encoded
+from tests.evaluation.corpora import random_encoded, settings_of
 from tests.helpers import reference_model
 from tests.helpers.small_models import lively_model, naive_twin
 
@@ -76,7 +76,9 @@ class Split:
 
     def evaluate(self, model: RetrievalModel, weight: float = 0.5, videos: int = 3, queries: int = 4) -> Evaluation:
         batches = self.video_batches(videos), self.query_batches(queries)
-        return evaluate(model, *batches, CPU, weight, 64, scores_in=Path(gettempdir()))
+        return evaluate(
+            model, *batches, CPU, settings_of(weight, branches=model.architecture.branches), Path(gettempdir())
+        )
 
 
 def naive_scores(model: RetrievalModel, split: Split, weight: float, video_batch: int) -> dict[str, torch.Tensor]:
@@ -96,17 +98,25 @@ def naive_scores(model: RetrievalModel, split: Split, weight: float, video_batch
 # Ranking what is encoded
 
 
-def test_ranks_and_scores_do_not_depend_on_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded = random_encoded(40, 100, 60)
-    corpus, queries = encoded.corpus(), encoded.queries()
-    whole = rank(corpus, queries, 0.5, 512, tmp_path)
-    monkeypatch.setattr(corpus_module, "_MAX_QUERY_BLOCK", 7)
-    parts = rank(corpus, queries, 0.5, 1, tmp_path)
-    assert whole.scores is not None
-    assert parts.scores is not None
-    for name in ("action", "object", "fused"):
-        np.testing.assert_allclose(parts.scores[name], whole.scores[name], atol=1e-6)
-        np.testing.assert_array_equal(parts.ranks[name], whole.ranks[name])
+@pytest.mark.parametrize("branches", [("audio",), ("action", "object"), ("object", "audio"), ("a", "b", "c", "d", "e")])
+def test_ranks_and_scores_are_those_of_a_loop_in_any_blocks_for_any_branches(
+    branches: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = random_encoded(40, 60, 20, branches=branches)
+    corpus, queries, expected = encoded.corpus(), encoded.queries(), encoded.scores(0.3)
+    for memory_mb, block in ((512, 1024), (1, 7)):
+        monkeypatch.setattr(scorer_module, "_MAX_QUERY_BLOCK", block)
+        evaluation = rank(corpus, queries, settings_of(0.3, memory_mb, branches=branches), tmp_path)
+        assert evaluation.scores is not None
+        assert list(evaluation.scores) == list(evaluation.metrics) == [*branches, "fused"]
+        for name, scores in evaluation.scores.items():
+            np.testing.assert_allclose(scores, expected[name], atol=1e-6)
+            right = [place % 40 for place in range(60)]
+            ranks = [
+                reference_model.rank_of(torch.tensor(row), video) for row, video in zip(scores, right, strict=True)
+            ]
+            assert evaluation.ranks[name].tolist() == ranks
+    assert sum(settings_of(0.3, branches=branches).weights.values()) == pytest.approx(1)
 
 
 # Whole evaluations
@@ -166,14 +176,14 @@ def test_the_model_is_left_in_its_mode_and_without_gradients() -> None:
     np.testing.assert_array_equal(first.scores["fused"], second.scores["fused"])
     assert all(weight.grad is None for weight in model.parameters())
     with pytest.raises(InputError):
-        evaluate(model, split.video_batches(3)[1:], split.query_batches(4), CPU, 0.5, 64)
+        evaluate(model, split.video_batches(3)[1:], split.query_batches(4), CPU, settings_of(0.5))
     assert model.training
 
 
 def test_scores_are_kept_only_when_asked_for() -> None:
     model = lively_model()
     split = Split(model)
-    assert evaluate(model, split.video_batches(3), split.query_batches(4), CPU, 0.5, 64).scores is None
+    assert evaluate(model, split.video_batches(3), split.query_batches(4), CPU, settings_of(0.5)).scores is None
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -181,7 +191,7 @@ def test_half_precision_is_near_and_its_scores_are_float32(precision: str, tmp_p
     model = lively_model()
     split = Split(model, videos=12)
     batches = split.video_batches(3), split.query_batches(4)
-    exact, half = (evaluate(model, *batches, CPU, 0.3, 64, own, tmp_path) for own in ("off", precision))
+    exact, half = (evaluate(model, *batches, CPU, settings_of(0.3, 64, own), tmp_path) for own in ("off", precision))
     assert exact.scores is not None
     assert half.scores is not None
     for name, scores in half.scores.items():
@@ -189,10 +199,10 @@ def test_half_precision_is_near_and_its_scores_are_float32(precision: str, tmp_p
         assert 0 < np.abs(scores - exact.scores[name]).max() < 0.05
         ties = scores.size - len(np.unique(scores)) - (exact.scores[name].size - len(np.unique(exact.scores[name])))
         assert ties < 0.01 * scores.size  # a tie counts against the caption
-    for name, keys in half.corpus.keys.items():
+    for name, keys in half.corpus.frames.items():
         assert keys.values.element_size() == 2
         assert half.queries.vectors[name].dtype == torch.float32
-        assert keys.lengths == exact.corpus.keys[name].lengths
+        assert keys.lengths == exact.corpus.frames[name].lengths
 
 
 def test_everything_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,15 +248,15 @@ def test_a_caption_without_its_video() -> None:
 def test_a_video_that_is_there_twice() -> None:
     encoded = random_encoded(3, 2, 4)
     corpus = encoded.corpus()
-    twice = Corpus([corpus.video_ids[0], *corpus.video_ids[:2]], corpus.keys)
+    twice = Corpus([corpus.video_ids[0], *corpus.video_ids[:2]], corpus.frames)
     with pytest.raises(InputError, match=f"{corpus.video_ids[0]!r} is among the evaluated videos more than once"):
-        rank(twice, encoded.queries(), 0.5, 64)
+        rank(twice, encoded.queries(), settings_of(0.5))
 
 
 def test_no_captions() -> None:
     encoded = random_encoded(3, 0, 4)
     with pytest.raises(InputError, match="no captions to evaluate"):
-        rank(encoded.corpus(), encoded.queries(), 0.5, 64)
+        rank(encoded.corpus(), encoded.queries(), settings_of(0.5))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -268,9 +278,9 @@ def test_encoded_rows_belong_to_their_videos() -> None:
     queries = encode_queries(model, split.query_batches(3), CPU)
     for place, item in enumerate(split.videos):
         alone = encode_corpus(model, [join_videos([item])], CPU)
-        for name, keys in corpus.keys.items():
+        for name, keys in corpus.frames.items():
             own = keys.video(place)
-            torch.testing.assert_close(own, alone.keys[name].values, atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(own, alone.frames[name].values, atol=1e-6, rtol=1e-5)
             torch.testing.assert_close(own.norm(dim=1), torch.ones(len(own)))
     for vectors in queries.vectors.values():
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(split.queries)))

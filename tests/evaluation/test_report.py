@@ -25,10 +25,11 @@ from method.evaluation.report.breakdown import breakdowns
 from method.evaluation.report.cost import costs, multiply_adds
 from method.evaluation.report.failures import repeated_captions, timelines, worst_captions
 from method.evaluation.report.figures import figures_for_tensorboard
-from method.evaluation.report.subject import Subject
+from method.evaluation.report.input import ReportInput
+from method.evaluation.report.theme import DARK, LIGHT, score_styles
 from method.evaluation.report.write import WINNERS, WORST, write_report
 from method.runtime.files import read_json
-from tests.evaluation.reported import WEIGHT, evaluation_of, make_subject, some_captions, some_moments
+from tests.evaluation.reported import evaluation_of, report_input, some_captions, some_moments
 from tests.helpers.small_dataset import SmallDataset, run_evaluate, run_train
 from tests.helpers.small_models import random_rows
 
@@ -72,21 +73,25 @@ def test_rank_bins_hold_every_rank_once(videos: int) -> None:
     assert sum(naive) == 300
 
 
-def test_fusion_outcomes_and_agreement_equal_a_caption_at_a_time() -> None:
-    action, object_, fused = (random_ranks(400, 12, seed) for seed in range(3))
+@pytest.mark.parametrize("branches", [("action", "object"), ("action", "object", "audio"), ("a", "b", "c", "d")])
+def test_fusion_outcomes_and_agreement_equal_a_caption_at_a_time(branches: tuple[str, ...]) -> None:
+    ranks = {name: random_ranks(400, 12, seed) for seed, name in enumerate((*branches, "fused"))}
+    fused = ranks["fused"]
     naive = []
-    for a, o, f in zip(action, object_, fused, strict=True):
-        if f < min(a, o):
-            naive.append("better than both")
-        elif f == min(a, o):
-            naive.append("as good as the better")
+    for *own, f in zip(*ranks.values(), strict=True):
+        if f < min(own):
+            naive.append("better than every branch")
+        elif f == min(own):
+            naive.append("as good as the best branch")
         else:
-            naive.append("worse than both" if f > max(a, o) else "between")
+            naive.append("worse than every branch" if f > max(own) else "in between")
     assert set(naive) == set(data.OUTCOMES)
-    assert [data.OUTCOMES[place] for place in data.fusion_outcomes(action, object_, fused)] == naive
-    found = {row.found_by: row for row in data.agreement(action, object_, fused, 4)}
-    own = [f for a, o, f in zip(action, object_, fused, strict=True) if a <= 4 < o]
-    assert (found["action only"].captions, found["action only"].found_fused) == (len(own), sum(f <= 4 for f in own))
+    assert [data.OUTCOMES[place] for place in data.fusion_outcomes(ranks)] == naive
+    found = {row.found_by: row for row in data.agreement(ranks, 4)}
+    alone = [f for first, *others, f in zip(*ranks.values(), strict=True) if first <= 4 < min(others)]
+    row = found[f"{branches[0]} only"]
+    assert (row.captions, row.found_fused) == (len(alone), sum(f <= 4 for f in alone))
+    assert found["every branch"].captions == sum(max(own) <= 4 for *own, _ in zip(*ranks.values(), strict=True))
     assert sum(row.captions for row in found.values()) == 400
     assert sum(row.found_fused for row in found.values()) == sum(fused <= 4)
 
@@ -111,7 +116,7 @@ def test_even_bins_hold_every_value_once(values: list[int]) -> None:
     assert len(labels) == len(bins) <= 5
     for value in values:
         assert sum(first <= value <= last for first, last in bins) == 1
-    places = data.place_in_bins(np.array(values), bins)
+    places = data.bin_indices(np.array(values), bins)
     assert all(bins[place][0] <= value <= bins[place][1] for place, value in zip(places, values, strict=True))
     assert set(places.tolist()) == set(range(len(bins)))  # none is empty
 
@@ -119,9 +124,9 @@ def test_even_bins_hold_every_value_once(values: list[int]) -> None:
 def test_breakdowns_say_how_many_captions_each_bin_has(tmp_path: Path) -> None:
     captions = some_captions(40, ("one", "one two three", "one two three four"))
     moments = some_moments(captions, every=2)
-    subject = make_subject(captions, moments, tmp_path)
-    frames = subject.split.frames["action"]
-    made = {b.name: b for b in breakdowns(subject.evaluation.ranks, captions, frames, "the stream", moments)}
+    given = report_input(captions, moments, tmp_path)
+    frames = given.split.frames["action"]
+    made = {b.name: b for b in breakdowns(given.evaluation.ranks, captions, frames, "the stream", moments)}
     counted = {name: {group.label: group.captions for group in b.groups} for name, b in made.items()}
     per_video = [sum(other.video_id == caption.video_id for other in captions) for caption in captions]
     expected = {f"{count}": per_video.count(count) for count in (1, 2, 3, 4, 5)}
@@ -135,9 +140,9 @@ def test_breakdowns_say_how_many_captions_each_bin_has(tmp_path: Path) -> None:
     # Every video's duration is known by one of its captions; without the first video's, frames are what is left.
     assert made["video_length"].unit == "seconds"
     fewer = {name: moment for name, moment in moments.items() if not name.startswith("V0#")}
-    unknown = breakdowns(subject.evaluation.ranks, captions, frames, "the stream", fewer)
+    unknown = breakdowns(given.evaluation.ranks, captions, frames, "the stream", fewer)
     assert {b.unit for b in unknown if b.name == "video_length"} == {"frames"}
-    without = breakdowns(subject.evaluation.ranks, captions, frames, "the stream", {})
+    without = breakdowns(given.evaluation.ranks, captions, frames, "the stream", {})
     assert [b.name for b in without if not b.groups] == ["moment_ratio", "moment_ratio_ten"]
 
 
@@ -145,11 +150,11 @@ def test_the_worst_captions_and_what_outranks_them_are_those_of_the_full_scores(
     evaluation = evaluation_of(tmp_path, 60)
     assert evaluation.scores is not None
     fused, ranks = evaluation.scores["fused"], evaluation.ranks["fused"]
-    failures = worst_captions(evaluation, WEIGHT, 64, 5, 3)
-    assert [failure.ranks["fused"] for failure in failures] == sorted(ranks.tolist(), reverse=True)[:5]
+    failures = worst_captions(evaluation, 5, 3)
+    assert [failure.rank for failure in failures] == sorted(ranks.tolist(), reverse=True)[:5]
     for failure in failures:
-        scores = fused[failure.place]
-        assert evaluation.queries.captions[failure.place] is failure.caption
+        scores = fused[failure.index]
+        assert evaluation.queries.captions[failure.index] is failure.caption
         right = scores[evaluation.video_ids.index(failure.caption.video_id)]
         assert failure.right.score == pytest.approx(right, abs=1e-6)
         best = sorted(range(60), key=lambda video: -scores[video])[:3]
@@ -160,29 +165,29 @@ def test_the_worst_captions_and_what_outranks_them_are_those_of_the_full_scores(
 
 def test_what_ties_with_the_right_video_outranks_it(tmp_path: Path) -> None:
     evaluation = evaluation_of(tmp_path, 2)
-    keys = {name: replace(rows, values=rows.values * 0) for name, rows in evaluation.corpus.keys.items()}
+    zeros = {name: replace(rows, values=rows.values * 0) for name, rows in evaluation.corpus.frames.items()}
     tied = replace(
         evaluation,
-        corpus=replace(evaluation.corpus, keys=keys),
+        corpus=replace(evaluation.corpus, frames=zeros),
         ranks={name: np.full(3, 2) for name in evaluation.ranks},
     )
-    failures = worst_captions(tied, WEIGHT, 64, 9, 3)
+    failures = worst_captions(tied, 9, 3)
     assert [[winner.video_id for winner in failure.winners] for failure in failures] == [["V1"], ["V0"], ["V0"]]
 
 
 def test_captions_that_no_ranking_can_tell_apart_are_counted(tmp_path: Path) -> None:
     texts = {"A#0": "A cat.", "A#1": "a  cat", "B#0": "a cat", "B#1": "A dog", "C#0": "two dogs", "C#1": "Two dogs."}
     assert repeated_captions([Caption(name, name[0], text) for name, text in texts.items()]) == 3
-    failures = worst_captions(make_subject(some_captions(20), {}, tmp_path).evaluation, WEIGHT, 64, 5, 3)
+    failures = worst_captions(report_input(some_captions(20), {}, tmp_path).evaluation, 5, 3)
     assert all(failure.same_text for failure in failures)
 
 
 def test_timelines_hold_each_branch_on_its_own_clock(tmp_path: Path) -> None:
     captions = some_captions(6)
     moments = some_moments(captions)
-    evaluation = make_subject(captions, moments, tmp_path).evaluation
-    own = timelines(evaluation, 4, captions[4].video_id, WEIGHT, moments, {captions[4].video_id: 12.0})
-    other = timelines(evaluation, 4, "V0", WEIGHT, moments, {})
+    evaluation = report_input(captions, moments, tmp_path).evaluation
+    own = timelines(evaluation, 4, captions[4].video_id, moments, {captions[4].video_id: 12.0})
+    other = timelines(evaluation, 4, "V0", moments, {})
     assert (own.true, own.duration) == (moments[captions[4].id], 12.0)
     assert (other.true, other.duration) == (None, None)
     for video in (own, other):
@@ -191,14 +196,14 @@ def test_timelines_hold_each_branch_on_its_own_clock(tmp_path: Path) -> None:
             expected = (rows @ evaluation.queries.vectors[name][4]).numpy()
             np.testing.assert_allclose(video.scores[name], expected, atol=1e-6)
         assert len(video.scores["fused"]) == max(map(len, keys.values()))
-        assert video.found.score == pytest.approx(video.scores["fused"].max())
+        assert video.predicted.score == pytest.approx(video.scores["fused"].max())
 
 
 # --- cost -------------------------------------------------------------------------------------------------------------
 
 
 def test_multiply_adds_of_a_model_without_fusion_equal_the_formula(tmp_path: Path) -> None:
-    model = make_subject(some_captions(3), {}, tmp_path, **ONE_BRANCH).model
+    model = report_input(some_captions(3), {}, tmp_path, **ONE_BRANCH).model
     frames, width, d = 7, 10, 16
     # input, query and key and value and output projections, two attention products, frame key
     expected = frames * (width * d + 4 * d * d + 2 * frames * d + d * d)
@@ -212,13 +217,13 @@ def test_multiply_adds_of_a_model_without_fusion_equal_the_formula(tmp_path: Pat
 
 
 def test_costs_are_those_of_the_model_and_the_corpus(tmp_path: Path) -> None:
-    subject = make_subject(some_captions(4), {}, tmp_path)
-    found = costs(subject.model, subject.evaluation, subject.split, WEIGHT, 64)
+    given = report_input(some_captions(4), {}, tmp_path)
+    found = costs(given.model, given.evaluation, given.split)
     by_name = {(cost.what, cost.unit): cost for cost in found}
-    assert by_name["parameters", ""].value == sum(weight.numel() for weight in subject.model.parameters())
-    frames = sum(sum(keys.lengths) for keys in subject.evaluation.corpus.keys.values())
-    assert by_name["index, a video", "bytes"].value == frames / 4 * 16 * 4
-    counts = [cost.what for cost in found if cost.unit == "ms a query"]
+    assert by_name["parameters", ""].value == sum(weight.numel() for weight in given.model.parameters())
+    frames = sum(sum(keys.lengths) for keys in given.evaluation.corpus.frames.values())
+    assert by_name["index, per video", "bytes"].value == frames / 4 * 16 * 4
+    counts = [cost.what for cost in found if cost.unit == "ms per query"]
     assert counts == [
         "time to score a query, 1 at once",
         "time to score a query, 7 at once",
@@ -226,7 +231,7 @@ def test_costs_are_those_of_the_model_and_the_corpus(tmp_path: Path) -> None:
     assert all(cost.value > 0 for cost in found)
     long, median = (by_name[f"encode a {kind} video", "M multiply-adds"] for kind in ("long", "median"))
     assert long.value > median.value
-    assert long.how.startswith("24 frames a branch")
+    assert long.how.startswith("24 frames per branch")
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -261,17 +266,17 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Path, Subject]:
+def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Path, ReportInput]:
     """A report with everything in it, of captions that try to be markup."""
     folder = tmp_path_factory.mktemp("run")
     captions = some_captions(130, HOSTILE)
-    subject = make_subject(captions, some_moments(captions, every=2), folder / "<model>.ckpt")
-    path = write_report(folder, subject)
+    given = report_input(captions, some_moments(captions, every=2), folder / "<model>.ckpt")
+    path = write_report(folder, given)
     assert path == folder / "report" / "index.html"
-    return Page(path), path.parent, subject
+    return Page(path), path.parent, given
 
 
-def test_the_page_needs_nothing_but_itself(reported: tuple[Page, Path, Subject]) -> None:
+def test_the_page_needs_nothing_but_itself(reported: tuple[Page, Path, ReportInput]) -> None:
     page, folder, _ = reported
     assert page.open == []
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "b", "form"})
@@ -288,17 +293,17 @@ def test_the_page_needs_nothing_but_itself(reported: tuple[Page, Path, Subject])
         assert target[1:] in ids if target.startswith("#") else (folder / target).is_file()
 
 
-def test_text_of_captions_and_paths_stays_text(reported: tuple[Page, Path, Subject]) -> None:
-    page, _, subject = reported
-    shown = {failure.caption.text for failure in worst_captions(subject.evaluation, WEIGHT, 64, WORST, WINNERS)}
+def test_text_of_captions_and_paths_stays_text(reported: tuple[Page, Path, ReportInput]) -> None:
+    page, _, given = reported
+    shown = {failure.caption.text for failure in worst_captions(given.evaluation, WORST, WINNERS)}
     assert shown
     for text in shown:
         assert re.sub(r"\s+", " ", text) in page.text
     assert "<model>.ckpt, epoch 7" in page.text.replace("  ", " ").replace(" ,", ",")
 
 
-def test_every_part_is_there_when_moments_are_known(reported: tuple[Page, Path, Subject]) -> None:
-    page, folder, subject = reported
+def test_every_part_is_there_when_moments_are_known(reported: tuple[Page, Path, ReportInput]) -> None:
+    page, folder, given = reported
     headings = [
         *("Results", "Recall over K", "Ranks", "Where fusion helps and hurts", "By caption length"),
         *("By number of captions of the video", "By video length", "three bins that papers report", "ten equal bins"),
@@ -307,7 +312,7 @@ def test_every_part_is_there_when_moments_are_known(reported: tuple[Page, Path, 
     places = [page.text.rindex(heading) for heading in headings]
     assert places == sorted(places)
     assert "an addition of this program, not in the paper" in page.text
-    assert "No moments are known" not in page.text
+    assert "No ground-truth moments" not in page.text
     pictures = {path.stem for path in folder.glob("*.png")}
     assert pictures == {
         *("recall_curve", "rank_histogram", "fusion", "timelines_1", "timelines_2", "timelines_3", "timelines_4"),
@@ -319,16 +324,16 @@ def test_every_part_is_there_when_moments_are_known(reported: tuple[Page, Path, 
         "parameters",
         "encode a median video",
         "encode a query",
-        "index, a video",
+        "index, per video",
         "score a query, 100 at once",
     ):
         assert what in page.text
-    assert f"score a query, {len(subject.evaluation.caption_ids)} at once" in page.text
+    assert f"score a query, {len(given.evaluation.caption_ids)} at once" in page.text
 
 
-def test_the_tables_beside_the_page_hold_the_same_numbers(reported: tuple[Page, Path, Subject]) -> None:
-    _, folder, subject = reported
-    evaluation = subject.evaluation
+def test_the_tables_beside_the_page_hold_the_same_numbers(reported: tuple[Page, Path, ReportInput]) -> None:
+    _, folder, given = reported
+    evaluation = given.evaluation
 
     def rows(name: str) -> list[dict[str, str]]:
         with (folder / name).open(encoding="utf-8", newline="") as file:
@@ -338,12 +343,12 @@ def test_the_tables_beside_the_page_hold_the_same_numbers(reported: tuple[Page, 
     assert [row["caption"] for row in captions] == [caption.text for caption in evaluation.queries.captions]
     for name, ranks in evaluation.ranks.items():
         assert [int(row[f"rank_{name}"]) for row in captions] == ranks.tolist()
-    assert [row["caption_id"] for row in captions if row["iou"]] == list(subject.moments)
+    assert [row["caption_id"] for row in captions if row["iou"]] == list(given.moments)
     curve = rows("recall_curve.csv")
     assert [int(row["k"]) for row in curve] == list(range(1, 131))
     assert float(curve[9]["fused"]) == pytest.approx(evaluation.metrics["fused"]["r10"])
     assert sum(int(row["action"]) for row in rows("rank_histogram.csv")) == len(captions)
-    assert sum(int(row["captions"]) for row in rows("moment_ratio_ten.csv")) == len(subject.moments)
+    assert sum(int(row["captions"]) for row in rows("moment_ratio_ten.csv")) == len(given.moments)
     worst = rows("worst_captions.csv")
     assert len(worst) == WORST * WINNERS
     assert int(worst[0]["rank_fused"]) == evaluation.ranks["fused"].max()
@@ -361,14 +366,46 @@ def test_small_corpora_and_single_branches_are_reported_and_say_so(
     captions = some_captions(videos)
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "timelines_9.png").touch()  # of an earlier report
-    page = Page(write_report(tmp_path, make_subject(captions, {}, tmp_path / "model.ckpt", **changes)))
+    page = Page(write_report(tmp_path, report_input(captions, {}, tmp_path / "model.ckpt", **changes)))
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
     assert not (tmp_path / "report" / "timelines_9.png").exists()
-    assert page.text.count("No moments are known") == 3 + (videos > 1)
-    assert f"With {videos} videos every caption finds its video within 100" in page.text
-    assert ("This model has one branch" in page.text) == bool(changes)
-    assert ("Every caption finds its video first" in page.text) == (videos == 1)
-    assert (tmp_path / "report" / "fusion.png").exists() == (not changes)
+    assert page.text.count("No ground-truth moments") == 3 + (videos > 1)
+    assert f"With only {videos} videos R@100 is always 100" in page.text
+    assert ("Every caption ranks its video first" in page.text) == (videos == 1)
+    if changes:  # one branch has nothing to fuse, so nothing is said about it
+        tables = [path.read_text("utf-8") for path in (tmp_path / "report").glob("*.csv")]
+        assert not [text for text in (page.text, *tables) if "fus" in text]
+    assert ("Where fusion helps and hurts" in page.text) == (not changes)
+
+
+@pytest.mark.parametrize("branches", [("action", "object", "audio"), ("<b>", "audio", "c d", "d", "e", "f")])
+def test_many_branches_are_reported_each_with_its_own_style(tmp_path: Path, branches: tuple[str, ...]) -> None:
+    captions = some_captions(40)
+    given = report_input(captions, some_moments(captions), tmp_path / "model.ckpt", branches)
+    page = Page(write_report(tmp_path, given))
+    assert page.open == []
+    for name in branches:
+        assert f"{name} only" in page.text
+    assert "0.3 × " + branches[0] in page.text
+    assert "several branches, not all" in page.text
+    assert "rank under the fused score" in str([image["alt"] for image in page.all("img")])
+    with (tmp_path / "report" / "captions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name, ranks in given.evaluation.ranks.items():
+        assert [int(row[f"rank_{name}"]) for row in rows] == ranks.tolist()
+    timeline = (tmp_path / "report" / "timelines_1.csv").read_text("utf-8")
+    assert all(f",{name}," in timeline for name in (*branches, "fused"))
+
+
+def test_styles_go_by_position_but_action_object_and_fused_keep_theirs() -> None:
+    for theme in (LIGHT, DARK):
+        published = score_styles(["action", "object", "fused"], theme)
+        more = score_styles(["audio", "object", "action", "speech", "fused"], theme)
+        assert {name: more[name] for name in published} == published
+        assert len({style.color for style in more.values()}) == 5
+        own = score_styles(["a", "b", "c", "d", "fused"], theme)
+        assert len({style.color for style in own.values()}) == 5
+        assert len({str(style.line) for style in own.values()}) == 5
 
 
 def test_tensorboard_takes_the_figures_which_look_the_same_under_other_settings_of_matplotlib(tmp_path: Path) -> None:
@@ -437,7 +474,7 @@ def test_evaluation_reports_moments_where_the_file_is_and_the_page_when_asked(
     dataset = SmallDataset(tmp_path)
     run = run_train(dataset.flags("--n_epoch", "1", "--report"))
     assert "moments" not in read_json(run / "metrics.json")
-    assert "No moments are known" in (run / "report" / "index.html").read_text("utf-8")
+    assert "No ground-truth moments" in (run / "report" / "index.html").read_text("utf-8")
 
     lines = [f'{{"cap_id": "{caption.id}", "start": 1, "end": 3, "duration": 9}}\n' for caption in dataset.captions()]
     dataset.test_txt.with_name("demoval.moments.jsonl").write_text("".join(lines))
@@ -452,7 +489,7 @@ def test_evaluation_reports_moments_where_the_file_is_and_the_page_when_asked(
     def full_disk(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("method.evaluation.report.picture.write_bytes", full_disk)
+    monkeypatch.setattr("method.evaluation.report.theme.write_bytes", full_disk)
     run_evaluate([*again, "--report", "--description", "full"])
     assert "the report could not be drawn" in caplog.text
     assert "No space left on device" in caplog.text

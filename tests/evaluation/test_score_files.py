@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from method.evaluation.corpus import Scorer
 from method.evaluation.ranking import rank
-from method.evaluation.score_files import KeptScores
-from tests.evaluation.corpora import random_encoded
+from method.evaluation.score_files import ScoreFiles
+from method.evaluation.scorer import Scorer
+from tests.evaluation.corpora import random_encoded, settings_of
 
 
-def test_kept_scores_are_those_of_memory(tmp_path: Path) -> None:
+def test_scores_on_disk_equal_those_in_memory(tmp_path: Path) -> None:
     encoded = random_encoded(videos=300, queries=200, longest=4)
     corpus, queries = encoded.corpus(), encoded.queries()
-    blocks = list(Scorer(corpus, 1).blocks(queries, 0.3))
+    blocks = list(Scorer(corpus, settings_of(0.3, 1)).blocks(queries))
     assert len(blocks) > 1
-    kept = rank(corpus, queries, 0.3, 1, tmp_path).scores
+    kept = rank(corpus, queries, settings_of(0.3, 1), tmp_path).scores
     assert kept is not None
     for name in ("action", "object", "fused"):
         assert kept[name].dtype == np.float32
@@ -30,14 +30,14 @@ def test_kept_scores_are_those_of_memory(tmp_path: Path) -> None:
 
 def test_blocks_may_come_in_any_order(tmp_path: Path) -> None:
     scores_QV = torch.arange(12, dtype=torch.float32).view(4, 3)
-    kept = KeptScores(tmp_path, 4, 3)
+    kept = ScoreFiles(tmp_path, 4, 3)
     for first in (3, 0, 2, 1):
         kept.write(first, {"fused": scores_QV[first : first + 1]})
     np.testing.assert_array_equal(kept.read()["fused"], scores_QV)
 
 
-def test_a_transposed_table_is_kept_as_what_it_shows(tmp_path: Path) -> None:
-    kept = KeptScores(tmp_path, 2, 3)
+def test_a_transposed_matrix_is_written_row_by_row(tmp_path: Path) -> None:
+    kept = ScoreFiles(tmp_path, 2, 3)
     kept.write(0, {"fused": torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]).t()})
     assert kept.read()["fused"].tolist() == [[1, 3, 5], [2, 4, 6]]
 
@@ -48,7 +48,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (300 * 100 * 4, hard))
     try:
         with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as caught:
-            rank(encoded.corpus(), encoded.queries(), 0.3, 1, tmp_path)
+            rank(encoded.corpus(), encoded.queries(), settings_of(0.3, 1), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.filename == str(tmp_path)

@@ -18,11 +18,12 @@ from method.data.dataset import FeatureReader
 from method.data.features import normalize_rows
 from method.data.ragged import Ragged
 from method.evaluation.corpus import Corpus
-from method.evaluation.frame_keys import FrameKeys
+from method.evaluation.frame_embeddings import FrameEmbeddings
+from method.evaluation.scorer import ScoringSettings, branch_weights
 from method.runtime.errors import InputError
 from method.serving.searcher import Searcher
 from method.text.encoder import TextEncoder
-from tests.helpers.small_models import SMALL, lively_model
+from tests.helpers.small_models import SMALL, ManyBranches
 
 MISSING_ENCODER = "checkpoints/roberta-large: no such folder; `python utils/download_roberta.py` fetches one"
 
@@ -69,19 +70,21 @@ class MadeUpText:
 
 
 def make_searcher(
-    captions: Mapping[str, Sequence[str]], durations: Mapping[str, float] | None = None, encoder: bool = True
+    captions: Mapping[str, Sequence[str]],
+    durations: Mapping[str, float] | None = None,
+    encoder: bool = True,
+    branches: Sequence[str] = ("action", "object"),
 ) -> Searcher:
-    """A searcher over one video of random frame keys for each id in `captions`, which also gives its captions.
+    """A searcher over one video of random frame embeddings for each id in `captions`, which also gives its captions.
 
     Without `encoder` there is no text encoder.
     """
     generator = torch.Generator().manual_seed(0)
-    keys = {}
-    for branch, frames in (("action", 6), ("object", 9)):
-        rows = [
-            torch.randn(frames + place % 4, SMALL.hidden_size, generator=generator) for place in range(len(captions))
-        ]
-        keys[branch] = FrameKeys.of(Ragged.of([torch.nn.functional.normalize(own, dim=-1) for own in rows]))
+    videos = {}
+    for number, branch in enumerate(branches):
+        lengths = [6 + 3 * number + index % 4 for index in range(len(captions))]
+        rows = [torch.randn(length, SMALL.hidden_size, generator=generator) for length in lengths]
+        videos[branch] = FrameEmbeddings.of(Ragged.of([torch.nn.functional.normalize(own, dim=-1) for own in rows]))
     text = MadeUpText()
 
     def load() -> TextEncoder:
@@ -90,16 +93,15 @@ def make_searcher(
         return cast(TextEncoder, text)
 
     return Searcher(
-        model=lively_model(),
-        corpus=Corpus(list(captions), keys),
+        model=ManyBranches.of(branches),
+        corpus=Corpus(list(captions), videos),
         captions=[
             Caption(f"{video}#enc#{k}", video, own) for video in captions for k, own in enumerate(captions[video])
         ],
         reader=cast(FeatureReader, text),
         make_encoder=load,
         durations=durations or {},
-        fusion_weight=0.5,
-        memory_mb=4,
+        settings=ScoringSettings(branch_weights(branches, 0.5), memory_mb=4),
     )
 
 

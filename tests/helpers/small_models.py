@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
 
 from method.data.batch import VideoBatch
 from method.data.features import normalize_rows
 from method.data.ragged import Ragged
 from method.model.architecture import Architecture
 from method.model.published import to_published
-from method.model.retrieval import RetrievalModel
+from method.model.retrieval import Branch, RetrievalModel
 from method.training.sharded_batch import Share
 from tests.helpers.reference_model import NaiveModel
 
@@ -67,6 +68,37 @@ def lively_model(**changes: Any) -> RetrievalModel:
             elif weight.dim():
                 weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
     return model.eval()
+
+
+class ManyBranches(nn.Module):
+    """Independent branches of any names, each a model with that one branch, in the place of a `RetrievalModel`."""
+
+    def __init__(self, branches: Iterable[str]) -> None:
+        super().__init__()
+        one_branch: dict[str, Any] = {"fusion": "none", "object_width": None, "temperatures": ()}
+        self.models = nn.ModuleDict({name: lively_model(**one_branch) for name in branches})
+        self.architecture = replace(SMALL, **one_branch)
+        self.eval()
+
+    @classmethod
+    def of(cls, branches: Iterable[str]) -> RetrievalModel:
+        return cast(RetrievalModel, cls(branches))
+
+    @property
+    def branches(self) -> nn.ModuleDict:
+        return self.models
+
+    def branch(self, name: str) -> Branch:
+        return self._model(name).branch("action")
+
+    def encode_videos(self, streams: Mapping[str, Ragged]) -> dict[str, Ragged]:
+        return {name: self._model(name).encode_videos({"action": streams[name]})["action"] for name in self.models}
+
+    def encode_queries(self, words: Ragged) -> dict[str, Tensor]:
+        return {name: self._model(name).encode_queries(words)["action"] for name in self.models}
+
+    def _model(self, name: str) -> RetrievalModel:
+        return cast(RetrievalModel, self.models[name])
 
 
 def naive_twin(model: RetrievalModel) -> NaiveModel:

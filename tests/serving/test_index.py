@@ -28,6 +28,7 @@ from method.serving.index import fingerprint, index_path, open_index
 from method.serving.searcher import Searcher
 from tests.helpers.linked_files import WAYS, change, link
 from tests.helpers.poor_disk import refuse_all
+from tests.evaluation.corpora import random_encoded, settings_of
 from tests.helpers.small_dataset import SmallDataset
 from tests.helpers.small_models import VARIANTS, lively_model
 
@@ -73,9 +74,9 @@ def world(tmp_path: Path) -> World:
 
 def same(first: Corpus, second: Corpus) -> bool:
     return first.video_ids == second.video_ids and all(
-        torch.equal(first.keys[name].values, second.keys[name].values)
-        and first.keys[name].lengths == second.keys[name].lengths
-        for name in {*first.keys, *second.keys}
+        torch.equal(first.frames[name].values, second.frames[name].values)
+        and first.frames[name].lengths == second.frames[name].lengths
+        for name in {*first.frames, *second.frames}
     )
 
 
@@ -93,9 +94,10 @@ def test_search_ranks_and_scores_as_evaluation_does(tmp_path: Path, variant: str
     world = World(tmp_path, lively_model(**VARIANTS[variant]))
     captions = world.data.captions()
     queries = encode_queries(world.model, Loader(Queries(world.reader, captions), 4, 0, False), CPU)
-    expected = rank(world.encode(), queries, 0.3, memory_mb=1, scores_in=tmp_path)
+    settings = settings_of(0.3, memory_mb=1, branches=world.model.architecture.branches)
+    expected = rank(world.encode(), queries, settings, scores_in=tmp_path)
     assert expected.scores is not None
-    searcher = Searcher(world.model, world.open(), captions, world.reader, _no_encoder, {}, 0.3, memory_mb=1)
+    searcher = Searcher(world.model, world.open(), captions, world.reader, _no_encoder, {}, settings)
     for number, caption in enumerate(captions):
         answer = searcher.search_caption(caption.id, count=100)
         fused = expected.scores["fused"][number]
@@ -115,18 +117,20 @@ def test_an_index_in_half_precision_is_half_as_large_and_searched_as_evaluated(w
         world.open()
     half = world.open(rebuild=True)
     assert same(half, world.encode())
-    for name, keys in half.keys.items():
-        assert 2 * keys.values.nbytes == whole.keys[name].values.nbytes
+    for name, keys in half.frames.items():
+        assert 2 * keys.values.nbytes == whole.frames[name].values.nbytes
     captions = world.data.captions()
     queries = encode_queries(world.model, Loader(Queries(world.reader, captions), 4, 0, False), CPU, precision)
-    expected = rank(half, queries, 0.3, 1).ranks["fused"]
-    searcher = Searcher(world.model, half, captions, world.reader, _no_encoder, {}, 0.3, 1, precision)
+    expected = rank(half, queries, settings_of(0.3)).ranks["fused"]
+    searcher = Searcher(
+        world.model, half, captions, world.reader, _no_encoder, {}, settings_of(0.3, precision=precision)
+    )
     assert [searcher.search_caption(caption.id, 1).right_rank for caption in captions] == expected.tolist()
 
 
 def test_best_frames_of_a_search_are_where_its_scores_are(world: World) -> None:
     corpus, captions = world.open(), world.data.captions()
-    searcher = Searcher(world.model, corpus, captions, world.reader, _no_encoder, {}, 0.3, memory_mb=1)
+    searcher = Searcher(world.model, corpus, captions, world.reader, _no_encoder, {}, settings_of(0.3))
     queries = encode_queries(world.model, Loader(Queries(world.reader, captions), 4, 0, False), CPU)
     later = 0
     for number, caption in enumerate(captions):
@@ -226,6 +230,12 @@ def test_an_index_on_a_poor_disk(world: World, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(torch, "load", without_maps)
     assert same(world.open(), encoded)
+@pytest.mark.parametrize("branches", [("audio",), ("action", "object", "audio")])
+def test_an_index_holds_any_number_of_branches(tmp_path: Path, branches: tuple[str, ...]) -> None:
+    corpus = random_encoded(9, 1, 6, branches=branches).corpus()
+    path = tmp_path / "model.ckpt.index" / "test.pt"
+    assert same(open_index(path, {"checkpoint": "x"}, lambda: corpus), corpus)
+    assert list(open_index(path, {"checkpoint": "x"}, lambda: corpus).frames) == list(branches)
 
 
 def test_the_batch_size_matters_only_where_it_changes_keys(tmp_path: Path) -> None:
@@ -249,7 +259,7 @@ def empty(content: bytes) -> bytes:
 
 
 def one_key_changed(content: bytes, world: World) -> bytes:
-    row = world.encode().keys["object"].values[2].numpy().tobytes()
+    row = world.encode().frames["object"].values[2].numpy().tobytes()
     assert content.count(row) == 1
     return content.replace(row, row[:5] + bytes([row[5] ^ 1]) + row[6:])
 
@@ -313,7 +323,7 @@ import os, signal, sys, torch
 from pathlib import Path
 from method.serving import index
 from method.evaluation.corpus import Corpus
-from method.evaluation.frame_keys import FrameKeys
+from method.evaluation.frame_embeddings import FrameEmbeddings
 
 def save(content, file):
     file.write(b"half of an index")
@@ -321,7 +331,7 @@ def save(content, file):
     os.kill(os.getpid(), signal.SIGKILL)
 
 torch.save = save
-index.open_index(Path(sys.argv[1]), {}, lambda: Corpus(["v"], {"action": FrameKeys(torch.ones(1, 2), (1,))}))
+index.open_index(Path(sys.argv[1]), {}, lambda: Corpus(["v"], {"action": FrameEmbeddings(torch.ones(1, 2), (1,))}))
 """
 
 
@@ -372,7 +382,7 @@ def test_of_two_processes_one_makes_the_index_and_the_other_waits(world: World) 
 def test_keys_that_are_not_finite_are_not_kept(world: World) -> None:
     corpus = world.encode()
     with torch.inference_mode():
-        corpus.keys["object"].values[3, 1] = torch.nan
+        corpus.frames["object"].values[3, 1] = torch.nan
     with pytest.raises(InputError, match="object frame keys are not all finite"):
         world.open(encode=lambda: corpus)
     assert not world.path.exists()

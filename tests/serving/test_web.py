@@ -20,6 +20,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from method.runtime.errors import InputError
+from method.serving.output import as_json
 from method.serving.searcher import MAX_CHARACTERS, Searcher
 from method.serving.web.server import make_app, serve
 from method.serving.web.timeline import draw
@@ -165,6 +166,22 @@ def test_mistakes_get_a_page_that_says_so(
     assert tags.named("input")
 
 
+@pytest.mark.parametrize("branches", [("audio",), ("action", "object", "audio")])
+def test_a_result_shows_the_scores_of_all_branches(branches: tuple[str, ...]) -> None:
+    searcher = make_searcher(kitchen(), branches=branches)
+    tags = page(client_of(searcher).get("/?q=a+man"))
+    answer = searcher.search("a man", 5)
+    titles = [str(span["title"]) for span in tags.named("span") if span.get("class") == "score"]
+    for title, hit in zip(titles, answer.hits, strict=True):
+        names = (*branches, "fused") if len(branches) > 1 else branches
+        assert title == ", ".join(f"{name} {hit.scores[name]:.4f}" for name in names)
+        assert list(hit.best_frames) == list(branches)
+    shown = f"{branches[-1]} {answer.hits[0].scores[branches[-1]]:.3f}"
+    assert (shown in " ".join(tags.text.split())) == (len(branches) > 1)
+    results = as_json(answer, "test", 14)["results"]
+    assert all(list(hit["scores"]) == [*branches, "fused"] for hit in results)
+
+
 def test_an_empty_query_is_the_first_page(client: FlaskClient) -> None:
     assert client.get("/?q=%20").get_data() == client.get("/").get_data()
 
@@ -175,7 +192,7 @@ def test_without_text_encoder_captions_can_be_searched_with() -> None:
     assert response.status_code == 400
     tags = page(response)
     assert MISSING_ENCODER.lower() in tags.text.lower()
-    assert "Captions of the dataset can still be searched with" in tags.text
+    assert "Captions of the dataset still work as queries" in tags.text
     links = [str(link["href"]) for link in tags.named("a") if str(link["href"]).startswith("/?id=")]
     assert links
     assert client.get(links[0]).status_code == 200
@@ -450,7 +467,7 @@ def test_a_port_that_is_taken_is_named(searcher: Searcher) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(InputError, match=rf"--host 127\.0\.0\.1 --port {port}: cannot be served on"):
+        with pytest.raises(InputError, match=rf"--host 127\.0\.0\.1 --port {port}: cannot listen there"):
             serve(app, "127.0.0.1", port)
     with pytest.raises(InputError, match=r"--host no\.such\.host\.example"):
         serve(app, "no.such.host.example", 0)

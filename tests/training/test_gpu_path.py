@@ -18,8 +18,10 @@ from method.data.batch import QueryBatch, VideoBatch
 from method.data.captions import Caption
 from method.data.edits import EditedQueries, PreparedEdits
 from method.data.ragged import Ragged
-from method.evaluation import ranking as evaluate
-from method.evaluation.corpus import Corpus, QuerySet, Scorer, encode_corpus, encode_queries
+from method.evaluation import ranking
+from method.evaluation.corpus import Corpus, QuerySet, encode_corpus, encode_queries
+from method.evaluation.ranking import rank_block, target_indices
+from method.evaluation.scorer import Scorer
 from method.model.losses import LossSettings, total
 from method.model.retrieval import RetrievalModel
 from method.negatives.cached import CachedNegatives
@@ -31,6 +33,7 @@ from method.training.loop import LoopSettings, Training
 from method.training.optimizer import Schedule
 from method.training.sharded_batch import Share
 from method.training.step import training_losses
+from tests.evaluation.corpora import settings_of
 from tests.helpers.fake_gpu import GPU, NothingAsked, PretendedGpu, Waits, on_gpu
 from tests.helpers.reference_model import split_values
 from tests.helpers.small_models import VARIANTS, lively_model, random_rows, random_streams
@@ -124,7 +127,7 @@ def test_an_evaluation_asks_once_a_block(
     batch = batch_for(model)
     assert batch.words is not None
     asked: list[set[str]] = []
-    monkeypatch.setattr(evaluate, "broken_score", lambda scores: asked.append(set(scores)))
+    monkeypatch.setattr(ranking, "non_finite_score", lambda scores: asked.append(set(scores)))
     with gpu:
         corpus = encode_corpus(model, [batch.pin_memory()], GPU)
         queries = encode_queries(model, [QueryBatch(batch.captions, batch.words).pin_memory()], GPU)
@@ -134,9 +137,9 @@ def test_an_evaluation_asks_once_a_block(
 
 
 def ranks_of_blocks(corpus: Corpus, queries: QuerySet) -> dict[str, Tensor]:
-    right_Q = evaluate.right_places(corpus, queries)
-    ((part, scores),) = Scorer(corpus, 64).blocks(queries, 0.5)
-    return evaluate.rank_block(scores, right_Q[part], queries.captions[part])
+    target_Q = target_indices(corpus, queries)
+    ((part, scores),) = Scorer(corpus, settings_of(0.5)).blocks(queries)
+    return rank_block(scores, target_Q[part], queries.captions[part])
 
 
 @pytest.mark.usefixtures("gpu_style")
@@ -272,7 +275,7 @@ def test_an_evaluation_on_a_gpu_is_that_of_a_cpu() -> None:
         assert batch.words is not None
         corpus = encode_corpus(model, [batch], device)
         queries = encode_queries(model, [QueryBatch(batch.captions, batch.words)], device)
-        ((_, scores),) = Scorer(corpus, 64).blocks(queries, 0.5)
+        ((_, scores),) = Scorer(corpus, settings_of(0.5)).blocks(queries)
         found.append({name: scores_qV.cpu() for name, scores_qV in scores.items()})
     for name, scores_qV in found[1].items():
         torch.testing.assert_close(scores_qV, found[0][name], atol=1e-4, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""SumR by what captions and videos are like.
+"""SumR by properties of captions and videos.
 
 Letters: Q captions.
 """
@@ -14,13 +14,13 @@ import numpy as np
 
 from method.data.captions import Caption
 from method.evaluation.metrics import Ranks
-from method.evaluation.moments import TrueMoment
+from method.evaluation.moments import TrueMoment, durations
 from method.evaluation.report.statistics import (
     Group,
-    Places,
+    Indices,
+    bin_indices,
     even_bins,
-    place_in_bins,
-    place_in_ratios,
+    ratio_bin_indices,
     sumr_by_group,
     whole_number_bins,
 )
@@ -36,8 +36,8 @@ _TEN_RATIOS = tuple(round(0.1 * step, 1) for step in range(11))
 class Breakdown:
     """SumR of groups of captions.
 
-    name: of its files. title: what the captions are divided by. unit: of the group labels. note: how they were divided.
-    groups: none where what they need is not known.
+    name: of its files. title: the property. unit: of the group labels. note: how captions are grouped.
+    groups: empty where the property is unknown.
     """
 
     name: str
@@ -59,9 +59,9 @@ def breakdowns(
     Args:
         ranks: score name -> ranks (Q,).
         captions: the Q captions.
-        frames: rows of each video's features as stored.
-        stream: what these features are called.
-        moments: those that are known, by caption id.
+        frames: number of stored feature rows of each video.
+        stream: name of these features.
+        moments: annotated moments by caption id.
     """
     return [
         _by_words(ranks, captions),
@@ -75,16 +75,16 @@ def breakdowns(
 def _by_words(ranks: Mapping[str, Ranks], captions: Sequence[Caption]) -> Breakdown:
     words_Q = np.array([len(caption.text.split()) for caption in captions])
     bins, labels = even_bins(words_Q, _EVEN_BINS)
-    groups = sumr_by_group(ranks, place_in_bins(words_Q, bins), labels)
-    return Breakdown("caption_length", "caption length", "words", f"Words between spaces; {_EVENLY}.", groups)
+    groups = sumr_by_group(ranks, bin_indices(words_Q, bins), labels)
+    return Breakdown("caption_length", "caption length", "words", f"Words separated by spaces; {_EVENLY}.", groups)
 
 
 def _by_captions(ranks: Mapping[str, Ranks], captions: Sequence[Caption]) -> Breakdown:
     count = Counter(caption.video_id for caption in captions)
     bins, labels = whole_number_bins(_CAPTIONS)
-    own_Q = np.array([count[caption.video_id] for caption in captions])
-    groups = [group for group in sumr_by_group(ranks, place_in_bins(own_Q, bins), labels) if group.captions]
-    note = "How many captions of the evaluated split belong to the caption's video."
+    count_Q = np.array([count[caption.video_id] for caption in captions])
+    groups = [group for group in sumr_by_group(ranks, bin_indices(count_Q, bins), labels) if group.captions]
+    note = "Captions of the evaluated split that describe the same video."
     return Breakdown("captions_of_video", "number of captions of the video", "captions", note, groups)
 
 
@@ -102,9 +102,9 @@ def _by_length(
     else:
         unit, source = "frames", f"Rows of {stream} as stored in the feature file"
         lengths = frames
-    length_Q: Places = np.array([round(lengths[caption.video_id]) for caption in captions])
+    length_Q: Indices = np.array([round(lengths[caption.video_id]) for caption in captions])
     bins, labels = even_bins(length_Q, _EVEN_BINS)
-    groups = sumr_by_group(ranks, place_in_bins(length_Q, bins), labels)
+    groups = sumr_by_group(ranks, bin_indices(length_Q, bins), labels)
     note = f"{source}; {_EVENLY}."
     return Breakdown("video_length", "video length", unit, note, groups)
 
@@ -122,15 +122,10 @@ def _by_ratio(
         return Breakdown(name, title, "", "", [])
     ratio_Q = np.array([moments[caption.id].ratio if caption.id in moments else np.nan for caption in captions])
     labels = [f"{low:g}–{high:g}" for low, high in pairwise(edges)]
-    groups = sumr_by_group(ranks, place_in_ratios(ratio_Q, edges), labels)
+    groups = sumr_by_group(ranks, ratio_bin_indices(ratio_Q, edges), labels)
     known = int(np.isfinite(ratio_Q).sum())
     note = (
-        f"The caption's moment as a share of its video, known for {known:,} of {len(captions):,} captions. A bin holds "
-        "its upper bound, not its lower."
+        f"Length of the annotated moment divided by that of the video, known for {known:,} of {len(captions):,} "
+        "captions. A bin includes its upper bound, not its lower."
     )
     return Breakdown(name, title, "moment / video", note, groups)
-
-
-def durations(captions: Sequence[Caption], moments: Mapping[str, TrueMoment]) -> dict[str, float]:
-    """Seconds of each video of which a caption's moment is known."""
-    return {caption.video_id: moments[caption.id].duration for caption in captions if caption.id in moments}

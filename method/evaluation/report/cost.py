@@ -1,4 +1,4 @@
-"""What a model costs: its size, its multiply-adds, its index and its time, the last on the machine that runs this.
+"""The cost of a model: parameters, multiply-adds, index size, and latency on the machine that runs this.
 
 Letters: Q captions, V videos.
 """
@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from method.data.check import Split
 from method.data.ragged import Ragged
-from method.evaluation.corpus import Corpus, QuerySet, Scorer
+from method.evaluation.corpus import Corpus, QuerySet
 from method.evaluation.ranking import Evaluation
+from method.evaluation.scorer import Scorer
 from method.model.retrieval import RetrievalModel
 from method.ops.precision import autocast
 from method.runtime.hardware import machine
@@ -29,7 +30,7 @@ _MOST_RUNS = 50
 
 @dataclass(frozen=True)
 class Cost:
-    """One figure of cost, and how it was counted or measured."""
+    """One cost, and how it was counted or measured."""
 
     what: str
     value: float
@@ -37,38 +38,31 @@ class Cost:
     how: str
 
 
-def costs(
-    model: RetrievalModel,
-    evaluation: Evaluation,
-    split: Split,
-    fusion_weight: float,
-    memory_mb: int,
-    precision: str = "off",
-) -> list[Cost]:
-    """All costs of a model and the corpus that it encoded in that precision."""
+def costs(model: RetrievalModel, evaluation: Evaluation, split: Split) -> list[Cost]:
+    """All costs of an evaluated model."""
     device = next(model.parameters()).device
     return [
         *_sizes(model, evaluation.corpus),
         *_products(model, evaluation, split, device),
-        *_encoding_time(model, split, device, precision),
-        *_scoring_times(evaluation, device, fusion_weight, memory_mb),
+        *_encoding_time(model, split, device, evaluation.settings.precision),
+        *_scoring_times(evaluation, device),
     ]
 
 
 def multiply_adds(run: Callable[[], object]) -> int:
-    """Multiply-adds of the matrix products, convolutions and attention in `run`; nothing elementwise.
+    """Multiply-adds of matrix products, convolutions and attention in `run`; element-wise operations are not counted.
 
     >>> multiply_adds(lambda: torch.ones(2, 3) @ torch.ones(3, 5))
     30
     """
-    # The fused attention kernels are not all known to the counter; this one is made of plain products.
+    # The counter does not know all fused attention kernels; the math backend consists of plain matrix products.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run()
     return int(counter.get_total_flops()) // 2
 
 
 def milliseconds(run: Callable[[], object], device: torch.device) -> float:
-    """Median time of `run`, over as many runs as half a second holds, 50 at most; the first warms up."""
+    """Median time of `run` over at most 50 runs or half a second, after a warm-up run."""
     taken: list[float] = []
     while len(taken) < 2 or (sum(taken) < _LEAST_SECONDS and len(taken) < _MOST_RUNS):
         _wait(device)
@@ -88,70 +82,73 @@ def _wait(device: torch.device) -> None:
 
 def _sizes(model: RetrievalModel, corpus: Corpus) -> list[Cost]:
     parameters = sum(weight.numel() for weight in model.parameters())
-    size = sum(keys.values.numel() * keys.values.element_size() for keys in corpus.keys.values())
-    frames = sum(len(keys.values) for keys in corpus.keys.values()) / len(corpus.video_ids)
+    size = sum(frames.values.numel() * frames.values.element_size() for frames in corpus.frames.values())
+    frames = sum(len(frames.values) for frames in corpus.frames.values()) / len(corpus.video_ids)
     width = model.architecture.hidden_size
-    kept = str(next(iter(corpus.keys.values())).values.dtype).removeprefix("torch.")
-    how = f"mean over the corpus: {frames:.1f} frame keys of all branches, {width} {kept} numbers each"
+    dtype = str(next(iter(corpus.frames.values())).values.dtype).removeprefix("torch.")
+    how = f"mean over the corpus: {frames:.1f} frame embeddings of all branches, {width} {dtype} values each"
     return [
-        Cost(
-            "parameters", parameters, "", "all weights of the model; the text encoder of free queries is not among them"
-        ),
-        Cost("index, a video", size / len(corpus.video_ids), "bytes", how),
-        Cost("index, the corpus", size / 2**20, "MiB", f"{len(corpus.video_ids):,} videos"),
+        Cost("parameters", parameters, "", "all weights of the model, without the text encoder of free-text queries"),
+        Cost("index, per video", size / len(corpus.video_ids), "bytes", how),
+        Cost("index, whole corpus", size / 2**20, "MiB", f"{len(corpus.video_ids):,} videos"),
     ]
 
 
 def _products(model: RetrievalModel, evaluation: Evaluation, split: Split, device: torch.device) -> list[Cost]:
     longest = model.architecture.max_frames
-    lengths = {name: round(float(np.median(keys.lengths))) for name, keys in evaluation.corpus.keys.items()}
-    words, frames = _median_words(model, split), " and ".join(f"{count} {name}" for name, count in lengths.items())
-    keys = sum(lengths.values()) * model.architecture.hidden_size
+    lengths = {name: round(float(np.median(frames.lengths))) for name, frames in evaluation.corpus.frames.items()}
+    tokens, shown = _median_tokens(model, split), " and ".join(f"{count} {name}" for name, count in lengths.items())
+    scoring = sum(lengths.values()) * model.architecture.hidden_size
     cases = {
-        "encode a long video": (dict.fromkeys(lengths, longest), f"{longest} frames a branch"),
-        "encode a median video": (lengths, f"{frames} frames"),
+        "encode a long video": (dict.fromkeys(lengths, longest), f"{longest} frames per branch"),
+        "encode a median video": (lengths, f"{shown} frames"),
     }
-    counted = "; matrix products, convolutions and attention, nothing elementwise"
+    counted = "; matrix products, convolutions and attention, without element-wise operations"
     rows = []
     for what, (counts, how) in cases.items():
         streams = {name: _rows(count, _frame_width(model, name), device) for name, count in counts.items()}
         products = multiply_adds(lambda streams=streams: model.encode_videos(streams))  # type: ignore[misc]
         rows.append(Cost(what, products / 1e6, "M multiply-adds", how + counted))
-    query = _rows(words, model.architecture.query_width, device)
+    query = _rows(tokens, model.architecture.query_width, device)
     products = multiply_adds(lambda: model.encode_queries(query))
-    how = f"{words} tokens, the median, from their features" + counted
+    how = f"{tokens} tokens (the median), from token features" + counted
     return [
         *rows,
         Cost("encode a query", products / 1e6, "M multiply-adds", how),
-        Cost("score a query against a median video", keys / 1e6, "M multiply-adds", "one product a frame key"),
+        Cost(
+            "score a query against a median video",
+            scoring / 1e6,
+            "M multiply-adds",
+            "one dot product per frame embedding",
+        ),
     ]
 
 
 def _encoding_time(model: RetrievalModel, split: Split, device: torch.device, precision: str) -> list[Cost]:
-    words = _median_words(model, split)
-    row = _rows(words, model.architecture.query_width, device)
-    how = f"one of {words} tokens, from their features, on {machine(device)}"
+    tokens = _median_tokens(model, split)
+    query = _rows(tokens, model.architecture.query_width, device)
+    how = f"{tokens} tokens, from token features, on {machine(device)}"
     with torch.inference_mode(), autocast(device, precision):
-        return [Cost("time to encode a query", milliseconds(lambda: model.encode_queries(row), device), "ms", how)]
+        return [Cost("time to encode a query", milliseconds(lambda: model.encode_queries(query), device), "ms", how)]
 
 
-def _scoring_times(evaluation: Evaluation, device: torch.device, weight: float, memory_mb: int) -> list[Cost]:
+def _scoring_times(evaluation: Evaluation, device: torch.device) -> list[Cost]:
     queries, videos = evaluation.queries, len(evaluation.video_ids)
-    scorer = Scorer(evaluation.corpus, memory_mb)
+    scorer = Scorer(evaluation.corpus, evaluation.settings)
     rows = []
     for count in sorted({1, min(100, len(queries.captions)), len(queries.captions)}):
-        taken = milliseconds(partial(_score, scorer, queries.part(slice(count)), weight), device)
-        how = f"{count:,} together against {videos:,} videos: {taken:,.1f} ms, on {machine(device)}"
-        rows.append(Cost(f"time to score a query, {count:,} at once", taken / count, "ms a query", how))
+        taken = milliseconds(partial(_score, scorer, queries.subset(slice(count))), device)
+        how = f"a batch of {count:,} against {videos:,} videos: {taken:,.1f} ms, on {machine(device)}"
+        rows.append(Cost(f"time to score a query, {count:,} at once", taken / count, "ms per query", how))
     return rows
 
 
-def _score(scorer: Scorer, queries: QuerySet, fusion_weight: float) -> None:
-    for _ in scorer.blocks(queries, fusion_weight):
+def _score(scorer: Scorer, queries: QuerySet) -> None:
+    for _ in scorer.blocks(queries):
         pass
 
 
-def _median_words(model: RetrievalModel, split: Split) -> int:
+def _median_tokens(model: RetrievalModel, split: Split) -> int:
     return round(float(np.median([min(count, model.architecture.max_words) for count in split.words.values()])))
 
 

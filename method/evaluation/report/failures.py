@@ -1,4 +1,4 @@
-"""The captions that fail worst, what outranks them, and when their videos fit them.
+"""The worst captions, what outranks them, and their timelines.
 
 Letters: Q captions, V videos, T frames of a timeline.
 """
@@ -13,16 +13,17 @@ import numpy.typing as npt
 import torch
 
 from method.data.captions import Caption, group_by_video
-from method.evaluation.corpus import Scorer
+from method.evaluation.metrics import FUSED, distinct_scores
 from method.evaluation.moments import Moment, TrueMoment, best_moment, frame_timeline
 from method.evaluation.ranking import Evaluation
+from method.evaluation.scorer import Scorer
 
 Timeline = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Found:
-    """A video as one caption's ranking has it: its fused score and its own captions."""
+class RankedVideo:
+    """A video in the ranking of one caption: its fused score and its own captions."""
 
     video_id: str
     score: float
@@ -31,49 +32,53 @@ class Found:
 
 @dataclass(frozen=True)
 class Failure:
-    """A caption whose video is not first.
+    """A caption whose video is not ranked first.
 
-    place: of the caption in the evaluation. ranks: of its video, by score name. winners: the highest of the videos that
-    score at least as much, best first. same_text: whether one of these has a caption with the very same words.
+    index: of the caption in the evaluation. rank: of its video. ranks: the same under each score. winners: the best of
+    the videos that score at least as much, best first. same_text: whether one of these has a caption with the same
+    words.
     """
 
-    place: int
+    index: int
     caption: Caption
+    rank: int
     ranks: dict[str, int]
-    right: Found
-    winners: list[Found]
+    right: RankedVideo
+    winners: list[RankedVideo]
     same_text: bool
 
 
-def worst_captions(
-    evaluation: Evaluation, fusion_weight: float, memory_mb: int, count: int, winners: int
-) -> list[Failure]:
+def worst_captions(evaluation: Evaluation, count: int, winners: int) -> list[Failure]:
     """At most `count` captions, worst fused rank first, each with at most `winners` videos that outrank its own."""
-    fused_Q = evaluation.ranks["fused"]
-    worst = [int(place) for place in np.argsort(-fused_Q, kind="stable")[:count] if fused_Q[place] > 1]
+    fused_Q = evaluation.ranks[FUSED]
+    worst = [int(index) for index in np.argsort(-fused_Q, kind="stable")[:count] if fused_Q[index] > 1]
     if not worst:
         return []
-    blocks = Scorer(evaluation.corpus, memory_mb).blocks(evaluation.queries.part(worst), fusion_weight)
-    scores_qV = torch.cat([scores["fused"] for _, scores in blocks]).cpu()
-    own = group_by_video(evaluation.queries.captions)
+    blocks = Scorer(evaluation.corpus, evaluation.settings).blocks(evaluation.queries.subset(worst))
+    scores_qV = torch.cat([scores[FUSED] for _, scores in blocks]).cpu()
+    captions_of = group_by_video(evaluation.queries.captions)
     return [
-        _failure(evaluation, own, place, scores_V, winners) for place, scores_V in zip(worst, scores_qV, strict=True)
+        _failure(evaluation, captions_of, index, scores_V, winners)
+        for index, scores_V in zip(worst, scores_qV, strict=True)
     ]
 
 
 def _failure(
-    evaluation: Evaluation, own: Mapping[str, list[Caption]], place: int, scores_V: torch.Tensor, winners: int
+    evaluation: Evaluation, captions_of: Mapping[str, list[Caption]], index: int, scores_V: torch.Tensor, winners: int
 ) -> Failure:
-    caption = evaluation.queries.captions[place]
+    caption = evaluation.queries.captions[index]
     order = scores_V.argsort(descending=True, stable=True).tolist()
     names = [evaluation.video_ids[v] for v in order]
-    ranked = [Found(name, float(scores_V[v]), own.get(name, [])) for name, v in zip(names, order, strict=True)]
-    right = next(found for found in ranked if found.video_id == caption.video_id)
-    ranks = {name: int(ranks_Q[place]) for name, ranks_Q in evaluation.ranks.items()}
-    # By the rank and not by the scores: computed in other blocks they may round differently, and break a tie.
-    above = [found for found in ranked if found is not right][: min(winners, ranks["fused"] - 1)]
-    same_text = any(_words(other) == _words(caption) for found in above for other in found.captions)
-    return Failure(place, caption, ranks, right, above, same_text)
+    ranked = [
+        RankedVideo(name, float(scores_V[v]), captions_of.get(name, [])) for name, v in zip(names, order, strict=True)
+    ]
+    right = next(video for video in ranked if video.video_id == caption.video_id)
+    ranks = {name: int(ranks_Q[index]) for name, ranks_Q in distinct_scores(evaluation.ranks).items()}
+    rank = int(evaluation.ranks[FUSED][index])
+    # Count by rank, not by score: scores computed in other blocks may round differently and break a tie.
+    above = [video for video in ranked if video is not right][: min(winners, rank - 1)]
+    same_text = any(_words(other) == _words(caption) for video in above for other in video.captions)
+    return Failure(index, caption, rank, ranks, right, above, same_text)
 
 
 def _words(caption: Caption) -> list[str]:
@@ -81,7 +86,7 @@ def _words(caption: Caption) -> list[str]:
 
 
 def repeated_captions(captions: Sequence[Caption]) -> int:
-    """How many captions occur word for word for another video too; no ranking can tell their videos apart."""
+    """Number of captions that also describe another video word for word; no ranking can tell their videos apart."""
     videos: dict[tuple[str, ...], set[str]] = {}
     for caption in captions:
         videos.setdefault(tuple(_words(caption)), set()).add(caption.video_id)
@@ -90,36 +95,33 @@ def repeated_captions(captions: Sequence[Caption]) -> int:
 
 @dataclass(frozen=True)
 class Timelines:
-    """How well each moment of a video fits a caption.
+    """Frame scores of a video for a caption.
 
-    scores: branch, and 'fused' for two of them, -> cosine at each frame, the branches on their own clocks.
-    found: the best moment. duration: seconds of the video, where known. true: the moment of the caption, where known.
+    scores: branch -> cosine of each of its own frames, and 'fused' where there are several branches.
+    predicted: the best moment. duration: seconds of the video, where known. true: the annotated moment, where known.
     """
 
     video_id: str
     scores: dict[str, Timeline]
-    found: Moment
+    predicted: Moment
     duration: float | None
     true: TrueMoment | None
 
 
 def timelines(
     evaluation: Evaluation,
-    place: int,
+    index: int,
     video_id: str,
-    fusion_weight: float,
     moments: Mapping[str, TrueMoment],
     seconds: Mapping[str, float],
 ) -> Timelines:
-    """Timelines of the caption at `place` in a video; `seconds` are durations by video id."""
-    caption = evaluation.queries.captions[place]
-    keys = evaluation.corpus.video(evaluation.video_ids.index(video_id))
-    vectors = {name: vectors_QD[place] for name, vectors_QD in evaluation.queries.vectors.items()}
-    scores = {
-        name: frame_timeline({name: keys[name]}, {name: vectors[name]}, fusion_weight).cpu().numpy() for name in keys
-    }
-    fused_T = frame_timeline(keys, vectors, fusion_weight).cpu().numpy()
-    if len(keys) == 2:
-        scores["fused"] = fused_T
+    """Timelines of the caption at `index` in a video; `seconds` are durations by video id."""
+    caption = evaluation.queries.captions[index]
+    frames = evaluation.corpus.video(evaluation.video_ids.index(video_id))
+    vectors = {name: vectors_QD[index] for name, vectors_QD in evaluation.queries.vectors.items()}
+    scores = {name: (frames[name] @ vectors[name]).cpu().numpy() for name in frames}
+    fused_T = frame_timeline(frames, vectors, evaluation.settings).cpu().numpy()
+    if len(frames) > 1:
+        scores[FUSED] = fused_T
     true = moments.get(caption.id) if video_id == caption.video_id else None
     return Timelines(video_id, scores, best_moment(fused_T), seconds.get(video_id), true)

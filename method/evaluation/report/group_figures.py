@@ -1,6 +1,6 @@
-"""The figures of groups of captions and of single ones in a report; each title says what is found.
+"""Figures of groups of captions and of single captions; each title states the finding.
 
-They hold no text of captions or ids, which may need glyphs that no font here has.
+They contain no caption texts and no ids, which may need glyphs that the font lacks.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from method.evaluation.report.breakdown import Breakdown
 from method.evaluation.report.failures import Timelines
 from method.evaluation.report.statistics import Group
-from method.evaluation.report.theme import LINES, Theme, add_legend, draw_bars, new_figure, set_title
+from method.evaluation.report.theme import Theme, add_legend, draw_bars, new_figure, score_styles, set_title
 
-_ENOUGH_CAPTIONS = 30  # what smaller bins show is not called a finding
+_ENOUGH_CAPTIONS = 30  # smaller bins are not compared in titles
 
 
 def group_figure(breakdown: Breakdown, theme: Theme) -> Figure:
@@ -25,10 +25,11 @@ def group_figure(breakdown: Breakdown, theme: Theme) -> Figure:
     axes = figure.add_subplot()
     groups = breakdown.groups
     names = list(next(group for group in groups if group.captions).sumr)
-    for place, name in enumerate(names):
+    styles = score_styles(names, theme)
+    for index, name in enumerate(names):
         heights = [group.sumr.get(name, 0.0) for group in groups]
         errors = [group.error.get(name, 0.0) for group in groups]
-        draw_bars(axes, place, len(names), heights, theme.scores[name], name, errors, theme.text)
+        draw_bars(axes, index, len(names), heights, styles[name].color, name, errors, theme.text)
     axes.set_xticks(range(len(groups)), [f"{group.label}\n{group.captions:,}" for group in groups])
     axes.tick_params(axis="x", labelsize=10 if len(groups) < 8 else 8)
     axes.set(xlabel=f"{breakdown.unit}; below, captions in the bin", ylabel="SumR (0 to 400)", ylim=(0, None))
@@ -53,11 +54,11 @@ def _group_finding(groups: Sequence[Group], name: str, breakdown: Breakdown) -> 
 
 
 def timeline_figure(right: Timelines, winner: Timelines, rank: int, theme: Theme) -> Figure:
-    """Frame scores of one caption in its own video and in the one ranked first, on one scale."""
+    """Frame scores of one caption in its own video and in the one ranked first, on the same scale."""
     figure = new_figure(height=4.8)
-    above = figure.add_subplot(2, 1, 1)
-    _draw_timelines(above, right, f"Right video, rank {rank:,}", theme)
-    _draw_timelines(figure.add_subplot(2, 1, 2, sharey=above), winner, "Winning video, rank 1", theme)
+    top = figure.add_subplot(2, 1, 1)
+    _draw_timelines(top, right, f"Right video, rank {rank:,}", theme)
+    _draw_timelines(figure.add_subplot(2, 1, 2, sharey=top), winner, "Winning video, rank 1", theme)
     add_legend(figure)
     return figure
 
@@ -65,12 +66,14 @@ def timeline_figure(right: Timelines, winner: Timelines, rank: int, theme: Theme
 def _draw_timelines(axes: Axes, video: Timelines, name: str, theme: Theme) -> None:
     end, unit = (video.duration, " s") if video.duration else (100.0, "%")
     if video.true is not None:
-        first, last = (share * end for share in video.true.span)
+        first, last = (fraction * end for fraction in video.true.span)
         axes.axvspan(first, last, color=theme.true, alpha=0.45, linewidth=0, label="true moment")
+    styles = score_styles(video.scores, theme)
     for score, scores_T in video.scores.items():
         centres_T = (np.arange(len(scores_T)) + 0.5) / len(scores_T) * end
-        axes.plot(centres_T, scores_T, color=theme.scores[score], label=score, **LINES[score])
-    found = video.found
-    axes.axvspan(found.start * end, found.end * end, ymax=0.035, color=theme.outcomes[0], label="moment found")
+        marker = "o" if len(scores_T) == 1 else None  # a line through one point would be invisible
+        axes.plot(centres_T, scores_T, color=styles[score].color, label=score, marker=marker, **styles[score].line)
+    found = video.predicted
+    axes.axvspan(found.start * end, found.end * end, ymax=0.035, color=theme.outcomes[0], label="predicted moment")
     axes.set(xlabel="seconds" if video.duration else "% of the video", ylabel="cosine", xlim=(0, end))
-    set_title(axes, f"{name}: its best frame, at {found.peak * end:.0f}{unit}, scores {found.score:.2f}")
+    set_title(axes, f"{name}: best frame at {found.peak * end:.0f}{unit}, score {found.score:.2f}")

@@ -11,25 +11,22 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from method.evaluation.metrics import RECALL_AT, Ranks
+from method.evaluation.metrics import FUSED, RECALL_AT, Ranks
 
-Reals = npt.NDArray[np.float64]
-Places = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
 
-OUTCOMES = ("better than both", "as good as the better", "between", "worse than both")
+OUTCOMES = ("better than every branch", "as good as the best branch", "in between", "worse than every branch")
 _HISTOGRAM_ENDS = (1, 5, 10, 20, 50)
 
 
-def shown_scores(ranks: Mapping[str, Ranks]) -> dict[str, Ranks]:
-    """The scores worth showing: action, object and fused, or the only branch, to which fused is equal.
-
-    The last one is the score that a report is mainly about.
-    """
-    return dict(ranks) if len(ranks) == 3 else {name: ranks[name] for name in ranks if name != "fused"}
+def branch_ranks(ranks: Mapping[str, Ranks]) -> dict[str, Ranks]:
+    """The ranks under the branches' own scores, without the fused one."""
+    return {name: ranks_Q for name, ranks_Q in ranks.items() if name != FUSED}
 
 
-def recall_curve(ranks_Q: Ranks, videos: int) -> Reals:
-    """Recall at 1, 2, ... V in percent, (V,).
+def recall_curve(ranks_Q: Ranks, videos: int) -> Floats:
+    """Recall at 1, 2, ..., V in percent, (V,).
 
     >>> recall_curve(np.array([1, 3]), 4).tolist()
     [50.0, 50.0, 100.0, 100.0]
@@ -51,46 +48,50 @@ def rank_bins(videos: int) -> list[tuple[int, int]]:
 
 
 def rank_histogram(ranks_Q: Ranks, bins: Sequence[tuple[int, int]]) -> list[int]:
-    """How many captions have a rank in each bin."""
+    """Number of captions whose rank is in each bin."""
     return [int(((first <= ranks_Q) & (ranks_Q <= last)).sum()) for first, last in bins]
 
 
-def fusion_outcomes(action_Q: Ranks, object_Q: Ranks, fused_Q: Ranks) -> Places:
-    """For each caption the place in OUTCOMES of what fusing did to its rank, (Q,).
+def fusion_outcomes(ranks: Mapping[str, Ranks]) -> Indices:
+    """For each caption the index in OUTCOMES of what fusion did to its rank, (Q,); of two branches or more.
 
-    >>> fusion_outcomes(np.array([5, 5, 5, 5]), np.array([9, 9, 9, 9]), np.array([4, 5, 9, 10])).tolist()
+    >>> ranks = {"action": [5, 5, 5, 5], "object": [9, 9, 9, 9], "fused": [4, 5, 9, 10]}
+    >>> fusion_outcomes({name: np.array(values) for name, values in ranks.items()}).tolist()
     [0, 1, 2, 3]
     """
-    better, worse = np.minimum(action_Q, object_Q), np.maximum(action_Q, object_Q)
-    return (fused_Q >= better).astype(np.int64) + (fused_Q > better) + (fused_Q > worse)
+    branches_BQ, fused_Q = np.stack(list(branch_ranks(ranks).values())), ranks[FUSED]
+    best_Q, worst_Q = branches_BQ.min(0), branches_BQ.max(0)
+    return (fused_Q >= best_Q).astype(np.int64) + (fused_Q > best_Q) + (fused_Q > worst_Q)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Captions by which branches find their video among the first K, and of how many the fused score does too."""
+    """Captions whose video is in the top K under certain branches, and for how many it is under the fused score."""
 
     found_by: str
     captions: int
     found_fused: int
 
 
-def agreement(action_Q: Ranks, object_Q: Ranks, fused_Q: Ranks, k: int) -> list[Agreement]:
-    """Which branches find the video within the first `k`, and whether the fused score does too."""
-    by_action, by_object, by_fused = action_Q <= k, object_Q <= k, fused_Q <= k
-    cases = {
-        "both branches": by_action & by_object,
-        "action only": by_action & ~by_object,
-        "object only": ~by_action & by_object,
-        "neither": ~by_action & ~by_object,
-    }
-    return [Agreement(name, int(case.sum()), int((case & by_fused).sum())) for name, case in cases.items()]
+def agreement(ranks: Mapping[str, Ranks], k: int) -> list[Agreement]:
+    """Which branches rank the video in the top `k`, and whether the fused score does; of two branches or more."""
+    hits = {name: ranks_Q <= k for name, ranks_Q in branch_ranks(ranks).items()}
+    hits_BQ, fused_Q = np.stack(list(hits.values())), ranks[FUSED] <= k
+    count_Q = hits_BQ.sum(0)
+    cases = {"every branch": count_Q == len(hits)}
+    if len(hits) > 2:
+        cases["several branches, not all"] = (count_Q > 1) & (count_Q < len(hits))
+    cases |= {f"{name} only": hits_Q & (count_Q == 1) for name, hits_Q in hits.items()}
+    cases["no branch"] = count_Q == 0
+    return [Agreement(name, int(case_Q.sum()), int((case_Q & fused_Q).sum())) for name, case_Q in cases.items()]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Captions that have something in common, and their SumR by score.
+    """Captions that have something in common, and their SumR under each score.
 
-    error: half of a 95% interval of each SumR, as if captions were drawn independently. An empty group has neither.
+    error: half-width of the 95% interval of each SumR, treating captions as independent. Both are empty without
+    captions.
     """
 
     label: str
@@ -99,33 +100,33 @@ class Group:
     error: dict[str, float]
 
 
-def sumr_by_group(ranks: Mapping[str, Ranks], group_Q: Places, labels: Sequence[str]) -> list[Group]:
-    """SumR within each group; `group_Q` holds each caption's place in `labels`, -1 for captions in none."""
+def sumr_by_group(ranks: Mapping[str, Ranks], group_Q: Indices, labels: Sequence[str]) -> list[Group]:
+    """SumR within each group; `group_Q` holds each caption's index in `labels`, -1 for captions in no group."""
     groups = []
-    for place, label in enumerate(labels):
-        own = group_Q == place
+    for index, label in enumerate(labels):
+        member_Q = group_Q == index
         sumr, error = {}, {}
-        for name, ranks_Q in ranks.items() if own.any() else ():
-            share_q = 100.0 * sum((ranks_Q[own] <= k).astype(np.float64) for k in RECALL_AT)
-            sumr[name] = float(share_q.mean())
-            error[name] = float(1.96 * share_q.std() / np.sqrt(len(share_q)))
-        groups.append(Group(label, int(own.sum()), sumr, error))
+        for name, ranks_Q in ranks.items() if member_Q.any() else ():
+            recall_q = 100.0 * sum((ranks_Q[member_Q] <= k).astype(np.float64) for k in RECALL_AT)
+            sumr[name] = float(recall_q.mean())
+            error[name] = float(1.96 * recall_q.std() / np.sqrt(len(recall_q)))
+        groups.append(Group(label, int(member_Q.sum()), sumr, error))
     return groups
 
 
 def whole_number_bins(firsts: Sequence[int]) -> tuple[list[tuple[int, float]], list[str]]:
-    """Bins of whole numbers from the first of each, the last without an end, and their labels.
+    """Bins of integers given their lower bounds, the last one open-ended, and their labels.
 
     >>> whole_number_bins([1, 2, 5])
     ([(1, 1), (2, 4), (5, inf)], ['1', '2–4', '5 or more'])
     """
-    bins = [(first, behind - 1) for first, behind in zip(firsts, [*firsts[1:], np.inf], strict=True)]
+    bins = [(first, after - 1) for first, after in zip(firsts, [*firsts[1:], np.inf], strict=True)]
     labels = [f"{first}" if first == last else f"{first}–{last}" for first, last in bins[:-1]]
     return bins, [*labels, f"{firsts[-1]} or more"]
 
 
-def even_bins(values_Q: Places, count: int) -> tuple[list[tuple[int, float]], list[str]]:
-    """At most `count` bins of whole numbers with about equally many values each, and their labels.
+def even_bins(values_Q: Indices, count: int) -> tuple[list[tuple[int, float]], list[str]]:
+    """At most `count` bins of integers with about equally many values each, and their labels.
 
     >>> even_bins(np.array([3, 4, 7, 9]), 2)
     ([(3, 4), (5, 9)], ['3–4', '5–9'])
@@ -136,19 +137,19 @@ def even_bins(values_Q: Places, count: int) -> tuple[list[tuple[int, float]], li
     return bins, [f"{first}" if first == last else f"{first}–{last}" for first, last in bins]
 
 
-def place_in_bins(values_Q: Places, bins: Sequence[tuple[int, float]]) -> Places:
-    """The bin of each value, -1 for those in none, (Q,)."""
-    places_Q = np.full(len(values_Q), -1)
-    for place, (first, last) in enumerate(bins):
-        places_Q[(first <= values_Q) & (values_Q <= last)] = place
-    return places_Q
+def bin_indices(values_Q: Indices, bins: Sequence[tuple[int, float]]) -> Indices:
+    """Index of the bin of each value, -1 for values in none, (Q,)."""
+    index_Q = np.full(len(values_Q), -1)
+    for index, (first, last) in enumerate(bins):
+        index_Q[(first <= values_Q) & (values_Q <= last)] = index
+    return index_Q
 
 
-def place_in_ratios(ratios_Q: Reals, edges: Sequence[float]) -> Places:
-    """The interval (edge, next edge] of each ratio above 0, -1 where the ratio is NaN, (Q,).
+def ratio_bin_indices(ratios_Q: Floats, edges: Sequence[float]) -> Indices:
+    """Index of the interval (edge, next edge] of each ratio above 0, -1 where the ratio is NaN, (Q,).
 
-    >>> place_in_ratios(np.array([0.1, 0.2, 0.21, 1.0, np.nan]), [0, 0.2, 0.4, 1]).tolist()
+    >>> ratio_bin_indices(np.array([0.1, 0.2, 0.21, 1.0, np.nan]), [0, 0.2, 0.4, 1]).tolist()
     [0, 0, 1, 2, -1]
     """
-    places_Q = np.searchsorted(edges, ratios_Q, side="left") - 1
-    return np.where(np.isnan(ratios_Q), -1, places_Q)
+    index_Q = np.searchsorted(edges, ratios_Q, side="left") - 1
+    return np.where(np.isnan(ratios_Q), -1, index_Q)

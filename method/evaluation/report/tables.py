@@ -1,4 +1,4 @@
-"""The CSV files of a report: the numbers behind each figure, and every caption's ranks."""
+"""The CSV files of a report: the numbers behind each figure, and the ranks of every caption."""
 
 from __future__ import annotations
 
@@ -52,24 +52,23 @@ def rank_tables(ranks: Mapping[str, Ranks], videos: int) -> dict[str, str]:
 def caption_table(
     captions: Sequence[Caption],
     ranks: Mapping[str, Ranks],
-    found: Mapping[str, Moment],
+    predicted: Mapping[str, Moment],
     moments: Mapping[str, TrueMoment],
 ) -> str:
-    """Every caption as CSV: its ranks, what fusing did, and its moment in its own video, found and true, in seconds."""
-    outcomes = [""] * len(captions)
-    if len(ranks) == 3:
-        outcomes = [OUTCOMES[place] for place in fusion_outcomes(ranks["action"], ranks["object"], ranks["fused"])]
-    header = ["caption_id", "video_id", "caption", *(f"rank_{name}" for name in ranks), "fused_is"]
+    """Every caption as CSV: ranks, outcome of fusion, and the annotated and predicted moment in seconds."""
+    outcomes = [[OUTCOMES[index]] for index in fusion_outcomes(ranks)] if len(ranks) > 1 else [[]] * len(captions)
+    header = ["caption_id", "video_id", "caption", *(f"rank_{name}" for name in ranks)]
+    header += ["fused_is"] if len(ranks) > 1 else []
     header += ["true_start", "true_end", "found_start", "found_end", "iou"]
     rows = []
-    for place, caption in enumerate(captions):
-        row = [caption.id, caption.video_id, caption.text, *(int(ranks_Q[place]) for ranks_Q in ranks.values())]
+    for index, caption in enumerate(captions):
+        row = [caption.id, caption.video_id, caption.text, *(int(ranks_Q[index]) for ranks_Q in ranks.values())]
         times: list[Any] = [""] * 5
-        if caption.id in found:
-            own, true = found[caption.id], moments[caption.id]
-            overlap = iou((own.start, own.end), true.span)
-            times = [true.start, true.end, own.start * true.duration, own.end * true.duration, overlap]
-        rows.append([*row, outcomes[place], *times])
+        if caption.id in predicted:
+            found, true = predicted[caption.id], moments[caption.id]
+            overlap = iou((found.start, found.end), true.span)
+            times = [true.start, true.end, found.start * true.duration, found.end * true.duration, overlap]
+        rows.append([*row, *outcomes[index], *times])
     return to_csv(header, rows)
 
 
@@ -85,7 +84,7 @@ def group_table(breakdown: Breakdown) -> str:
 
 
 def failure_table(failures: Sequence[Failure]) -> str:
-    """The worst captions as CSV, a row for each video that outranks theirs."""
+    """The worst captions as CSV, one row for each video that outranks theirs."""
     names = list(failures[0].ranks) if failures else []
     header = ["caption_id", "caption", *(f"rank_{name}" for name in names), "score"]
     header += ["winner", "winner_score", "winner_captions"]
@@ -101,12 +100,12 @@ def failure_table(failures: Sequence[Failure]) -> str:
 
 
 def timeline_table(caption: Caption, videos: Iterable[Timelines]) -> str:
-    """The timelines of one caption in several videos as CSV; time is the centre of the frame, 0 to 1 of the video."""
+    """The timelines of one caption in several videos as CSV; time is the centre of a frame, 0 to 1 of the video."""
     rows = [
-        [caption.id, video.video_id, name, (place + 0.5) / len(scores_T), score]
+        [caption.id, video.video_id, name, (frame + 0.5) / len(scores_T), score]
         for video in videos
         for name, scores_T in video.scores.items()
-        for place, score in enumerate(scores_T.tolist())
+        for frame, score in enumerate(scores_T.tolist())
     ]
     return to_csv(["caption_id", "video_id", "score", "time", "cosine"], rows)
 

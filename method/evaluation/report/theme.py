@@ -1,15 +1,18 @@
-"""How the figures of a report look, on light and on dark ground.
+"""The look of the figures of a report, in a light and a dark theme.
 
-The colours are those of Okabe and Ito, which people with any kind of colour vision tell apart; scores also differ in
+The colours follow the palette of Okabe and Ito, distinguishable with any kind of colour vision; scores also differ in
 line style.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib.style
@@ -17,50 +20,84 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from method.evaluation.metrics import FUSED
+from method.runtime.files import write_bytes
+
 _DOTS_PER_INCH = 160
 _TITLE_CHARACTERS = 66
-LINES: dict[str, Any] = {
-    "action": {"linestyle": (0, (5, 2)), "linewidth": 1.5, "zorder": 2.2},
-    "object": {"linestyle": (0, (1.5, 1.2)), "linewidth": 1.7, "zorder": 2.3},
-    "fused": {"linestyle": "-", "linewidth": 2.6, "zorder": 2.1},  # below, so that branches that agree with it show
-}
+# The fused line is drawn below, so that branches that agree with it stay visible.
+_FUSED_LINE: dict[str, Any] = {"linestyle": "-", "linewidth": 2.6, "zorder": 2.1}
+_BRANCH_LINES: tuple[dict[str, Any], ...] = (
+    {"linestyle": (0, (5, 2)), "linewidth": 1.5, "zorder": 2.2},
+    {"linestyle": (0, (1.5, 1.2)), "linewidth": 1.7, "zorder": 2.3},
+    {"linestyle": (0, (6, 1.5, 1.5, 1.5)), "linewidth": 1.6, "zorder": 2.4},
+    {"linestyle": (0, (3, 1)), "linewidth": 1.5, "zorder": 2.5},
+)
+_FIRST_BRANCHES = ("action", "object")  # have the first two styles whatever other branches a model has
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one ground: of text, of what should stay behind, of each score and of the outcomes of fusing."""
+    """Colours of the background, of text, of grid lines, of branches and of the outcomes of fusion."""
 
     name: str
-    ground: str
+    background: str
     text: str
     faint: str
-    scores: dict[str, str]
+    branches: tuple[str, ...]
     outcomes: tuple[str, str, str, str]
     true: str
 
 
 LIGHT = Theme(
     "light",
-    ground="#ffffff",
+    background="#ffffff",
     text="#1c1e21",
     faint="#d4d7dc",
-    scores={"action": "#d55e00", "object": "#0072b2", "fused": "#1c1e21"},
+    branches=("#d55e00", "#0072b2", "#b8679a", "#7d7a00"),
     outcomes=("#009e73", "#56b4e9", "#9298a3", "#d55e00"),
     true="#f0e442",
 )
 DARK = Theme(
     "dark",
-    ground="#1b1d21",
+    background="#1b1d21",
     text="#e8eaed",
     faint="#454a52",
-    scores={"action": "#e69f00", "object": "#56b4e9", "fused": "#e8eaed"},
+    branches=("#e69f00", "#56b4e9", "#e08fc0", "#c3cf5a"),
     outcomes=("#1bc795", "#56b4e9", "#6d737c", "#f08030"),
     true="#8a8420",
 )
 
 
+@dataclass(frozen=True)
+class ScoreStyle:
+    """Colour and line of one score; `line` holds arguments of `Axes.plot`."""
+
+    color: str
+    line: dict[str, Any]
+
+
+def score_styles(names: Iterable[str], theme: Theme) -> dict[str, ScoreStyle]:
+    """The style of each score: 'action', 'object' and 'fused' have their own, other branches take the next free ones.
+
+    Beyond four branches the styles repeat.
+    """
+    names = list(names)
+    others = [name for name in names if name not in (*_FIRST_BRANCHES, FUSED)]
+    taken = 2 if set(names) & set(_FIRST_BRANCHES) else 0
+    number = {name: index for index, name in enumerate(_FIRST_BRANCHES)}
+    number |= {name: taken + index for index, name in enumerate(others)}
+    count = len(theme.branches)
+    return {
+        name: ScoreStyle(theme.text, _FUSED_LINE)
+        if name == FUSED
+        else ScoreStyle(theme.branches[number[name] % count], _BRANCH_LINES[number[name] % count])
+        for name in names
+    }
+
+
 def applied(theme: Theme) -> AbstractContextManager[None]:
-    """Within this, figures are made and saved in a theme, whatever the user's own settings of Matplotlib are."""
+    """Make and save figures in a theme, whatever the user's Matplotlib settings are."""
     settings: Any = {
         "font.size": 10,
         "axes.titlesize": 10.5,
@@ -75,10 +112,10 @@ def applied(theme: Theme) -> AbstractContextManager[None]:
         "grid.linewidth": 0.6,
         "legend.frameon": False,
         "figure.dpi": _DOTS_PER_INCH,
-        "figure.facecolor": theme.ground,
-        "savefig.facecolor": theme.ground,
+        "figure.facecolor": theme.background,
+        "savefig.facecolor": theme.background,
         "savefig.dpi": _DOTS_PER_INCH,
-        "axes.facecolor": theme.ground,
+        "axes.facecolor": theme.background,
         "axes.edgecolor": theme.text,
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), theme.text),
         **dict.fromkeys(("xtick.color", "ytick.color"), theme.text),
@@ -87,24 +124,24 @@ def applied(theme: Theme) -> AbstractContextManager[None]:
 
 
 def new_figure(height: float = 4.0) -> Figure:
-    """An empty figure that makes room for its labels; the height is in inches."""
+    """An empty figure with constrained layout; the height is in inches."""
     return Figure(figsize=(6.6, height), layout="constrained")
 
 
 def add_legend(figure: Figure, columns: int = 6, **style: Any) -> None:
-    """Name what the first axes show, below the figure where it hides nothing; each name once."""
+    """Add one legend below the figure, of what the first axes show."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), **style)
 
 
 def set_title(axes: Axes, title: str) -> None:
-    """Say what is found; long titles go on in a second line."""
+    """Set a title that states the finding; long titles wrap."""
     axes.set_title(textwrap.fill(title, _TITLE_CHARACTERS))
 
 
 def draw_bars(
     axes: Axes,
-    place: int,
+    index: int,
     count: int,
     heights: Sequence[float],
     color: str,
@@ -112,8 +149,36 @@ def draw_bars(
     errors: Sequence[float] | None = None,
     error_color: str | None = None,
 ) -> None:
-    """Bars of one of `count` series side by side, the first in `place` 0, with intervals of +- `errors`."""
+    """Draw series number `index` of `count` grouped bar series, with error bars of +- `errors`."""
     width = 0.8 / count
-    at = np.arange(len(heights)) + (place - (count - 1) / 2) * width
+    x = np.arange(len(heights)) + (index - (count - 1) / 2) * width
     style = {"elinewidth": 0.9, "ecolor": error_color, "alpha": 0.8}
-    axes.bar(at, heights, width * 0.92, color=color, label=label, yerr=errors, error_kw=style)
+    axes.bar(x, heights, width * 0.92, color=color, label=label, yerr=errors, error_kw=style)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure in the page: its file name, its text alternative, and base64 PNG for the light and the dark theme."""
+
+    name: str
+    alt: str
+    light: str
+    dark: str
+
+
+def draw(path: Path, alt: str, make: Callable[[Theme], Figure]) -> Picture:
+    """Draw a figure in both themes and write the light one to `path`; its titles are added to `alt`."""
+    light, _ = _png(make, LIGHT)
+    dark, titles = _png(make, DARK)
+    write_bytes(path, lambda file: file.write(light))
+    encoded = (base64.b64encode(png).decode() for png in (light, dark))
+    return Picture(path.name, ". ".join([alt, *titles]) + ".", *encoded)
+
+
+def _png(make: Callable[[Theme], Figure], theme: Theme) -> tuple[bytes, list[str]]:
+    """A figure as PNG, and its titles."""
+    png = io.BytesIO()
+    with applied(theme):
+        figure = make(theme)
+        figure.savefig(png, format="png")
+    return png.getvalue(), [" ".join(axes.get_title(loc="left").split()) for axes in figure.axes]

@@ -1,4 +1,4 @@
-"""Write the report of an evaluation: one page that needs nothing but itself, and its pictures and tables beside it."""
+"""Write the report of an evaluation: a self-contained page, and its figures and tables as files beside it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from method.evaluation.metrics import retrieval_metrics
-from method.evaluation.moment_metrics import CORPUS_RECALL_AT, IOUS, moment_metrics, moments_in_right_videos
-from method.evaluation.report.breakdown import Breakdown, breakdowns, durations
+from method.evaluation.metrics import distinct_scores, retrieval_metrics
+from method.evaluation.moment_metrics import CORPUS_RECALL_AT, IOUS, moment_metrics, predict_moments
+from method.evaluation.moments import durations
+from method.evaluation.report.breakdown import Breakdown, breakdowns
 from method.evaluation.report.cost import costs
 from method.evaluation.report.failures import Failure, repeated_captions, timelines, worst_captions
-from method.evaluation.report.figures import fusion_figure, histogram_figure, recall_figure
+from method.evaluation.report.figures import fusion_axes, fusion_figure, histogram_figure, recall_figure
 from method.evaluation.report.group_figures import group_figure, timeline_figure
-from method.evaluation.report.picture import Picture, draw
-from method.evaluation.report.statistics import OUTCOMES, agreement, fusion_outcomes, shown_scores
-from method.evaluation.report.subject import Subject
+from method.evaluation.report.input import ReportInput
+from method.evaluation.report.statistics import OUTCOMES, agreement, branch_ranks, fusion_outcomes
 from method.evaluation.report.tables import (
     caption_table,
     cost_table,
@@ -29,7 +29,7 @@ from method.evaluation.report.tables import (
     rank_tables,
     timeline_table,
 )
-from method.evaluation.report.theme import Theme
+from method.evaluation.report.theme import DARK, LIGHT, Picture, Theme, draw, score_styles
 from method.runtime.files import move, write_text
 
 PAGE = "index.html"
@@ -39,22 +39,22 @@ WITH_TIMELINES = 4
 _HERE = Path(__file__).parent
 
 
-def write_report(run: Path, subject: Subject) -> Path:
+def write_report(run: Path, given: ReportInput) -> Path:
     """Write `report/` into the folder of a run, whole or not at all; returns the page.
 
-    An earlier report there is replaced. The model is put into evaluation mode.
+    An earlier report is replaced. The model is put into evaluation mode.
     """
-    subject.model.eval()
-    folder, beside = run / "report", run / ".report.part"
-    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+    given.model.eval()
+    folder, partial = run / "report", run / ".report.part"
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     try:
-        _write_page(_Writer(beside, subject))
+        _write_page(_Writer(partial, given))
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         raise
     if folder.exists():
         shutil.rmtree(folder)
-    move(beside, folder)
+    move(partial, folder)
     return folder / PAGE
 
 
@@ -67,7 +67,7 @@ def _write_page(writer: _Writer) -> None:
 
 
 def amount(value: float) -> str:
-    """A number as people read it.
+    """Format a number for people.
 
     >>> amount(7654321.0), amount(12.3456), amount(0.012345)
     ('7,654,321', '12.3', '0.0123')
@@ -76,27 +76,24 @@ def amount(value: float) -> str:
 
 
 class _Writer:
-    """Computes the parts of one report, and writes pictures and tables on the way."""
+    """Computes the content of a report and writes its figures and tables on the way."""
 
-    def __init__(self, folder: Path, subject: Subject) -> None:
+    def __init__(self, folder: Path, given: ReportInput) -> None:
         self.folder = folder
-        self.subject = subject
-        self.evaluation = subject.evaluation
-        self.captions = subject.evaluation.queries.captions
-        self.moments = subject.moments
-        self.weight: float = subject.options["fusion_weight"]
-        self.memory: int = subject.options["eval_memory_mb"]
-        self.ranks = shown_scores(subject.evaluation.ranks)
-        self.videos = len(subject.evaluation.video_ids)
+        self.given = given
+        self.evaluation = given.evaluation
+        self.captions = given.evaluation.queries.captions
+        self.moments = given.moments
+        self.ranks = distinct_scores(given.evaluation.ranks)
+        self.videos = len(given.evaluation.video_ids)
 
     def parts(self) -> dict[str, Any]:
-        """What the page is made of."""
+        """The variables of the page's template."""
         for name, text in rank_tables(self.ranks, self.videos).items():
             write_text(self.folder / name, text)
-        found = moments_in_right_videos(self.evaluation, self.moments.keys(), self.weight)
-        write_text(self.folder / "captions.csv", caption_table(self.captions, self.ranks, found, self.moments))
-        precision = self.subject.options["eval_amp"]
-        cost = costs(self.subject.model, self.evaluation, self.subject.split, self.weight, self.memory, precision)
+        predicted = predict_moments(self.evaluation, self.moments.keys())
+        write_text(self.folder / "captions.csv", caption_table(self.captions, self.ranks, predicted, self.moments))
+        cost = costs(self.given.model, self.evaluation, self.given.split)
         write_text(self.folder / "cost.csv", cost_table(cost))
         parts = {
             **self._header(),
@@ -110,7 +107,7 @@ class _Writer:
                 "Bar chart: percent of the captions whose video has a rank in each bin, for each score",
                 lambda theme: histogram_figure(self.ranks, self.videos, theme),
             ),
-            "fusion": self._fusion() if len(self.ranks) == 3 else None,
+            "fusion": self._fusion() if len(self.ranks) > 1 else None,
             "breakdowns": self._breakdowns(),
             **self._failures(),
             "costs": cost,
@@ -118,19 +115,20 @@ class _Writer:
         return {**parts, "files": sorted(path.name for path in self.folder.iterdir())}
 
     def _header(self) -> dict[str, Any]:
-        subject = self.subject
+        given = self.given
         return {
-            "dataset": subject.options["dataset_name"],
-            "checkpoint": str(subject.checkpoint),
-            "epoch": subject.epoch,
-            "split": subject.split.name,
+            "dataset": given.options["dataset_name"],
+            "checkpoint": str(given.checkpoint),
+            "epoch": given.epoch,
+            "split": given.split.name,
             "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "videos": self.videos,
             "captions": len(self.captions),
             "repeated": repeated_captions(self.captions),
-            "weight": self.weight,
+            "weights": self.evaluation.settings.weights,
+            "themes": [(theme, score_styles(self.ranks, theme)) for theme in (LIGHT, DARK)],
             "metrics": {name: retrieval_metrics(ranks_Q) for name, ranks_Q in self.ranks.items()},
-            "moments": moment_metrics(self.evaluation, self.moments, self.weight) if self.moments else None,
+            "moments": moment_metrics(self.evaluation, self.moments) if self.moments else None,
             "ious": IOUS,
             "corpus_recall_at": CORPUS_RECALL_AT,
         }
@@ -139,22 +137,21 @@ class _Writer:
         return draw(self.folder / f"{name}.png", alt, make)
 
     def _fusion(self) -> dict[str, Any]:
-        action_Q, object_Q, fused_Q = (self.ranks[name] for name in ("action", "object", "fused"))
-        outcomes = fusion_outcomes(action_Q, object_Q, fused_Q)
-        ks = [k for k in (1, 10) if k < self.videos]
+        outcomes = fusion_outcomes(self.ranks)
+        (x, _), (y, _) = fusion_axes(self.ranks)
         return {
             "picture": self.picture(
                 "fusion",
-                "Scatter plot: each caption's rank under the action score against that under the object score, both "
-                "logarithmic, coloured by what fusing does to it",
+                f"Scatter plot: {x} against {y} of each caption, both logarithmic, coloured by the effect of fusion",
                 lambda theme: fusion_figure(self.ranks, self.videos, theme),
             ),
-            "outcomes": [(name, int((outcomes == place).sum())) for place, name in enumerate(OUTCOMES)],
-            "agreement": [(k, agreement(action_Q, object_Q, fused_Q, k)) for k in ks],
+            "branches": list(branch_ranks(self.ranks)),
+            "outcomes": [(name, int((outcomes == index).sum())) for index, name in enumerate(OUTCOMES)],
+            "agreement": [(k, agreement(self.ranks, k)) for k in (1, 10) if k < self.videos],
         }
 
     def _breakdowns(self) -> list[tuple[Breakdown, Picture | None]]:
-        split = self.subject.split
+        split = self.given.split
         branch = next(iter(split.frames))
         stream = f"the {branch} branch's stream"
         shown = []
@@ -171,7 +168,7 @@ class _Writer:
         return shown
 
     def _failures(self) -> dict[str, Any]:
-        failures = worst_captions(self.evaluation, self.weight, self.memory, WORST, WINNERS)
+        failures = worst_captions(self.evaluation, WORST, WINNERS)
         write_text(self.folder / "worst_captions.csv", failure_table(failures))
         with_timelines = [
             (failure, self._timelines(number, failure)) for number, failure in enumerate(failures[:WITH_TIMELINES], 1)
@@ -181,12 +178,12 @@ class _Writer:
     def _timelines(self, number: int, failure: Failure) -> Picture:
         seconds = durations(self.captions, self.moments)
         right, winner = (
-            timelines(self.evaluation, failure.place, video_id, self.weight, self.moments, seconds)
+            timelines(self.evaluation, failure.index, video_id, self.moments, seconds)
             for video_id in (failure.caption.video_id, failure.winners[0].video_id)
         )
         write_text(self.folder / f"timelines_{number}.csv", timeline_table(failure.caption, (right, winner)))
         return self.picture(
             f"timelines_{number}",
-            "Line charts: how well each moment of the right and of the winning video fits the caption, by score",
-            lambda theme: timeline_figure(right, winner, failure.ranks["fused"], theme),
+            "Line charts: frame scores of the right and of the winning video for the caption, by score",
+            lambda theme: timeline_figure(right, winner, failure.rank, theme),
         )

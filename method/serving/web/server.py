@@ -1,9 +1,9 @@
-"""The web page of the search: a box to type in, ranked videos with their timelines, and the videos themselves.
+"""The web page of the search: a search box, ranked videos with their timelines, and the videos themselves.
 
-Flask renders it: its templates escape whatever they are given, its files can be read in ranges, and torch and
-tensorboard bring most of what it needs anyway. Waitress serves it, with threads, so that no video holds up a query.
+Flask escapes in templates and serves ranges of files, and most of its dependencies come with torch and tensorboard
+anyway. Waitress serves it with threads, so that no video blocks a query.
 
-Everything the page needs comes from here: it works without network, and its security policy forbids anything else.
+The page is self-contained: it works without network, and its content security policy forbids anything else.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from method.serving.web.videos import VideoFolder
 
 log = logging.getLogger(__name__)
 
-MOST_RESULTS = 200
+MAX_RESULTS = 200
 _EXAMPLES = 6
 # Waitress lets a thread wait for a client that does not read once this many bytes are to be sent. None ever should:
 # video files are sent from the disk by the loop that serves all clients, and pages are small.
@@ -48,7 +48,7 @@ _SECURITY = {
 
 @dataclass(frozen=True)
 class Row:
-    """A result as the template shows it; `video`: where its file is fetched, `at`: seconds at which to begin."""
+    """A result for the template; `video`: URL of its file, `at`: where playback starts, in seconds."""
 
     hit: Hit
     is_right: bool
@@ -65,10 +65,10 @@ def make_app(searcher: Searcher, host: str, results: int, video_dir: Path | None
 
     Args:
         searcher: answers the queries.
-        host: address that it will be served on. On the loopback, requests must name the loopback as their host:
-            otherwise a page of anybody's could read this one by letting its own name point here.
-        results: videos to show.
-        video_dir: folder of the video files, if there is one.
+        host: address to serve on. On the loopback interface, the Host header must name it: otherwise any web site could
+            read the page by DNS rebinding.
+        results: number of videos to show.
+        video_dir: folder of the video files, if any.
     """
     app = Flask(__name__)
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
@@ -85,7 +85,7 @@ def make_app(searcher: Searcher, host: str, results: int, video_dir: Path | None
     @app.get("/")
     def page() -> Any:
         query, caption_id = request.args.get("q", "").strip(), request.args.get("id")
-        top = min(max(request.args.get("top", results, type=int), 1), MOST_RESULTS)
+        top = min(max(request.args.get("top", results, type=int), 1), MAX_RESULTS)
         if caption_id is None and query in searcher.captions:
             return redirect(url_for("page", id=query))
         if caption_id is None and not query:
@@ -95,11 +95,11 @@ def make_app(searcher: Searcher, host: str, results: int, video_dir: Path | None
         try:
             answer = searcher.search(query if caption_id is None else caption_id, top)
         except InputError as error:
-            hint = None if searcher.has_encoder else "Captions of the dataset can still be searched with:"
+            hint = None if searcher.has_encoder else "Captions of the dataset still work as queries:"
             return _render(searcher, box=query[:MAX_CHARACTERS], error=str(error), hint=hint,
                 examples=_examples(searcher) if hint else []), 400  # fmt: skip
         rows = _rows(answer, searcher, videos)
-        more = min(len(rows) + 2 * results, len(searcher.video_ids), MOST_RESULTS)
+        more = min(len(rows) + 2 * results, len(searcher.video_ids), MAX_RESULTS)
         return _render(
             searcher, box=caption_id or query, answer=answer, rows=rows, more=more if more > len(rows) else None
         )
@@ -113,8 +113,8 @@ def make_app(searcher: Searcher, host: str, results: int, video_dir: Path | None
 
     @app.errorhandler(HTTPException)
     def failed(error: HTTPException) -> Any:
-        if isinstance(error, SecurityError):  # no page for a host that is not ours
-            return Response(f"{error.code}: this page answers to the name that it is served on only\n", error.code,
+        if isinstance(error, SecurityError):  # no page for an unknown host
+            return Response(f"{error.code}: unknown host name\n", error.code,
                 mimetype="text/plain")  # fmt: skip
         return _render(searcher, error=f"{error.code}: {error.name}"), error.code, error.get_headers()
 
@@ -127,18 +127,18 @@ def make_app(searcher: Searcher, host: str, results: int, video_dir: Path | None
 
 
 def serve(app: Flask, host: str, port: int) -> None:
-    """Serve until interrupted. InputError when the address cannot be had."""
+    """Serve until interrupted. InputError if the address is not available."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family)
     except OSError as error:
-        raise InputError(f"--host {host} --port {port}: cannot be served on ({error.strerror})") from error
+        raise InputError(f"--host {host} --port {port}: cannot listen there ({error.strerror})") from error
     with listening:
         server = create_server(app, sockets=[listening], threads=8, ident=None, max_request_body_size=1 << 16,
             outbuf_high_watermark=_UNSENT_BYTES)  # fmt: skip
         if not _is_loopback(host):
-            log.warning("whoever reaches this machine by the network can use the page: there is no password")
-        print(f"http://{_in_url(host)}:{listening.getsockname()[1]}/   Ctrl-C ends", flush=True)
+            log.warning("anyone who can reach this machine can use the page (no password)")
+        print(f"http://{_in_url(host)}:{listening.getsockname()[1]}/   (Ctrl-C to quit)", flush=True)
         server.run()
 
 
@@ -153,7 +153,7 @@ def _render(searcher: Searcher, **values: Any) -> str:
 
 
 def _examples(searcher: Searcher) -> list[Caption]:
-    """Captions of videos all over the corpus, one a video."""
+    """Captions of videos spread over the corpus, one per video."""
     step = max(1, len(searcher.video_ids) // _EXAMPLES)
     return [searcher.captions_of[video_id][0] for video_id in searcher.video_ids[::step][:_EXAMPLES]]
 

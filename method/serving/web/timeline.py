@@ -1,4 +1,4 @@
-"""Timelines of the web page as SVG, in a box 1000 wide and 100 high that the page stretches."""
+"""Timelines of the web page as SVG, in a 1000 x 100 view box that the page stretches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WIDTH, HEIGHT = 1000.0, 100.0
 
 @dataclass(frozen=True)
 class Drawing:
-    """A timeline: the path of its area, the band of the moment and the place of the best frame."""
+    """A timeline: the path of its area, the band of the moment, and the x coordinate of the best frame."""
 
     area: str
     start: float
@@ -20,11 +20,11 @@ class Drawing:
 
 
 def draw(hit: Hit, scale: tuple[float, float]) -> Drawing:
-    """Draw a timeline; `scale` are the scores at the bottom and the top, the same for all that are compared."""
+    """Draw a timeline; `scale` holds the scores at the bottom and the top, the same for all results of a query."""
     low, high = scale
     frames = len(hit.timeline)
     heights = [HEIGHT - HEIGHT * (score - low) / ((high - low) or 1.0) for score in hit.timeline]
-    # A frame stands for the time around its centre; before the first centre and behind the last it is flat.
+    # Scores stand at frame centres; the curve is flat before the first and after the last.
     centres = [(frame + 0.5) / frames * WIDTH for frame in range(frames)]
     points = zip([0.0, *centres, WIDTH], [heights[0], *heights, heights[-1]], strict=True)
     line = " L".join(f"{x:.1f},{y:.1f}" for x, y in points)
@@ -34,7 +34,7 @@ def draw(hit: Hit, scale: tuple[float, float]) -> Drawing:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as players show them.
+    """Seconds as video players show them.
 
     >>> clock(7.4), clock(75), clock(3675)
     ('0:07', '1:15', '1:01:15')

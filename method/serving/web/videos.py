@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-# In the order in which browsers like them best.
+# In order of browser support.
 _TYPES = {
     ".mp4": "video/mp4",
     ".m4v": "video/mp4",
@@ -28,7 +28,7 @@ class VideoFolder:
     then the type that browsers like best, then the first by name.
 
     Args:
-        path: the folder; None when there is none, and then nothing is found.
+        path: the folder; with None nothing is found.
     """
 
     def __init__(self, path: Path | None) -> None:

@@ -1,17 +1,17 @@
-// Keys and players. The page searches and links without this; nothing here makes markup out of text.
+// Keyboard shortcuts and video players. Search and links work without this; nothing here builds markup from text.
 "use strict";
 
 const box = document.getElementById("q");
 const results = [...document.querySelectorAll("article")];
 
-// Jump to a share 0..1 of a result's video and play it.
-function play(result, share) {
+// Seek to a fraction 0..1 of a result's video and play it.
+function play(result, fraction) {
   const video = result.querySelector("video");
   if (!video) return;
   for (const other of document.querySelectorAll("video")) if (other !== video) other.pause();
   const go = () => {
-    video.currentTime = share * video.duration;
-    video.play().catch(() => {}); // the browser may want a click on the player itself
+    video.currentTime = fraction * video.duration;
+    video.play().catch(() => {}); // the browser may require a click on the player
   };
   if (video.readyState >= HTMLMediaElement.HAVE_METADATA) {
     go();
@@ -36,7 +36,7 @@ function prepare(result) {
   video.addEventListener("error", () => {
     result.querySelector(".unplayable").hidden = false;
   });
-  // A picture of the moment, once the result comes into view.
+  // Show a still of the moment once the result scrolls into view.
   new IntersectionObserver((entries, observer) => {
     if (!entries.some((entry) => entry.isIntersecting)) return;
     observer.disconnect();
@@ -47,17 +47,17 @@ function prepare(result) {
   }).observe(video);
 }
 
-function toBox() {
+function focusBox() {
   box.focus();
   box.select();
 }
 
-// Focus the result that is `step` behind the present one; before the first is the box.
+// Move the focus by `step` results; the search box comes before the first.
 function move(step) {
-  const present = results.indexOf(document.activeElement.closest("article"));
-  const next = present < 0 ? (step > 0 ? 0 : -1) : present + step;
+  const current = results.indexOf(document.activeElement.closest("article"));
+  const next = current < 0 ? (step > 0 ? 0 : -1) : current + step;
   if (next < 0) {
-    toBox();
+    focusBox();
   } else if (next < results.length) {
     results[next].focus();
   }
@@ -66,9 +66,9 @@ function move(step) {
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
   const inBox = event.target === box;
-  if (event.target instanceof HTMLVideoElement) return; // players have keys of their own
+  if (event.target instanceof HTMLVideoElement) return; // players have their own shortcuts
   if (event.key === "/" && !inBox) {
-    toBox();
+    focusBox();
   } else if (event.key === "Escape" && inBox) {
     box.blur();
   } else if (results.length && (event.key === "ArrowDown" || (event.key === "j" && !inBox))) {

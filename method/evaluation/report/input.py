@@ -1,4 +1,4 @@
-"""What a report is about; apart from the report, so that naming one does not load the drawing library."""
+"""What a report is written from; apart from the report itself, so that importing this does not load Matplotlib."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from method.model.retrieval import RetrievalModel
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What a report is about.
+class ReportInput:
+    """An evaluated model, and where it comes from.
 
-    options: those of the call. epoch, checkpoint: where the model is from. moments: those that are known, by caption
-    id; empty without any.
+    options: of the command. epoch, checkpoint: of the model. moments: annotated moments by caption id, may be empty.
     """
 
     model: RetrievalModel

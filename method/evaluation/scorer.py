@@ -1,0 +1,148 @@
+"""Score queries against a corpus in blocks of bounded memory: a video scores as well as its best frame.
+
+Scores are float32 sums of exact products even where the embeddings are in half precision: scores in half precision
+would tie videos that differ, and a tie counts against the caption.
+
+Letters: Q queries, q queries of a block, V videos, v videos of a block, L frames, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from method.evaluation.corpus import Corpus, QuerySet
+from method.evaluation.frame_embeddings import FrameEmbeddings, LengthBucket
+from method.evaluation.metrics import FUSED
+from method.evaluation.sharding import shard
+from method.model.scoring import fuse
+from method.ops.precision import matmul_precision
+from method.runtime.processes import SINGLE_PROCESS, Processes
+from method.runtime.progress import progress_bar
+
+_BYTES = 4  # float32
+_MAX_QUERY_BLOCK = 1024
+# Large enough to keep a GPU busy, small enough that a CPU takes the maximum from its cache.
+_MAX_PRODUCT = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class ScoringSettings:
+    """How evaluation and search score.
+
+    weights: branch -> weight in the fused score, summing to 1.
+    memory_mb: MiB for a block of scores; embeddings come on top.
+    precision: 'off', 'bf16' or 'fp16', of the encoders and embeddings; scores are float32.
+    """
+
+    weights: Mapping[str, float]
+    memory_mb: int = 512
+    precision: str = "off"
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], branches: Iterable[str]) -> ScoringSettings:
+        """The settings that the command line asks for, for a model with these branches."""
+        weights = branch_weights(branches, options["fusion_weight"])
+        return cls(weights, memory_mb=options["eval_memory_mb"], precision=options["eval_amp"])
+
+    def fuse(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of the branches' scores; of one branch, its scores themselves."""
+        if len(scores) == 1:
+            return next(iter(scores.values()))
+        if set(scores) == {"action", "object"}:
+            return fuse(scores, self.weights["action"])
+        (name, scores_QV), *others = scores.items()
+        fused_QV = scores_QV * self.weights[name]
+        for name, scores_QV in others:
+            fused_QV.add_(scores_QV, alpha=self.weights[name])
+        return fused_QV
+
+
+def branch_weights(branches: Iterable[str], fusion_weight: float) -> dict[str, float]:
+    """Weight of each branch in the fused score: the first has `fusion_weight`, the others share the rest equally.
+
+    >>> branch_weights(["action", "object"], 0.3), branch_weights(["object"], 0.3)
+    ({'action': 0.3, 'object': 0.7}, {'object': 1.0})
+    """
+    first, *others = branches
+    if not others:
+        return {first: 1.0}
+    return {first: fusion_weight} | dict.fromkeys(others, (1 - fusion_weight) / len(others))
+
+
+class Scorer:
+    """Scores queries against every video of a corpus by its best frame, in blocks of bounded memory.
+
+    The smaller `settings.memory_mb`, the fewer queries make a block and the more often the embeddings are read. It
+    holds a matrix product and the scores of two blocks of queries against all videos; buffers of the BLAS library come
+    on top: 130 MiB on a CPU with embeddings in half precision.
+    """
+
+    def __init__(self, corpus: Corpus, settings: ScoringSettings) -> None:
+        self.corpus = corpus
+        self.settings = settings
+        budget = settings.memory_mb * 2**20
+        product = min(_MAX_PRODUCT, budget // 2)
+        # The branches' and the fused scores of two blocks; of one also a copy to write, and a byte each to compare.
+        bytes_per_score = 2 * _BYTES * (len(corpus.frames) + 1) + _BYTES + 1
+        by_scores = (budget - product) // (bytes_per_score * max(len(corpus.video_ids), 1))
+        longest = max((max(frames.lengths) for frames in corpus.frames.values()), default=1)
+        self.query_block = max(1, min(_MAX_QUERY_BLOCK, by_scores, product // (_BYTES * (longest + 1))))
+        self._blocks = {name: list(self._video_blocks(frames, product)) for name, frames in corpus.frames.items()}
+
+    def _video_blocks(self, frames: FrameEmbeddings, product: int) -> Iterator[LengthBucket]:
+        for bucket in frames.buckets:
+            length, width = bucket.frames_vLD.shape[1:]
+            # Per frame the dot products, and a float32 copy of an embedding in half precision.
+            columns = self.query_block + (width if frames.values.dtype != torch.float32 else 0)
+            yield from bucket.split(max(1, product // (_BYTES * (length * columns + self.query_block))))
+
+    def scores(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Scores of one block of query embeddings (q, D) against all videos: (q, V) of each branch and fused."""
+        scores = {name: self._best(name, vectors_qD).t() for name, vectors_qD in vectors.items()}
+        return {**scores, FUSED: self.settings.fuse(scores)}
+
+    def scores_and_frames(self, vectors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What `scores` returns, and for each branch the best frame (q, V), the first of equals.
+
+        Finding the frames adds a third to the time of the products on a CPU.
+        """
+        frames = {
+            name: torch.empty(len(self.corpus.video_ids), len(vectors_qD), dtype=torch.long, device=vectors_qD.device)
+            for name, vectors_qD in vectors.items()
+        }
+        scores = {name: self._best(name, vectors_qD, frames[name]).t() for name, vectors_qD in vectors.items()}
+        return {**scores, FUSED: self.settings.fuse(scores)}, {name: own_Vq.t() for name, own_Vq in frames.items()}
+
+    def _best(self, name: str, vectors_qD: Tensor, frames_Vq: Tensor | None = None) -> Tensor:
+        """Largest dot product over the frames of each video (V, q); its frame is written to `frames_Vq`."""
+        scores_Vq = vectors_qD.new_empty(len(self.corpus.video_ids), len(vectors_qD))
+        with matmul_precision(self.corpus.frames[name].values.dtype):
+            for block in self._blocks[name]:
+                dots_rq = block.frames_vLD.flatten(0, 1).float() @ vectors_qD.t()  # r = v * L
+                dots_vLq = dots_rq.unflatten(0, block.frames_vLD.shape[:2])
+                if frames_Vq is None:
+                    best_vq = dots_vLq.amax(1)
+                else:
+                    best_vq, frames_vq = dots_vLq.max(1)
+                    frames_Vq.index_copy_(0, block.index_v, frames_vq)
+                scores_Vq.index_copy_(0, block.index_v, best_vq)
+        return scores_Vq
+
+    @torch.inference_mode()
+    def blocks(
+        self, queries: QuerySet, processes: Processes = SINGLE_PROCESS
+    ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """Score all queries block by block: the slice of queries, and (q, V) of each branch and fused.
+
+        Each process gets its shard of the blocks.
+        """
+        starts = range(0, len(queries.captions), self.query_block)
+        starts = starts[shard(len(starts), processes)]
+        for start in progress_bar(starts, "scores", "block"):
+            block = slice(start, min(start + self.query_block, len(queries.captions)))
+            yield block, self.scores(queries.subset(block).vectors)
