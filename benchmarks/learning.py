@@ -101,7 +101,7 @@ def trained(program: str, seed: int, train: Sequence[str]) -> Training:
     if program == "published":
         training = PublishedTraining(training, options)
     selector = SplitEvaluator(options, reader, splits.selecting, device)
-    loader = training_loader(options, reader, splits.training, order, device, iter, None)
+    loader = training_loader(options, reader, splits.training, order, device, None)
     while not training.is_over:
         losses = training.run_epoch(loader, order, lambda terms: None)
         training.finish_epoch(losses, selector.evaluate(training.model).metrics)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,16 +120,11 @@ def open_features(
     )
 
 
-def cached(
-    options: Mapping[str, Any],
-    reader: FeatureReader,
-    splits: Iterable[Split],
-    watch: Callable[[Iterable[Any]], Iterable[Any]] = lambda batches: batches,
-) -> FeatureReader:
-    """The reader with the feature cache that the options ask for; `watch` may interrupt the making of it."""
+def cached(options: Mapping[str, Any], reader: FeatureReader, splits: Iterable[Split]) -> FeatureReader:
+    """The reader with the feature cache that the options ask for."""
     if options["feature_cache"] == "off":
         return reader
-    return with_cache(reader, splits, options["feature_cache"], options["num_workers"], watch)
+    return with_cache(reader, splits, options["feature_cache"], options["num_workers"])
 
 
 class SplitEvaluator:
@@ -156,16 +151,10 @@ class SplitEvaluator:
         own_captions = captions[shard_batches(len(captions), size, processes)]
         self.queries = Loader(Queries(reader, own_captions), size, workers, pinned)
 
-    def evaluate(
-        self,
-        model: RetrievalModel,
-        scores_in: Path | None = None,
-        watch: Callable[[Iterable[Any]], Iterable[Any]] = lambda batches: batches,
-    ) -> Evaluation:
-        """Evaluate a model; scores are kept in `scores_in`, `watch` passes the batches on and may interrupt."""
+    def evaluate(self, model: RetrievalModel, scores_in: Path | None = None) -> Evaluation:
+        """Evaluate a model; scores are kept on the disk of the folder `scores_in`, if one is given."""
         settings = ScoringSettings.from_options(self.options, model.architecture.branches)
-        batches = watch(self.videos), watch(self.queries)
-        return evaluate(model, *batches, self.device, settings, scores_in, self.processes)
+        return evaluate(model, self.videos, self.queries, self.device, settings, scores_in, self.processes)
 
 
 def report(folder: RunFolder, given: ReportInput, sha256: str) -> None:

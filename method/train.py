@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,19 +117,20 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
                 folder.put_aside_results()
                 write_json(path / OPTIONS, plain(options))
         run = RecordedRun(options, path, training, order, requests, data)
-        with contextlib.closing(run.monitor), run.saved_when_stopped():
-            with processes.raise_on_all():
-                reader = cached(options, reader, [splits.training, splits.selecting, splits.reported], run.watch)
-                selector = SplitEvaluator(options, reader, splits.selecting, device, processes)
-                loader = training_loader(options, reader, splits.training, order, device, run.watch, negatives)
-            run.epochs(loader, selector)
-            best = run.best()
-            evaluator = selector
-            if splits.reported is not splits.selecting:
-                evaluator = SplitEvaluator(options, reader, splits.reported, device, processes)
-            scores_in = path if options.save_scores else None
-            evaluation = evaluator.evaluate(best.model.to(device), scores_in, run.watch)
-            if folder:
+        with contextlib.closing(run.monitor):
+            with run.saved_when_stopped():
+                with processes.raise_on_all():
+                    reader = cached(options, reader, [splits.training, splits.selecting, splits.reported])
+                    selector = SplitEvaluator(options, reader, splits.selecting, device, processes)
+                    loader = training_loader(options, reader, splits.training, order, device, negatives)
+                run.epochs(loader, selector)
+                best = run.best()
+                evaluator = selector
+                if splits.reported is not splits.selecting:
+                    evaluator = SplitEvaluator(options, reader, splits.reported, device, processes)
+                scores_in = path if options.save_scores else None
+                evaluation = evaluator.evaluate(best.model.to(device), scores_in)
+            if folder:  # alone, hence not interruptible: the other ranks could not stop with it
                 given = ReportInput(best.model, evaluation, splits.reported, options, best.epoch, path / BEST, moments)
                 report(folder, given, best.sha256)
                 run.show_result(evaluation)
@@ -171,16 +172,15 @@ def training_loader(
     split: Split,
     order: EpochBatches,
     device: torch.device,
-    watch: Callable[[Iterable[Any]], Iterable[Any]],
     negatives: NegativeSource | None,
 ) -> Iterable[VideoBatch]:
-    """The batches to train on; `watch` may interrupt the loading of features into the device's memory."""
+    """The batches to train on."""
     workers, pinned = options["num_workers"], options["pin_memory"] and device.type == "cuda"
     if not options["features_on_device"]:
         return Loader(TrainingVideos(reader, split.captions, negatives), order, workers, pinned)
     # What lies on the device is gathered here, and workers have nothing but edits to prepare.
     bare = Loader(TrainingVideos(None, split.captions, negatives), order, workers if negatives else 0, pinned)
-    return WithFeatures(bare, on_device(reader, split, device, watch))
+    return WithFeatures(bare, on_device(reader, split, device))
 
 
 def make_training(

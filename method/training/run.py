@@ -20,6 +20,7 @@ from method.evaluation.report import drawing
 from method.runtime.errors import PeerFailed, Stopped
 from method.runtime.files import write_text
 from method.runtime.hardware import memory_mb
+from method.runtime.progress import interruptible
 from method.runtime.run_folder import BEST, LAST
 from method.runtime.signals import StopRequests
 from method.training.checkpoint import Loaded, load_model, model_content, write_checkpoint
@@ -61,11 +62,11 @@ class RecordedRun:
         self.write_history()
         while not training.is_over:
             epoch, started, first = progress.epoch, time.perf_counter(), progress.step
-            losses = training.run_epoch(self.watch(loader), self.order, self.after_step)
+            losses = training.run_epoch(loader, self.order, self.after_step)
             trained = time.perf_counter()
             self.report_speed((progress.step - first) * self.options.bsz, trained - started)
             # Of the evaluation only this is kept: its keys would take memory from the next epoch.
-            metrics = selector.evaluate(training.model, watch=self.watch).metrics
+            metrics = selector.evaluate(training.model).metrics
             self.monitor.metrics(metrics, self.steps_done)
             better = training.finish_epoch(losses, metrics)
             with self.processes.raise_on_all():
@@ -137,22 +138,16 @@ class RecordedRun:
         if self.options.save_every_steps and training.progress.step % self.options.save_every_steps == 0:
             self.save()
 
-    def watch(self, batches: Iterable[Any]) -> Iterable[Any]:
-        """Pass batches on, and stop when asked to, before one is used or after."""
-        for batch in batches:
-            self._stop_if_asked()
-            yield batch
-            self._stop_if_asked()
-
-    def _stop_if_asked(self) -> None:
+    def _stop_if_requested(self) -> None:
         if self.requests.received is not None:
             raise Stopped(self.requests.received, "asked to stop")
 
     @contextlib.contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
-        """Save before the program ends because it was asked to."""
+        """In this block progress bars poll for a stop request; save before the program ends because of one."""
         try:
-            yield
+            with interruptible(self._stop_if_requested):
+                yield
         except Stopped as stop:
             self.save()
             if not self.processes.is_first:

@@ -26,9 +26,9 @@ from method.model.retrieval import RetrievalModel
 from method.runtime.errors import InputError
 from method.serving.index import fingerprint, index_path, open_index
 from method.serving.searcher import Searcher
+from tests.evaluation.corpora import random_encoded, settings_of
 from tests.helpers.linked_files import WAYS, change, link
 from tests.helpers.poor_disk import refuse_all
-from tests.evaluation.corpora import random_encoded, settings_of
 from tests.helpers.small_dataset import SmallDataset
 from tests.helpers.small_models import VARIANTS, lively_model
 
@@ -230,6 +230,8 @@ def test_an_index_on_a_poor_disk(world: World, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(torch, "load", without_maps)
     assert same(world.open(), encoded)
+
+
 @pytest.mark.parametrize("branches", [("audio",), ("action", "object", "audio")])
 def test_an_index_holds_any_number_of_branches(tmp_path: Path, branches: tuple[str, ...]) -> None:
     corpus = random_encoded(9, 1, 6, branches=branches).corpus()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from method.data.dataset import FeatureReader, StoredTable, Table
 from method.data.ragged import Ragged
 from method.runtime.errors import InputError, summarize
 from method.runtime.files import digest_of, exclusive_lock, free_bytes, in_bytes
-from method.runtime.progress import progress_bar
+from method.runtime.progress import poll, progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,6 @@ LEFT_FREE = 1 << 30  # bytes on the disk, for the files of the run
 _ITEMS_A_BATCH = 16
 _BYTES_A_WORKER = 1 << 26
 _COMPARED_ITEMS = 8
-
-Watch = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 class _NotCached(Exception):
@@ -53,13 +51,7 @@ class _Unusable(Exception):
         self.kept = kept
 
 
-def with_cache(
-    reader: FeatureReader,
-    splits: Iterable[Split],
-    folder: Path | None,
-    workers: int,
-    watch: Watch = lambda batches: batches,
-) -> FeatureReader:
+def with_cache(reader: FeatureReader, splits: Iterable[Split], folder: Path | None, workers: int) -> FeatureReader:
     """The reader with a cache of all that the splits need; one line says what could not be cached, and why.
 
     Of several processes one makes a table and the others wait for it.
@@ -69,7 +61,6 @@ def with_cache(
         splits: of which to cache the items.
         folder: where the cache lies; None: beside each feature file.
         workers: processes that read the feature files.
-        watch: passes batches on and may interrupt.
 
     Raises:
         InputError: for features that training would refuse too.
@@ -80,7 +71,7 @@ def with_cache(
     for key, stored in reader.stored.items():
         cache = _Cache(key, _place(folder, stored.file.path) / f"{key}-{stored.max_rows}.rows", stored, counts[key])
         try:
-            tables[key] = cache.open_or_make(workers, watch)
+            tables[key] = cache.open_or_make(workers)
         except _NotCached as reason:
             failures[key] = str(reason)
         except OSError as error:
@@ -111,7 +102,7 @@ class _Cache:
     stored: StoredTable
     counts: Mapping[str, int]
 
-    def open_or_make(self, workers: int, watch: Watch) -> PackedTable:
+    def open_or_make(self, workers: int) -> PackedTable:
         """The table, made first if there is none that fits."""
         # Folders of the user's used to be without the digest, which is of no harm as long as a single dataset uses one.
         earlier = self.path.parent.with_name(f"{self.stored.file.path.name}.cache") / self.path.name
@@ -120,14 +111,13 @@ class _Cache:
                 return replace(self, path=path)._open()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         folder = self.path.parent
-        busy = f"waiting for another process that fills {folder}"
-        with exclusive_lock(folder / ".lock", busy, poll=lambda: list(watch([None]))):
+        with exclusive_lock(folder / ".lock", f"waiting for another process that fills {folder}", poll=poll):
             for left_over in folder.glob(".*.part"):  # of a process that was killed
                 left_over.unlink()
             try:
                 return self._open()  # another process has made it meanwhile
             except _Unusable as reason:
-                self._make(reason, workers, watch)
+                self._make(reason, workers)
         try:
             return self._open()
         except _Unusable as reason:
@@ -176,7 +166,7 @@ class _Cache:
                 return False
         return True
 
-    def _make(self, reason: _Unusable, workers: int, watch: Watch) -> None:
+    def _make(self, reason: _Unusable, workers: int) -> None:
         ids = list(dict.fromkeys([*reason.kept, *self.counts]))
         if str(reason):
             log.info("%s: %s; it is rebuilt", self.path, reason)
@@ -192,11 +182,11 @@ class _Cache:
                  self.key, len(ids), in_bytes(size), self.path, in_bytes(free))  # fmt: skip
         linked = self._linked(ids)
         made_from = {**self._made_from, "linked": linked} if linked else self._made_from
-        write_rows(self.path, made_from, ids, self.stored.width, self._read(ids, size, workers, watch))
+        write_rows(self.path, made_from, ids, self.stored.width, self._read(ids, size, workers))
 
-    def _read(self, ids: Sequence[str], size: int, workers: int, watch: Watch) -> Iterator[Ragged]:
+    def _read(self, ids: Sequence[str], size: int, workers: int) -> Iterator[Ragged]:
         loader = Loader(_Items(self.stored, ids), _ITEMS_A_BATCH, min(workers, size // _BYTES_A_WORKER), pinned=False)
-        yield from watch(progress_bar(loader, f"caching {self.key}", "batch"))
+        yield from progress_bar(loader, f"caching {self.key}", "batch")
         if self.stored.file.has_changed():
             raise _NotCached(f"{self.stored.file.path}: it was written to while it was read")
 

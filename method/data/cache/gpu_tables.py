@@ -6,11 +6,10 @@ Letters: B items of a batch, N rows of all of them, D width.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,16 +57,8 @@ class WithFeatures:
         return (with_features(batch, self.reader) for batch in self.batches)
 
 
-def on_device(
-    reader: FeatureReader,
-    split: Split,
-    device: torch.device,
-    watch: Callable[[Iterable[Any]], Iterable[Any]] = lambda batches: batches,
-) -> FeatureReader:
-    """The reader with everything that a split needs in the memory of a device; `watch` may interrupt.
-
-    InputError when there is not enough of it.
-    """
+def on_device(reader: FeatureReader, split: Split, device: torch.device) -> FeatureReader:
+    """The reader with all features of a split in the memory of a device. InputError when they do not fit."""
     counts = rows_seen(reader, [split])
     widths = {key: stored.width for key, stored in reader.stored.items()}
     size = sum(sum(counts[key].values()) * width for key, width in widths.items()) * torch.float32.itemsize
@@ -80,23 +71,16 @@ def on_device(
         raise lacking
     log.info("features of the %s in the memory of %s: %s of %s", split.name, device, in_bytes(size), in_bytes(free))
     try:
-        tables = {key: _load(reader, key, counts[key], widths[key], device, watch) for key in widths}
+        tables = {key: _load(reader, key, counts[key], widths[key], device) for key in widths}
     except torch.cuda.OutOfMemoryError:
         raise lacking from None
     return replace(reader, quicker=tables)
 
 
-def _load(
-    reader: FeatureReader,
-    key: str,
-    counts: Mapping[str, int],
-    width: int,
-    device: torch.device,
-    watch: Callable[[Iterable[Any]], Iterable[Any]],
-) -> Table:
+def _load(reader: FeatureReader, key: str, counts: Mapping[str, int], width: int, device: torch.device) -> Table:
     source, ids, end = reader.table(key), list(counts), 0
     rows_ND = torch.empty(sum(counts.values()), width, device=device)
-    for first in watch(progress_bar(range(0, len(ids), _ITEMS_A_BATCH), f"loading {key}", "batch")):
+    for first in progress_bar(range(0, len(ids), _ITEMS_A_BATCH), f"loading {key}", "batch"):
         values_ND = source.gather(ids[first : first + _ITEMS_A_BATCH]).values
         start, end = end, end + len(values_ND)
         rows_ND[start:end].copy_(values_ND)

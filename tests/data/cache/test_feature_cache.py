@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from method.data.dataset import TOKENS, CorpusVideos, FeatureReader, Queries, Tr
 from method.data.features import FeatureFile, FloatRows
 from method.data.ragged import Ragged
 from method.runtime.errors import InputError
+from method.runtime.progress import interruptible
 from tests.helpers.linked_files import WAYS, change, link
 from tests.helpers.poor_disk import refuse_all
 from tests.helpers.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
@@ -362,12 +364,8 @@ def test_a_source_that_changes_while_it_is_read(small: SmallDataset, caplog: pyt
     reader = make_reader(small)
     splits = splits_of(small, reader)
 
-    def meddle(batches: Iterable[Any]) -> Iterator[Any]:
-        for batch in batches:
-            os.utime(small.features)
-            yield batch
-
-    with_cache(reader, splits, None, 0, meddle)
+    with interruptible(lambda: os.utime(small.features)):
+        with_cache(reader, splits, None, 0)
     assert set(files(small.root)) == {"tokens-3.rows"}
     assert f"{small.features}: it was written to while it was read" in caplog.text
     assert_same_features(cache(small), small)
@@ -382,21 +380,20 @@ def test_interrupted_and_begun_again(small: SmallDataset) -> None:
     reader = make_reader(small)
     splits = splits_of(small, reader)
 
-    def stop_at(number: int) -> Callable[[Iterable[Any]], Iterator[Any]]:
-        def watch(batches: Iterable[Any]) -> Iterator[Any]:
-            nonlocal number
-            for batch in batches:
-                if not number:
-                    raise Stop
-                number -= 1
-                yield batch
+    def stop_at(number: int) -> Callable[[], None]:
+        polls = itertools.count()
 
-        return watch
+        def check() -> None:
+            if next(polls) == number:
+                raise Stop
+
+        return check
 
     passed = 0
     for number in range(12):
         try:
-            with_cache(reader, splits, None, 0, stop_at(number))
+            with interruptible(stop_at(number)):
+                with_cache(reader, splits, None, 0)
             passed += 1
         except Stop:
             pass
@@ -511,16 +508,15 @@ def test_the_second_waits_for_the_first(small: SmallDataset, caplog: pytest.LogC
         fcntl.flock(lock, fcntl.LOCK_EX)
         waited = 0
 
-        def watch(batches: Iterable[Any]) -> Iterator[Any]:
+        def release() -> None:
             nonlocal waited
-            for batch in batches:
-                if f"waiting for another process that fills {folder}" in caplog.messages and not waited:
-                    waited = 1
-                    fcntl.flock(lock, fcntl.LOCK_UN)
-                yield batch
+            if f"waiting for another process that fills {folder}" in caplog.messages and not waited:
+                waited = 1
+                fcntl.flock(lock, fcntl.LOCK_UN)
 
         reader = make_reader(small)
-        with_cache(reader, splits_of(small, reader), None, 0, watch)
+        with interruptible(release):
+            with_cache(reader, splits_of(small, reader), None, 0)
     assert waited
     assert set(files(small.root)) == set(TABLES)
 
