@@ -33,12 +33,14 @@ import torch
 from benchmarks.measure import machine
 from method.config.options import choose_device, make_architecture, read_options
 from method.data.batch import EpochBatches, VideoBatch
-from method.evaluate import SplitEvaluator, cached, open_features
+from method.data.cache.feature_cache import with_cache
+from method.data.splits import load_splits, open_features
+from method.evaluation.split_evaluator import SplitEvaluator
 from method.model.published import from_published, published_architecture, to_published
 from method.model.retrieval import RetrievalModel
 from method.ops.precision import enable_fast_matmul
 from method.runtime.progress import be_quiet
-from method.train import load_splits, make_training, training_loader
+from method.train import make_training, training_loader
 from method.training.loop import Training, seed_everything
 from tests.helpers.reference_step import NaiveStep
 from utils import make_demo_dataset
@@ -93,9 +95,15 @@ def trained(program: str, seed: int, train: Sequence[str]) -> Training:
         enable_fast_matmul(device)
     seed_everything(seed)
     model = RetrievalModel(make_architecture(options))
-    reader = open_features(options, model.architecture)
-    splits = load_splits(options, reader)
-    reader = cached(options, reader, [splits.training, splits.selecting])
+    reader = open_features(options, options.dataset_name, model.architecture, options.root_path)
+    splits = load_splits(
+        options.caption_train_txt,
+        options.caption_test_txt,
+        reader,
+        holdout_fraction=options.holdout_fraction,
+        seed=options.seed,
+    )
+    reader = with_cache(reader, [splits.training, splits.selecting], options.feature_cache, options.num_workers)
     order = EpochBatches(len(splits.training.video_ids), options.bsz, seed)
     training = make_training(options, model, len(order), device)
     if program == "published":

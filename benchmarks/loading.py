@@ -35,9 +35,9 @@ from benchmarks.measure import alternate, beside_floor, compare, machine
 from method.data.batch import EpochBatches, Loader, VideoBatch
 from method.data.cache.feature_cache import with_cache
 from method.data.cache.gpu_tables import on_device
-from method.data.check import Split, check_split, rows_seen
 from method.data.dataset import FeatureReader, TrainingVideos, stream_keys
 from method.data.features import FeatureFile
+from method.data.splits import Split, check_split, rows_seen
 from tests.helpers.reference_model import pad, split_values
 
 WIDTHS, QUERY_WIDTH, FRAMES, WORDS = {"i3d_feat": 1024, "clip_feat": 512}, 1024, 128, 30

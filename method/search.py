@@ -36,7 +36,7 @@ from method.config.options import choose_device, make_architecture, read_options
 from method.data.batch import Loader
 from method.data.captions import Caption, group_by_video, read_captions
 from method.data.dataset import CorpusVideos, FeatureReader
-from method.evaluate import log_model_options, open_features
+from method.data.splits import open_features
 from method.evaluation.corpus import encode_corpus
 from method.evaluation.moments import durations, read_moments
 from method.evaluation.scorer import ScoringSettings
@@ -51,7 +51,7 @@ from method.serving.output import ASCII_BLOCKS, BLOCKS, as_json, as_text, failur
 from method.serving.searcher import MAX_CHARACTERS, Answer, Searcher, clean
 from method.text.check import check_encoder
 from method.text.encoder import TextEncoder, open_text_encoder
-from method.training.checkpoint import load_model
+from method.training.checkpoint import load_model, log_model_options
 from method.training.resume import kept_options
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def make_searcher(options: EasyDict) -> Searcher:
     loaded = load_model(checkpoint, make_architecture(options))
     log_model_options(options, loaded)
     model = loaded.model.to(device)
-    reader = open_features(options, model.architecture)
+    reader = open_features(options, options.dataset_name, model.architecture, options.root_path)
     captions = {split: read_captions(options[f"caption_{split}_txt"]) for split in ("test", "train")}
     video_ids = list(group_by_video([caption for split in _SPLITS[options.split] for caption in captions[split]]))
     batch_size = options.eval_context_bsz

@@ -16,7 +16,6 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,14 @@ from easydict import EasyDict
 from method.config.flags import AUTO
 from method.config.options import choose_device, make_architecture, plain, read_options
 from method.data.batch import EpochBatches, Loader, VideoBatch
+from method.data.cache.feature_cache import with_cache
 from method.data.cache.gpu_tables import WithFeatures, on_device
-from method.data.captions import Caption
-from method.data.check import Split, check_split, describe, warn_of_shared_videos
-from method.data.dataset import FeatureReader, TrainingVideos, split_holdout
+from method.data.dataset import FeatureReader, TrainingVideos
 from method.data.edits import NegativeSource
-from method.evaluate import SplitEvaluator, cached, evaluate_checkpoint, known_moments, open_features, report
+from method.data.splits import Split, load_splits, open_features
+from method.evaluate import evaluate_checkpoint
 from method.evaluation.report.input import ReportInput
+from method.evaluation.split_evaluator import SplitEvaluator, known_moments, write_results
 from method.model.losses import LossSettings
 from method.model.retrieval import RetrievalModel
 from method.negatives.online import open_negatives
@@ -97,9 +97,16 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
         model = RetrievalModel(make_architecture(options))
         if not processes.is_first:  # the same weights everywhere, and another dropout
             seed_everything(options.seed, processes.rank)
-        reader = open_features(options, model.architecture)
-        splits = load_splits(options, reader)
-        moments = known_moments(options, splits.reported)
+        reader = open_features(options, options.dataset_name, model.architecture, options.root_path)
+        splits = load_splits(
+            options.caption_train_txt,
+            options.caption_test_txt,
+            reader,
+            holdout_fraction=options.holdout_fraction,
+            seed=options.seed,
+            max_videos=DEBUG_STEPS * options.bsz if options.debug else None,
+        )
+        moments = known_moments(options.moments, splits.reported)
         ids = [caption.id for caption in (*splits.training_file, *splits.reported.captions)]
         negatives = open_negatives(options, splits.training_file, ids, device, reader)
         parts = [splits.training, splits.selecting, splits.reported]
@@ -120,7 +127,8 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
         with contextlib.closing(run.monitor):
             with run.saved_when_stopped():
                 with processes.raise_on_all():
-                    reader = cached(options, reader, [splits.training, splits.selecting, splits.reported])
+                    used = [splits.training, splits.selecting, splits.reported]
+                    reader = with_cache(reader, used, options.feature_cache, options.num_workers)
                     selector = SplitEvaluator(options, reader, splits.selecting, device, processes)
                     loader = training_loader(options, reader, splits.training, order, device, negatives)
                 run.epochs(loader, selector)
@@ -132,38 +140,9 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
                 evaluation = evaluator.evaluate(best.model.to(device), scores_in)
             if folder:  # alone, hence not interruptible: the other ranks could not stop with it
                 given = ReportInput(best.model, evaluation, splits.reported, options, best.epoch, path / BEST, moments)
-                report(folder, given, best.sha256)
+                write_results(folder, given, best.sha256)
                 run.show_result(evaluation)
     return path
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The videos to train on, those that select the epoch, those to report, and all captions of the training file."""
-
-    training: Split
-    selecting: Split
-    reported: Split
-    training_file: list[Caption]
-
-
-def load_splits(options: Mapping[str, Any], reader: FeatureReader) -> Splits:
-    """Check the files of both splits and divide their videos as the options say."""
-    whole = check_split("training split", options["caption_train_txt"], reader)
-    reported = check_split("evaluated split", options["caption_test_txt"], reader)
-    warn_of_shared_videos(whole, reported)
-    training, selecting = whole, reported
-    if options["debug"]:
-        few = set(whole.video_ids[: DEBUG_STEPS * options["bsz"]])
-        training = replace(whole, captions=[caption for caption in whole.captions if caption.video_id in few])
-    if options["holdout_fraction"]:
-        kept, held_out = split_holdout(training.captions, options["holdout_fraction"], options["seed"])
-        training = replace(whole, captions=kept)
-        selecting = replace(whole, name="held-out training videos", captions=held_out)
-    for split in {split.name: split for split in (training, selecting, reported)}.values():
-        log.info(describe(split))
-    log.info("the epoch is selected on the %s", selecting.name)
-    return Splits(training, selecting, reported, whole.captions)
 
 
 def training_loader(

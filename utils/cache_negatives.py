@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from method.config.flags import Parser
 from method.config.options import choose_device, make_architecture, read_options
 from method.data.captions import read_captions
-from method.evaluate import open_features
+from method.data.splits import open_features
 from method.negatives.build_cache import Pools, make_cache
 from method.negatives.editor import CaptionEditor
 from method.negatives.online import cache_fingerprint, read_vocabularies
@@ -65,7 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     enable_fast_matmul(device)
     encoder = open_text_encoder(options, device)
     if options.text_feat_path and options.text_feat_path.exists():  # a cache can be built without them
-        log_encoder_check(encoder, open_features(options, make_architecture(options), needed=()), captions)
+        log_encoder_check(
+            encoder,
+            open_features(options, options.dataset_name, make_architecture(options), options.root_path, ()),
+            captions,
+        )
     made_from = cache_fingerprint(options, captions, vocabularies)
     make_cache(options.neg_cache, Pools(captions, editors, sizes, options.seed), made_from, encoder)
 

@@ -26,11 +26,10 @@ import torch
 from method.config.flags import Parser
 from method.config.options import choose_device, make_architecture, read_options
 from method.data.captions import group_by_video
-from method.data.check import Split, check_split, warn_of_shared_videos
 from method.data.content import check_content
 from method.data.dataset import FeatureReader
 from method.data.edits import NegativeSource
-from method.evaluate import open_features
+from method.data.splits import Split, check_split, open_features, warn_of_shared_videos
 from method.negatives.editor import CaptionEditor
 from method.negatives.online import open_negatives
 from method.negatives.vocabulary import KINDS, Kind, read_vocabulary
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = dict(options)
     # Both streams, whatever model the flags describe.
     options.update(phrase_action_branch=True, flow_feat=True)
-    reader = open_features(options, make_architecture(options))
+    reader = open_features(options, options.dataset_name, make_architecture(options), options.root_path)
     splits = [
         check_split("training split", options.caption_train_txt, reader),
         check_split("evaluated split", options.caption_test_txt, reader),

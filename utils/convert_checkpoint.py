@@ -20,11 +20,10 @@ from easydict import EasyDict
 
 from method.config.flags import Parser, user_path
 from method.config.options import make_architecture, plain, read_options
-from method.evaluate import log_model_options
 from method.model.published import to_published
 from method.runtime.errors import InputError, run_command
 from method.runtime.run_folder import log_to_terminal
-from method.training.checkpoint import load_model, model_content, stored_options, write_checkpoint
+from method.training.checkpoint import load_model, log_model_options, model_content, stored_options, write_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _BASE = "base"  # key of a YAML file, and the name of the file in configs/ that is no dataset
-DATA_FILES = ("video_feat_path", "text_feat_path", "caption_train_txt", "caption_test_txt")
 VOCABULARY_FILES = ("id_action_dict", "total_action_dict", "id_object_dict", "total_object_dict")
 # Flags that belong to one call and never come from a YAML file or an earlier run.
 OF_THE_CALL = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 
-from method.data.check import Split
 from method.data.dataset import TOKENS, FeatureReader
+from method.data.splits import Split
 from method.runtime.errors import InputError
 from method.runtime.progress import progress_bar
 

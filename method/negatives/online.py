@@ -10,9 +10,9 @@ import torch
 
 from method.config.options import negative_branches
 from method.data.captions import Caption
-from method.data.check import check_files
 from method.data.dataset import FeatureReader
 from method.data.edits import EditedQueries, NegativeSource, PreparedEdits
+from method.data.splits import check_files
 from method.negatives.cache import fingerprint
 from method.negatives.cached import CachedNegatives
 from method.negatives.editor import CaptionEditor

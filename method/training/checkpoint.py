@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 import os
 import pickle
 import struct
@@ -24,13 +25,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from method.config.options import make_architecture
 from method.model.architecture import Architecture
-from method.model.published import check_scales, from_published, is_published, published_architecture
+from method.model.published import (
+    check_scales,
+    from_published,
+    is_published,
+    options_without_trace,
+    published_architecture,
+)
 from method.model.retrieval import RetrievalModel
 from method.model.weight_names import current_names
 from method.runtime.errors import InputError, shown, summarize
 from method.runtime.file_kinds import describe
 from method.runtime.files import require_file, sha256_of, write_bytes
+
+log = logging.getLogger(__name__)
 
 # What published checkpoints hold beside tensors. Each is data: none of it does anything when it is made, and the
 # option holders among it are read as plain dictionaries.
@@ -206,6 +216,21 @@ def load_model(path: Path, architecture: Architecture) -> Loaded:
     if not published and not isinstance(options, dict):
         raise InputError(f"{path}: expected the options of its training under 'options'")
     return Loaded(model.eval(), content["epoch"], None if published else options, digest)
+
+
+def log_model_options(options: Mapping[str, Any], loaded: Loaded) -> None:
+    """Say where a checkpoint of ours overrules the options, and what had to be assumed of a published one."""
+    found = loaded.model.architecture
+    if loaded.options is None:
+        if options["fusion_extent"] not in (None, found.fusion_extent):
+            log.warning("published weights decide: fusion_extent is %s", found.fusion_extent)
+        assumed = " ".join(f"--{name} {options[name]}" for name in options_without_trace(found))
+        log.info("published weights show no trace of these options, assumed: %s", assumed)
+        return
+    asked = make_architecture(options).as_dict()
+    for name, value in found.as_dict().items():
+        if name != "temperatures" and asked[name] != value:
+            log.warning("the checkpoint decides: %s is %s, not %s", name, value, asked[name])
 
 
 def check_weights(model: RetrievalModel, weights: Mapping[str, Tensor], path: Path) -> None:

@@ -14,9 +14,9 @@ from easydict import EasyDict
 
 from method.config.options import plain
 from method.data.batch import EpochBatches, VideoBatch
-from method.evaluate import SplitEvaluator, recalls
 from method.evaluation.ranking import Evaluation
 from method.evaluation.report import drawing
+from method.evaluation.split_evaluator import SplitEvaluator, recalls
 from method.runtime.errors import PeerFailed, Stopped
 from method.runtime.files import write_text
 from method.runtime.hardware import memory_mb

@@ -19,6 +19,7 @@ from method.config.options import (
     read_options,
     read_yaml,
 )
+from method.data.splits import DATA_FILES
 from method.runtime.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -77,7 +78,7 @@ def test_what_belongs_to_one_call_is_never_taken_over(own_configs: Path) -> None
 def test_every_yaml_key_is_a_flag_and_every_file_is_named(name: str) -> None:
     values = read_yaml(CONFIGS / f"{name}.yaml", make_parser(""))
     assert set(values) <= FLAGS
-    assert {*config.DATA_FILES, *config.VOCABULARY_FILES} <= set(values)
+    assert {*DATA_FILES, *config.VOCABULARY_FILES} <= set(values)
     options = read_options(["--dataset_name", name])
     for key, value in values.items():
         assert options[key] == (options.root_path / value if isinstance(value, Path) else value)
@@ -273,7 +274,7 @@ NO_PATHS = [
 
 def test_every_flag_of_a_file_or_folder_takes_a_path() -> None:
     more = ("results_root", "eval_ckpt", "resume", "text_encoder", "neg_cache", "moments", "feature_cache")
-    assert sorted([*config.DATA_FILES, *config.VOCABULARY_FILES, *more]) == PATH_FLAGS
+    assert sorted([*DATA_FILES, *config.VOCABULARY_FILES, *more]) == PATH_FLAGS
 
 
 @pytest.mark.usefixtures("home")

@@ -9,10 +9,10 @@ import h5py
 import numpy as np
 import pytest
 
-from method.data.check import check_split
 from method.data.content import check_content
 from method.data.dataset import FeatureReader, stream_keys
 from method.data.features import FeatureFile
+from method.data.splits import check_split
 from method.runtime.errors import InputError
 from tests.helpers.linked_files import link
 from tests.helpers.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from method.data.captions import Caption, group_by_video
-from method.data.check import Split
+from method.data.splits import Split
 from method.evaluation.corpus import Corpus, QuerySet
 from method.evaluation.frame_embeddings import FrameEmbeddings
 from method.evaluation.moments import TrueMoment

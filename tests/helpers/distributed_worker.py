@@ -19,7 +19,7 @@ import torch
 
 from method import train
 from method.data.batch import VideoBatch
-from method.evaluate import SplitEvaluator
+from method.evaluation.split_evaluator import SplitEvaluator
 from method.runtime import process_group
 from method.training.loop import Training
 
@@ -62,7 +62,7 @@ def be_impatient(seconds: float) -> None:
 
 def report_late(seconds: float) -> None:
     """Take so long before a trained model's evaluation is written."""
-    _before(train, "report", 0, lambda *arguments: time.sleep(seconds))
+    _before(train, "write_results", 0, lambda *arguments: time.sleep(seconds))
 
 
 def _before(owner: Any, name: str, wanted: int, act: Any) -> None:

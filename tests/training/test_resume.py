@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from method.config.options import plain, read_options
-from method.evaluate import SplitEvaluator
+from method.evaluation.split_evaluator import SplitEvaluator
 from method.runtime.errors import InputError, Stopped
 from method.runtime.files import read_json, sha256, write_json
 from method.runtime.run_folder import RunFolder

@@ -23,9 +23,9 @@ from torch.utils.data import Dataset
 
 from method.data.batch import Loader
 from method.data.cache.rows_file import PackedRows, PackedTable, write_rows
-from method.data.check import Split, rows_seen
 from method.data.dataset import FeatureReader, StoredTable, Table
 from method.data.ragged import Ragged
+from method.data.splits import Split, rows_seen
 from method.runtime.errors import InputError, summarize
 from method.runtime.files import digest_of, exclusive_lock, free_bytes, in_bytes
 from method.runtime.progress import poll, progress_bar
@@ -51,7 +51,9 @@ class _Unusable(Exception):
         self.kept = kept
 
 
-def with_cache(reader: FeatureReader, splits: Iterable[Split], folder: Path | None, workers: int) -> FeatureReader:
+def with_cache(
+    reader: FeatureReader, splits: Iterable[Split], location: Path | str | None, workers: int
+) -> FeatureReader:
     """The reader with a cache of all that the splits need; one line says what could not be cached, and why.
 
     Of several processes one makes a table and the others wait for it.
@@ -59,12 +61,15 @@ def with_cache(reader: FeatureReader, splits: Iterable[Split], folder: Path | No
     Args:
         reader: of the feature files.
         splits: of which to cache the items.
-        folder: where the cache lies; None: beside each feature file.
+        location: folder of the cache, None: beside each feature file, 'off': no cache.
         workers: processes that read the feature files.
 
     Raises:
         InputError: for features that training would refuse too.
     """
+    if location == "off":
+        return reader
+    folder = Path(location) if location else None
     tables: dict[str, Table] = {}
     failures: dict[str, str] = {}
     counts = rows_seen(reader, splits)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from method.data.batch import VideoBatch
-from method.data.check import Split, rows_seen
 from method.data.dataset import FeatureReader, Table, with_features
 from method.data.ragged import Layout, Ragged
+from method.data.splits import Split, rows_seen
 from method.runtime import hardware
 from method.runtime.errors import InputError
 from method.runtime.files import in_bytes

@@ -15,8 +15,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from method.data.check import Split
 from method.data.ragged import Ragged
+from method.data.splits import Split
 from method.evaluation.corpus import Corpus, QuerySet
 from method.evaluation.ranking import Evaluation
 from method.evaluation.scorer import Scorer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from method.data.check import Split
+from method.data.splits import Split
 from method.evaluation.moments import TrueMoment
 from method.evaluation.ranking import Evaluation
 from method.model.retrieval import RetrievalModel

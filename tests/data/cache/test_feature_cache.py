@@ -23,10 +23,10 @@ from method.data.batch import EpochBatches, Loader, QueryBatch, VideoBatch
 from method.data.cache import feature_cache
 from method.data.cache.feature_cache import with_cache
 from method.data.cache.rows_file import PackedRows, PackedTable
-from method.data.check import Split, check_split
 from method.data.dataset import TOKENS, CorpusVideos, FeatureReader, Queries, TrainingVideos, stream_keys
 from method.data.features import FeatureFile, FloatRows
 from method.data.ragged import Ragged
+from method.data.splits import Split, check_split
 from method.runtime.errors import InputError
 from method.runtime.progress import interruptible
 from tests.helpers.linked_files import WAYS, change, link

@@ -12,9 +12,9 @@ from method.data.batch import EpochBatches, Loader, VideoBatch
 from method.data.cache import gpu_tables
 from method.data.cache.feature_cache import with_cache
 from method.data.cache.gpu_tables import WithFeatures, free_memory, on_device
-from method.data.check import Split, check_split
 from method.data.dataset import FeatureReader, TrainingVideos, stream_keys
 from method.data.features import FeatureFile
+from method.data.splits import Split, check_split
 from method.runtime.errors import InputError
 from tests.helpers.runs import EPOCHS, assert_same_run
 from tests.helpers.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset, run_train

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from method.data.captions import Caption
-from method.data.check import RELEASED, Split, check_files, check_split, describe, warn_of_shared_videos
 from method.data.dataset import FeatureReader, stream_keys
 from method.data.features import FeatureFile
+from method.data.splits import RELEASED, Split, check_files, check_split, describe, warn_of_shared_videos
 from method.runtime.errors import InputError
 from tests.helpers.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
 from utils.download_data import RELEASES

@@ -1,20 +1,51 @@
-"""Everything that a run will need of its files, checked before the first step."""
+"""The splits of a dataset, and the feature files they need, checked before the first step."""
 
 from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from method.data.captions import Caption, group_by_video, read_captions
-from method.data.dataset import TOKENS, FeatureReader
+from method.data.dataset import TOKENS, FeatureReader, split_holdout, stream_keys
+from method.data.features import FeatureFile
 from method.runtime.errors import InputError, summarize
 
 log = logging.getLogger(__name__)
 
 RELEASED = ("activitynet", "charades", "tvr")  # what utils/download_data.py fetches
+DATA_FILES = ("video_feat_path", "text_feat_path", "caption_train_txt", "caption_test_txt")
+
+
+class ModelInputs(Protocol):
+    """What a model reads of the feature files; an `Architecture` is one."""
+
+    @property
+    def action_width(self) -> int | None:
+        """Width of the action branch's stream, None without that branch."""
+
+    @property
+    def object_width(self) -> int | None:
+        """Width of the object branch's stream, None without that branch."""
+
+    @property
+    def object_sees(self) -> str:
+        """The object branch's stream, 'clip' or 'i3d'."""
+
+    @property
+    def query_width(self) -> int:
+        """Width of the token features."""
+
+    @property
+    def max_frames(self) -> int:
+        """Frames of a video after sampling, at most."""
+
+    @property
+    def max_words(self) -> int:
+        """Tokens of a caption, at most."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +94,34 @@ def _remedy(missing: Iterable[Path], dataset: str, root: Path) -> str:
     return "put them there, or name other files by these flags or in the dataset's YAML file"
 
 
+def open_features(
+    paths: Mapping[str, Path | None],
+    dataset: str,
+    inputs: ModelInputs,
+    root: Path,
+    needed: Sequence[str] = DATA_FILES,
+) -> FeatureReader:
+    """Open the feature files of a dataset for a model.
+
+    Args:
+        paths: of `DATA_FILES`, by flag; may hold more.
+        dataset: its name, for messages.
+        inputs: what the model reads.
+        root: the folder that holds `dataset/`, for messages.
+        needed: the files that have to exist.
+
+    Raises:
+        InputError: naming every missing file of `needed`.
+    """
+    check_files({name: paths[name] for name in needed}, dataset, root)
+    videos, texts = (paths[name] for name in ("video_feat_path", "text_feat_path"))
+    assert videos is not None
+    assert texts is not None
+    streams = stream_keys(inputs.action_width, inputs.object_width, inputs.object_sees)
+    files = FeatureFile(videos), FeatureFile(texts)
+    return FeatureReader(*files, streams, inputs.query_width, inputs.max_frames, inputs.max_words)
+
+
 def check_split(name: str, path: Path, reader: FeatureReader) -> Split:
     """Read one split's captions and check that every video and caption has features of the right width.
 
@@ -101,3 +160,49 @@ def warn_of_shared_videos(first: Split, second: Split) -> None:
 def describe(split: Split) -> str:
     """One line on the size of a split."""
     return f"{split.name}: {len(split.video_ids)} videos, {len(split.captions)} captions"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The splits to train on, to select the epoch by and to report, and all captions of the training file."""
+
+    training: Split
+    selecting: Split
+    reported: Split
+    training_file: list[Caption]
+
+
+def load_splits(
+    train_captions: Path,
+    test_captions: Path,
+    reader: FeatureReader,
+    *,
+    holdout_fraction: float = 0.0,
+    seed: int = 0,
+    max_videos: int | None = None,
+) -> Splits:
+    """Check the caption files of both splits and divide the training videos.
+
+    Args:
+        train_captions: caption file to train on.
+        test_captions: caption file to report.
+        reader: of the features that every caption and video needs.
+        holdout_fraction: of the training videos, held out to select the epoch; 0 selects on the reported split.
+        seed: of the draw of held-out videos.
+        max_videos: train on the first of them only.
+    """
+    whole = check_split("training split", train_captions, reader)
+    reported = check_split("evaluated split", test_captions, reader)
+    warn_of_shared_videos(whole, reported)
+    training, selecting = whole, reported
+    if max_videos is not None:
+        few = set(whole.video_ids[:max_videos])
+        training = replace(whole, captions=[caption for caption in whole.captions if caption.video_id in few])
+    if holdout_fraction:
+        kept, held_out = split_holdout(training.captions, holdout_fraction, seed)
+        training = replace(whole, captions=kept)
+        selecting = replace(whole, name="held-out training videos", captions=held_out)
+    for split in {split.name: split for split in (training, selecting, reported)}.values():
+        log.info(describe(split))
+    log.info("the epoch is selected on the %s", selecting.name)
+    return Splits(training, selecting, reported, whole.captions)

@@ -1,0 +1,104 @@
+"""Evaluate models on one split, and write what was found to a run folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from method.config.options import plain
+from method.data.batch import Loader
+from method.data.dataset import CorpusVideos, FeatureReader, Queries
+from method.data.splits import Split
+from method.evaluation.metrics import distinct_scores
+from method.evaluation.moment_metrics import moment_metrics
+from method.evaluation.moments import TrueMoment, read_moments
+from method.evaluation.ranking import Evaluation, evaluate
+from method.evaluation.report import drawing
+from method.evaluation.report.input import ReportInput
+from method.evaluation.scorer import ScoringSettings
+from method.evaluation.sharding import shard_batches
+from method.model.retrieval import RetrievalModel
+from method.runtime.processes import SINGLE_PROCESS, Processes
+from method.runtime.run_folder import RunFolder, circumstances
+
+log = logging.getLogger(__name__)
+
+_LOGGED = {"R@1": "r1", "R@5": "r5", "R@10": "r10", "R@100": "r100", "SumR": "sumr", "MedR": "medr"}
+
+
+def known_moments(path: Path | None, split: Split) -> dict[str, TrueMoment]:
+    """The annotated moments of a split's captions, none without a file. InputError for a malformed file."""
+    if not path:
+        return {}
+    return read_moments(path, {caption.id for caption in split.captions}) or {}
+
+
+class SplitEvaluator:
+    """Evaluates models on one split, with the same data workers each time."""
+
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        reader: FeatureReader,
+        split: Split,
+        device: torch.device,
+        processes: Processes = SINGLE_PROCESS,
+    ) -> None:
+        self.options = options
+        self.device = device
+        self.processes = processes
+        pinned = options["pin_memory"] and device.type == "cuda"
+        workers = options["num_workers"]
+        # In the order of the caption file: with extent 'padded' a score depends on the batch.
+        videos, size = split.video_ids, options["eval_context_bsz"]
+        own = videos[shard_batches(len(videos), size, processes)]
+        self.videos = Loader(CorpusVideos(reader, own), size, workers, pinned)
+        captions, size = split.captions, options["eval_query_bsz"]
+        own_captions = captions[shard_batches(len(captions), size, processes)]
+        self.queries = Loader(Queries(reader, own_captions), size, workers, pinned)
+
+    def evaluate(self, model: RetrievalModel, scores_in: Path | None = None) -> Evaluation:
+        """Evaluate a model; scores are kept on the disk of the folder `scores_in`, if one is given."""
+        settings = ScoringSettings.from_options(self.options, model.architecture.branches)
+        return evaluate(model, self.videos, self.queries, self.device, settings, scores_in, self.processes)
+
+
+def write_results(folder: RunFolder, given: ReportInput, sha256: str) -> None:
+    """Write metrics.json, scores.npz if scores were kept, and the report if requested; log the recalls.
+
+    `sha256` is the digest of the evaluated checkpoint, whose file may have been replaced by now.
+    """
+    evaluation, options = given.evaluation, given.options
+    if evaluation.scores is not None:
+        folder.write_scores(evaluation.caption_ids, evaluation.video_ids, evaluation.scores)
+    metrics = evaluation.metrics
+    moment_results = moment_metrics(evaluation, given.moments)
+    folder.write_metrics(
+        {
+            "epoch": given.epoch,
+            "videos": len(evaluation.video_ids),
+            "queries": len(evaluation.caption_ids),
+            **metrics,
+            **({"moments": moment_results} if moment_results is not None else {}),
+            "checkpoint": {"path": str(given.checkpoint), "sha256": sha256},
+            "options": plain(options),
+            "made_with": circumstances(),
+        }
+    )
+    for name in distinct_scores(evaluation.ranks):
+        log.info("%-6s %s", name, recalls(metrics[name]))
+    log.info("metrics in %s", folder.path / "metrics.json")
+    if options["report"]:
+        with drawing("the report"):
+            from method.evaluation.report.write import write_report  # loads Matplotlib, which takes a second
+
+            log.info("report in %s", write_report(folder.path, given))
+
+
+def recalls(metrics: Mapping[str, float]) -> str:
+    """The metrics that papers report, in one line."""
+    return "  ".join(f"{name} {metrics[key]:5.1f}" for name, key in _LOGGED.items())
