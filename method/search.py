@@ -1,4 +1,4 @@
-"""Type a sentence and see the videos that show it, and where in them.
+"""Search videos with a sentence: which videos show the moment, and where.
 
     python method/search.py --eval_ckpt results/demo/a3prvr/first/model.ckpt "a person opens the fridge"
     python method/search.py --eval_ckpt ... --query_id 'demo_00500#enc#0'   # a caption of the dataset: no text encoder
@@ -8,7 +8,7 @@
     python method/search.py "a man runs" --dataset_name charades --eval_ckpt checkpoints/charades.ckpt
 
 A checkpoint of ours carries its options; those of a published one are in configs/<dataset>.yaml. The videos are
-encoded once, into an index beside the checkpoint, which is refused when the checkpoint or the features have changed
+encoded once, into an index beside the checkpoint, which has to be rebuilt when the checkpoint or the features change
 (--rebuild).
 """
 
@@ -62,7 +62,7 @@ _PROMPT = "search> "
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Answer the query of the command line, or those of a prompt, a pipe or a web page."""
-    expect_one_process("search")  # several would all make the same index, and serve at the same port
+    expect_one_process("search")  # several would build the same index and serve on the same port
     log_to_terminal()
     options = read_options(arguments, "Search videos with a sentence.", extra=_add_flags, kept=kept_options)
     be_quiet(options.quiet)
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def make_searcher(options: EasyDict) -> Searcher:
-    """Load a checkpoint and the index of the chosen videos, which is made if there is none.
+    """Load a checkpoint and the index of the chosen videos, which is built if there is none.
 
     InputError for files that are missing, broken or do not belong together.
     """
@@ -105,7 +105,7 @@ def make_searcher(options: EasyDict) -> Searcher:
     )
     known = [*{caption.id: caption for own in captions.values() for caption in own}.values()]
     moments = None
-    if options.moments and options.moments.exists():  # without them there are frames in the place of seconds
+    if options.moments and options.moments.exists():  # without them, moments are shown in frames instead of seconds
         moments = read_moments(options.moments, {caption.id for caption in known})
     width, words = model.architecture.query_width, model.architecture.max_words
     return Searcher(
@@ -131,27 +131,27 @@ def _open_encoder(
 
 
 def _add_flags(parser: Parser) -> None:
-    parser.add_argument("sentence", nargs="*", default=[], help="what to look for; without it a prompt asks")
-    # A published flag of training that never did anything is the number of results here.
+    parser.add_argument("sentence", nargs="*", default=[], help="what to search for (default: ask at a prompt)")
+    # --topk, which training accepts and ignores, is the number of results here.
     parser.conflict_handler = "resolve"
     add = parser.add_argument_group("search").add_argument
-    add("--topk", dest="top_k", type=int, default=10, metavar="K", help="videos to show")
-    add("--query_id", metavar="ID", help="search with this caption of the dataset and its own token features")
+    add("--topk", dest="top_k", type=int, default=10, metavar="K", help="number of videos to show")
+    add("--query_id", metavar="ID", help="search with this caption of the dataset, by its token features")
     add("--split", choices=tuple(_SPLITS), default="test", help="whose videos are searched: the evaluated ones, the "
         "training ones or both")  # fmt: skip
-    add("--json", action="store_true", default=False, help="print each answer as a line of JSON")
-    add("--rebuild", action="store_true", default=False, help="make the index anew")
+    add("--json", action="store_true", default=False, help="print each result as a line of JSON")
+    add("--rebuild", action="store_true", default=False, help="rebuild the index")
+    add("--index_dir", type=user_path, metavar="DIR",
+        help="folder of the index (default: <checkpoint>.index beside the checkpoint)")  # fmt: skip
+    add("--serve", action="store_true", default=False, help="serve a web page")
     add(
-        "--index_dir",
-        type=user_path,
-        metavar="DIR",
-        help="folder of the index (default: <checkpoint>.index beside the checkpoint)",
+        "--host",
+        default="127.0.0.1",
+        help="address of the web page; other machines can reach any but the loopback address",
     )
-    add("--serve", action="store_true", default=False, help="answer on a web page")
-    add("--host", default="127.0.0.1", help="address of the web page; any but the loopback's lets others in")
-    add("--port", type=int, default=8000, help="port of the web page; 0: any free one")
-    add("--video_dir", type=user_path, metavar="DIR", help="folder with <video id>.mp4, .webm and so on, shown on the "
-        "web page; those below are looked through too, once, at the start")  # fmt: skip
+    add("--port", type=int, default=8000, help="port of the web page; 0: any free port")
+    add("--video_dir", type=user_path, metavar="DIR", help="folder with <video id>.mp4, .webm and so on, shown on the web page; "
+        "those below are looked through too, once, at the start")  # fmt: skip
 
 
 def _check(options: Mapping[str, Any]) -> None:
@@ -228,7 +228,7 @@ def _load_encoder(searcher: Searcher) -> None:
     try:
         searcher.load_encoder()
     except InputError as error:
-        log.warning("sentences cannot be encoded, only captions be searched with, by their ids: %s", error)
+        log.warning("no text encoder, so only caption ids of the dataset can be searched: %s", error)
 
 
 def _print(answer: Answer, searcher: Searcher, options: EasyDict) -> None:
@@ -242,12 +242,12 @@ def _print(answer: Answer, searcher: Searcher, options: EasyDict) -> None:
     except (UnicodeEncodeError, LookupError):
         blocks = ASCII_BLOCKS
     text = as_text(answer, videos, blocks, shutil.get_terminal_size().columns)
-    # A character of a caption that the terminal lacks is no reason to fail.
+    # Replace characters that the terminal cannot show.
     print(text.encode(sys.stdout.encoding or "ascii", "replace").decode(sys.stdout.encoding or "ascii"), flush=True)
 
 
 def _serve(searcher: Searcher, options: EasyDict) -> None:
-    from method.serving.web.server import make_app, serve  # the other ways to search need no server
+    from method.serving.web.server import make_app, serve  # Flask is only needed here
 
     _load_encoder(searcher)
     if options.video_dir is not None and not options.video_dir.is_dir():

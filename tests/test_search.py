@@ -105,7 +105,7 @@ def test_a_published_checkpoint_is_searched_with_the_flags_of_its_launcher(
         assert [hit["video_id"] for hit in answer["results"]] == scores["video_ids"][order].tolist()
         found = [hit["score"] for hit in answer["results"]]
         np.testing.assert_allclose(found, scores["fused"][number][order], atol=1e-6)
-    with own_log_handlers(), pytest.raises(InputError, match="another --eval_context_bsz; make it anew"):
+    with own_log_handlers(), pytest.raises(InputError, match="another --eval_context_bsz; rebuild it"):
         search.main([*flags, "--query_id", "E00#enc#0", "--eval_context_bsz", "4"])
 
 
@@ -202,7 +202,7 @@ def test_the_index_is_used_refused_and_rebuilt(
     status = trained.data.features.stat()
     os.utime(trained.data.features, ns=(0, 0))
     try:
-        with pytest.raises(InputError, match="another feature file; make it anew with --rebuild"):
+        with pytest.raises(InputError, match="another feature file; rebuild it with --rebuild"):
             trained.search(*words)
     finally:
         os.utime(trained.data.features, ns=(status.st_atime_ns, status.st_mtime_ns))

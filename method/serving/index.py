@@ -1,8 +1,8 @@
-"""The index of a corpus: the frame keys of its videos, encoded once and kept beside the checkpoint.
+"""The index of a corpus: the frame embeddings of its videos, encoded once and stored beside the checkpoint.
 
-An index is one file, written whole or not at all and mapped into memory when it is read. It remembers what it was made
-from and is refused when that has changed. The keys keep the precision in which evaluation computes, so that a search
-ranks videos as evaluation does.
+An index is one file, written atomically and memory-mapped when it is read. It records what it was built from and is
+rejected when that has changed. Embeddings are stored in the precision of evaluation, so that a search ranks videos as
+evaluation does.
 
 Letters: N frames of all videos, D width.
 """
@@ -29,15 +29,15 @@ from method.runtime.files import atomic_writer, digest_of, exclusive_lock, in_by
 log = logging.getLogger(__name__)
 
 FORMAT = "A3PRVR index"
-VERSION = 2  # counts up whenever an older index must not be read any more
-REMEDY = "make it anew with --rebuild"
+VERSION = 2  # incremented whenever older indexes become unusable
+REMEDY = "rebuild it with --rebuild"
 _SAMPLED_VIDEOS = 16
 
 MadeFrom = dict[str, str]
 
 
 def index_path(checkpoint: Path, split: str, folder: Path | None = None) -> Path:
-    """Where the index of a split lies: in `<checkpoint>.index/` unless another folder is given."""
+    """Path of the index of a split: in `<checkpoint>.index/` unless another folder is given."""
     return (folder or checkpoint.with_name(f"{checkpoint.name}.index")) / f"{split}.pt"
 
 
@@ -49,15 +49,15 @@ def fingerprint(
     batch_size: int,
     precision: str = "off",
 ) -> MadeFrom:
-    """What the keys of these videos depend on, by the names under which a change is reported.
+    """What the embeddings of these videos depend on, by the names under which a change is reported.
 
     Args:
         checkpoint: digest of its file.
-        architecture: of the model; a published checkpoint does not hold it.
-        reader: of the features. Size and time of their file count, the rows of every stream, and some videos' content.
-        video_ids: the videos in the order in which they are encoded.
+        architecture: of the model; a published checkpoint does not contain it.
+        reader: of the features: size and time of their file, the rows of every stream, and the content of some videos.
+        video_ids: the videos in corpus order.
         batch_size: videos encoded together.
-        precision: in which they are encoded, and kept.
+        precision: of the encoders and of the stored embeddings.
     """
     made_from = {
         "checkpoint": checkpoint,
@@ -66,25 +66,25 @@ def fingerprint(
         "feature file": digest_of(_features(reader, video_ids)),
     }
     if architecture.fusion == "deformable" and architecture.fusion_extent == "padded":
-        made_from["--eval_context_bsz"] = str(batch_size)  # what a video is padded with depends on its batch
+        made_from["--eval_context_bsz"] = str(batch_size)  # padding, and with it a score, depends on the batch
     if precision != "off":
         made_from["--eval_amp"] = precision
     return made_from
 
 
 def open_index(path: Path, made_from: MadeFrom, encode: Callable[[], Corpus], rebuild: bool = False) -> Corpus:
-    """Read the index at `path`; where there is none, or with `rebuild`, make it first.
+    """Read the index at `path`, and build it first if there is none or with `rebuild`.
 
-    Of several processes one makes the index and the others wait for it.
+    Of several processes one builds the index and the others wait for it.
 
     Args:
         path: the file of the index.
         made_from: the fingerprint that it must have.
         encode: encodes the videos.
-        rebuild: make it even if there is one.
+        rebuild: build it even if there is one.
 
     Raises:
-        InputError: for an index that was made from something else or cannot be read, and for keys that are not finite.
+        InputError: for an index that is outdated or unreadable, and for embeddings that are not finite.
     """
     if rebuild or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,18 +95,18 @@ def open_index(path: Path, made_from: MadeFrom, encode: Callable[[], Corpus], re
 
 
 def _make(path: Path, made_from: MadeFrom, corpus: Corpus) -> None:
-    for left_over in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed; nobody else is writing
+    for left_over in path.parent.glob(f".{path.name}.*.part"):  # left by a killed process; no other one is writing
         left_over.unlink(missing_ok=True)
-    keys = {name: rows.values.cpu() for name, rows in corpus.frames.items()}
+    keys = {name: frames.values.cpu() for name, frames in corpus.frames.items()}
     for name, values_ND in keys.items():
         if not torch.isfinite(values_ND).all():
-            raise InputError(f"the {name} frame keys are not all finite: the weights or features are broken")
+            raise InputError(f"the {name} frame embeddings are not all finite: the weights or features are broken")
     content = {
         "format": FORMAT,
         "version": VERSION,
         "made_from": made_from,
         "video_ids": corpus.video_ids,
-        "lengths": {name: list(rows.lengths) for name, rows in corpus.frames.items()},
+        "lengths": {name: list(frames.lengths) for name, frames in corpus.frames.items()},
         "checksums": {name: _checksum(values_ND) for name, values_ND in keys.items()},
         "keys": keys,
     }
@@ -119,7 +119,7 @@ def _save(content: Mapping[str, Any], file: BinaryIO) -> None:
     try:
         torch.save(content, file)
     except RuntimeError as error:
-        # What torch makes of a full disk does not say so.
+        # torch hides that the disk is full.
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
@@ -128,17 +128,17 @@ def _save(content: Mapping[str, Any], file: BinaryIO) -> None:
 def _read(path: Path, made_from: MadeFrom) -> Corpus:
     content = _content(path)
     if content.get("version") != VERSION:
-        raise InputError(f"{path}: version {content.get('version')} of an index, expected {VERSION}; {REMEDY}")
+        raise InputError(f"{path}: index version {content.get('version')}, expected {VERSION}; {REMEDY}")
     found = content["made_from"]
     changed = sorted(name for name in {*found, *made_from} if found.get(name) != made_from.get(name))
     if changed:
-        raise InputError(f"{path}: the index was made from another {', another '.join(changed)}; {REMEDY}")
-    keys = {}
+        raise InputError(f"{path}: the index was built from another {', another '.join(changed)}; {REMEDY}")
+    frames = {}
     for name, values_ND in content["keys"].items():
         if _checksum(values_ND) != content["checksums"][name]:
-            raise InputError(f"{path}: damaged, the {name} keys do not have their checksum; {REMEDY}")
-        keys[name] = FrameEmbeddings(values_ND, tuple(content["lengths"][name]))
-    return Corpus(content["video_ids"], keys)
+            raise InputError(f"{path}: corrupt, wrong checksum of the {name} embeddings; {REMEDY}")
+        frames[name] = FrameEmbeddings(values_ND, tuple(content["lengths"][name]))
+    return Corpus(content["video_ids"], frames)
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -146,10 +146,10 @@ def _content(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             for record in archive.namelist():
-                if "/data/" not in record:  # the keys have checksums of their own, that are faster
+                if "/data/" not in record:  # the embeddings have their own, faster checksums
                     archive.read(record)
         content = _load(path)
-    except Exception as error:  # torch has no common exception for the ways in which a file can be broken
+    except Exception as error:  # torch has no common exception for corrupt files
         raise InputError(f"{path}: not a readable index ({type(error).__name__}); {REMEDY}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path}: not an index of videos; {REMEDY}")
@@ -181,6 +181,6 @@ def _features(reader: FeatureReader, video_ids: Sequence[str]) -> list[Any]:
 
 
 def _checksum(values_ND: Tensor) -> int:
-    """A sum over the bits of the values that every single damaged one changes; as fast as the memory."""
+    """Sum of the bit patterns, which changes with any single value; runs at memory bandwidth."""
     bits = {4: torch.int32, 2: torch.int16}[values_ND.element_size()]
     return int(values_ND.view(bits).sum(dtype=torch.int64))

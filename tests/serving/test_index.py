@@ -113,7 +113,7 @@ def test_search_ranks_and_scores_as_evaluation_does(tmp_path: Path, variant: str
 def test_an_index_in_half_precision_is_half_as_large_and_searched_as_evaluated(world: World, precision: str) -> None:
     whole = world.open()
     world.precision = precision
-    with pytest.raises(InputError, match="another --eval_amp; make it anew"):
+    with pytest.raises(InputError, match="another --eval_amp; rebuild it"):
         world.open()
     half = world.open(rebuild=True)
     assert same(half, world.encode())
@@ -282,7 +282,7 @@ def test_another_file_in_the_place_of_an_index_is_refused(world: World) -> None:
     with pytest.raises(InputError, match="not an index"):
         world.open()
     torch.save({"format": "A3PRVR index", "version": 0}, world.path)
-    with pytest.raises(InputError, match="version 0 of an index, expected 2"):
+    with pytest.raises(InputError, match="index version 0, expected 2"):
         world.open()
 
 
@@ -385,6 +385,6 @@ def test_keys_that_are_not_finite_are_not_kept(world: World) -> None:
     corpus = world.encode()
     with torch.inference_mode():
         corpus.frames["object"].values[3, 1] = torch.nan
-    with pytest.raises(InputError, match="object frame keys are not all finite"):
+    with pytest.raises(InputError, match="object frame embeddings are not all finite"):
         world.open(encode=lambda: corpus)
     assert not world.path.exists()
