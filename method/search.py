@@ -150,8 +150,8 @@ def _add_flags(parser: Parser) -> None:
         help="address of the web page; other machines can reach any but the loopback address",
     )
     add("--port", type=int, default=8000, help="port of the web page; 0: any free port")
-    add("--video_dir", type=user_path, metavar="DIR", help="folder with <video id>.mp4, .webm and so on, shown on the web page; "
-        "those below are looked through too, once, at the start")  # fmt: skip
+    add("--video_dir", type=user_path, metavar="DIR", help="folder of the videos that the web page shows: "
+        "<video id>.mp4, .webm and so on, subfolders included; read once at the start")  # fmt: skip
 
 
 def _check(options: Mapping[str, Any]) -> None:

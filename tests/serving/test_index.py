@@ -208,12 +208,12 @@ def test_an_index_of_linked_features(world: World, way: str) -> None:
     world.open()
     part = link(world.data.features, way)
     if way != "symbolic":
-        with pytest.raises(InputError, match="another feature file; make it anew"):
+        with pytest.raises(InputError, match="another feature file; rebuild it"):
             world.open()
     assert same(world.open(rebuild=True), world.encode())
     assert same(world.open(), world.encode())
     change(part, world.video_ids[1])
-    with pytest.raises(InputError, match="another feature file; make it anew"):
+    with pytest.raises(InputError, match="another feature file; rebuild it"):
         world.open()
 
 
