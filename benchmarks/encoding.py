@@ -111,8 +111,8 @@ class Case:
         few = {name: Ragged.of(split_values(rows)[:2]) for name, rows in streams.items()}
         expected = self.twin.encode_videos(few["action"], few["object"])
         for name, keys in self.model.encode_videos(few).items():
-            padded, real = expected[name]
-            torch.testing.assert_close(keys.values, padded[real], atol=1e-4, rtol=1e-4)
+            padded, valid = expected[name]
+            torch.testing.assert_close(keys.values, padded[valid], atol=1e-4, rtol=1e-4)
 
     def report_memory(self, precision: str) -> None:
         """Print what the process held beside the keys after each eighth of the videos, and at most."""

@@ -7,7 +7,7 @@
     python benchmarks/evaluation.py --memory                            # MiB beside keys and vectors
     python benchmarks/evaluation.py --growth                            # with twice the videos, captions, frames
 
-Random frames, both branches. The products are those of the real frames, float32. The published program pads all videos
+Random frames, both branches. The products are those of the valid frames, float32. The published program pads all videos
 to the longest and projects all frames to keys again for every 50 captions, with PyTorch's own settings; all others
 multiply as an evaluation does. Frames are made a piece at a time and kept only for what reads them again: the published
 way and, where the keys are in half precision, the products. With one thread times are of the CPU, which other programs
@@ -190,8 +190,8 @@ class Case:
         frames = [frames_LD for own, frames_ND in pieces for frames_LD in frames_ND.split(own)]
         lengths = torch.tensor([len(frames_LD) for frames_LD in frames])
         padded_vLD = torch.nn.utils.rnn.pad_sequence(frames, batch_first=True)
-        real_vL = torch.arange(padded_vLD.shape[1]) < lengths[:, None]
-        hidden_vL1 = ~real_vL[..., None].to(padded_vLD.device)
+        valid_vL = torch.arange(padded_vLD.shape[1]) < lengths[:, None]
+        hidden_vL1 = ~valid_vL[..., None].to(padded_vLD.device)
         parts = []
         for start in range(0, captions, PUBLISHED_BLOCK):
             best = []

@@ -78,5 +78,5 @@ class QueryPooling(nn.Module):
         """Pool tokens (N, D) into one vector per query, (B, D)."""
         layout = tokens.layout
         logits_BL = layout.pad(self.weight(tokens.values)).squeeze(-1)
-        weights_BL = logits_BL.masked_fill(~layout.real_BL, -torch.inf).softmax(-1)
+        weights_BL = logits_BL.masked_fill(~layout.valid_BL, -torch.inf).softmax(-1)
         return torch.einsum("bl,bld->bd", weights_BL, layout.pad(tokens.values))

@@ -54,7 +54,7 @@ class AttentionFusion(nn.Module):
 
     def required_lengths(self, query: Layout, context: Layout) -> tuple[list[int], list[int]]:
         """How many frames of each video must be encoded: the valid ones."""
-        return list(query.real), list(context.real)
+        return list(query.valid), list(context.valid)
 
     def forward(self, query: Ragged, context: Ragged) -> Ragged:
         """Attend from query frames (N, D) to context frames (K, D); valid query frames only."""
@@ -62,11 +62,11 @@ class AttentionFusion(nn.Module):
             frames.layout.pad(project(frames.values)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for frames, project in ((query, self.query), (context, self.key), (context, self.value))
         )
-        mask = context.layout.real_BL[:, None, None, :]
+        mask = context.layout.valid_BL[:, None, None, :]
         probability = DROPOUT if self.training else 0.0
         attended_BHLd = F.scaled_dot_product_attention(queries, keys, values, mask, probability)
         attended_ND = self.output(query.layout.unpad(attended_BHLd.transpose(1, 2).flatten(2)))
-        return query.with_values(self.feed_forward(query.values, attended_ND)).real()
+        return query.with_values(self.feed_forward(query.values, attended_ND)).valid()
 
 
 class DeformableFusion(nn.Module):
@@ -101,14 +101,14 @@ class DeformableFusion(nn.Module):
         a video, up to the length of the longest video of the batch.
         """
         if self.extent == "valid":
-            return list(query.real), list(context.real)
-        furthest_B = torch.tensor(query.real, dtype=torch.float64) - 1 + self.offset_scale
+            return list(query.valid), list(context.valid)
+        furthest_B = torch.tensor(query.valid, dtype=torch.float64) - 1 + self.offset_scale
         coordinates = _padded_coordinate(furthest_B, max(query.longest - 1, 1), context.longest).tolist()
         return (
-            [min(length + self.reach, query.longest) for length in query.real],
+            [min(length + self.reach, query.longest) for length in query.valid],
             [
                 max(length, min(context.longest, math.floor(coordinate) + 2))
-                for length, coordinate in zip(context.real, coordinates, strict=True)
+                for length, coordinate in zip(context.valid, coordinates, strict=True)
             ],
         )
 
@@ -119,13 +119,13 @@ class DeformableFusion(nn.Module):
         hidden_ND = ops.relu_dropout(self.to_query.first(query.values), DROPOUT, self.training)
         projected = query.with_values(self.to_query.second(hidden_ND))
         attended_nD = ops.map_videos(self._attend, projected, context)
-        valid = query.real()
+        valid = query.valid()
         return valid.with_values(self.feed_forward(valid.values, attended_nD))
 
     def _attend(self, query: Ragged, context: Ragged) -> Tensor:
         """Attention of the valid query frames to their sampling points, (n, D)."""
         index, weight = ops.checkpointed(self._sampling_points, query.values, query.layout, context.layout)
-        valid = query.real()
+        valid = query.valid()
         points = SamplingPoints(index, weight, valid.layout.lengths, context.layout.lengths)
         # The bias of the keys shifts all logits of a frame alike, which softmax ignores: its gradient is zero.
         logit_scale = self.logit_scale + 0 * self.to_key.second.bias.sum()
@@ -150,7 +150,7 @@ class DeformableFusion(nn.Module):
         mixed_BLD = self.offset_convolution.bias.repeat(self.groups)
         for tap, weight_D in enumerate(weight_kD):
             mixed_BLD = mixed_BLD + weight_D * padded_BLD[:, tap : tap + layout.max_length]
-        hidden = query.with_values(F.gelu(layout.unpad(mixed_BLD))).real()
+        hidden = query.with_values(F.gelu(layout.unpad(mixed_BLD))).valid()
         # One block-diagonal product for all groups is faster than a product with few channels for each.
         weight_XD = torch.block_diag(*[self.offset_output.weight[:, :, 0]] * self.groups)
         offsets_nX = F.linear(hidden.values, weight_XD).float().tanh() * self.offset_scale
@@ -166,7 +166,7 @@ class DeformableFusion(nn.Module):
         if self.extent == "padded":
             last_query, last_context = (torch.full_like(video_n, layout.longest - 1) for layout in (query, context))
         else:
-            last_query, last_context = query.real_B[video_n] - 1, context.real_B[video_n] - 1
+            last_query, last_context = query.valid_B[video_n] - 1, context.valid_B[video_n] - 1
         last_query, last_context = last_query[:, None, None], last_context[:, None, None]
         if self.extent == "padded":
             coordinate = _padded_coordinate(position_nJG, last_query.clamp(min=1), last_context + 1)

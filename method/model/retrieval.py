@@ -87,7 +87,7 @@ class RetrievalModel(nn.Module):
             context = frames[_other(name)]
             # No gradient of one branch's loss reaches the other's encoder.
             fused[name] = fusion(frames[name], context.with_values(context.values.detach()))
-        return {name: rows.real() for name, rows in fused.items()}
+        return {name: rows.valid() for name, rows in fused.items()}
 
     def encode_videos(self, streams: Mapping[str, Ragged]) -> dict[str, Ragged]:
         """Features of B videos as frame embeddings (N, D) of each branch."""

@@ -169,9 +169,9 @@ class TextEncoder:
 
     def _hidden(self, tokens: Ragged) -> Tensor:
         """Hidden states (b, L, D) of b sentences at the encoder's layer."""
-        real_bL = tokens.layout.real_BL
-        ids_bL = tokens.layout.pad(tokens.values).masked_fill(~real_bL, self._padding)
-        inputs = {"input_ids": ids_bL, "attention_mask": real_bL.long()}
+        valid_bL = tokens.layout.valid_BL
+        ids_bL = tokens.layout.pad(tokens.values).masked_fill(~valid_bL, self._padding)
+        inputs = {"input_ids": ids_bL, "attention_mask": valid_bL.long()}
         hidden_bLD: Tensor
         if self._layer_of_model == -1:
             hidden_bLD = self._model(**inputs).last_hidden_state

@@ -32,28 +32,27 @@ def test_pad_equals_a_loop_and_unpad_is_its_inverse(lengths: list[int]) -> None:
 @given(LENGTHS, st.data())
 @settings(deadline=None, max_examples=60)
 def test_layout_says_where_each_row_is(lengths: list[int], data: st.DataObject) -> None:
-    real = [data.draw(st.integers(1, length)) for length in lengths]
-    layout = Layout.of(lengths, real)
+    valid = [data.draw(st.integers(1, length)) for length in lengths]
+    layout = Layout.of(lengths, valid)
     places = [(owner, position) for owner, length in enumerate(lengths) for position in range(length)]
     assert list(zip(layout.owner_N.tolist(), layout.position_N.tolist(), strict=True)) == places
-    assert layout.real_N.tolist() == [position < real[owner] for owner, position in places]
-    assert layout.real_BL.tolist() == [[position < count for position in range(max(lengths))] for count in real]
+    assert layout.valid_BL.tolist() == [[position < count for position in range(max(lengths))] for count in valid]
     assert layout.max_length == max(lengths)
 
 
 @given(LENGTHS, st.data())
 @settings(deadline=None, max_examples=60)
-def test_extended_adds_zero_rows_that_real_takes_away(lengths: list[int], data: st.DataObject) -> None:
+def test_extended_adds_zero_rows_that_valid_removes(lengths: list[int], data: st.DataObject) -> None:
     more = [length + data.draw(st.integers(0, 4)) for length in lengths]
     rows = Ragged.of(sequences(lengths))
     extended = rows.extended(more)
     assert extended.layout.lengths == tuple(more)
-    assert extended.layout.real == tuple(lengths)
+    assert extended.layout.valid == tuple(lengths)
     for part, whole in zip(sequences(lengths), extended.values.split(more), strict=True):
         assert torch.equal(whole[: len(part)], part)
         assert not whole[len(part) :].any()
-    back = extended.real()
-    assert back.layout.lengths == back.layout.real == tuple(lengths)
+    back = extended.valid()
+    assert back.layout.lengths == back.layout.valid == tuple(lengths)
     assert torch.equal(back.values, rows.values)
 
 
@@ -68,10 +67,10 @@ def test_gradients_pass_through_and_padding_has_none(lengths: list[int]) -> None
     torch.testing.assert_close(values.grad, expected)
 
 
-@pytest.mark.parametrize(("lengths", "real"), [([2, 0], None), ([0], None), ([2, 3], [2, 4]), ([2, 3], [0, 3])])
-def test_a_sequence_needs_a_real_row(lengths: list[int], real: list[int] | None) -> None:
-    with pytest.raises(ValueError, match="every sequence needs 1"):
-        Layout.of(lengths, real)
+@pytest.mark.parametrize(("lengths", "valid"), [([2, 0], None), ([0], None), ([2, 3], [2, 4]), ([2, 3], [0, 3])])
+def test_a_sequence_needs_a_valid_row(lengths: list[int], valid: list[int] | None) -> None:
+    with pytest.raises(ValueError, match="expected 1 to length valid rows"):
+        Layout.of(lengths, valid)
 
 
 def test_other_widths_and_devices_keep_the_layout() -> None:
@@ -80,26 +79,26 @@ def test_other_widths_and_devices_keep_the_layout() -> None:
     assert wider.layout is rows.layout
     moved = rows.extended([3, 4, 2]).to("meta")
     assert moved.layout.lengths == (3, 4, 2)
-    assert {moved.values.device.type, moved.layout.owner_N.device.type, moved.layout.real_B.device.type} == {"meta"}
+    assert {moved.values.device.type, moved.layout.owner_N.device.type, moved.layout.valid_B.device.type} == {"meta"}
     assert len(moved) == 3
 
 
 def test_whatever_is_made_of_a_layout_lies_where_it_does() -> None:
     rows = Ragged.of(sequences([2, 4, 1])).extended([3, 4, 2]).to("meta")
-    for part in (rows, rows.real(), rows.extended([5, 4, 2]), *rows.split([1, 2])):
+    for part in (rows, rows.valid(), rows.extended([5, 4, 2]), *rows.split([1, 2])):
         layout = part.layout
-        tensors = (layout.lengths_B, layout.real_B, layout.starts_B, layout.owner_N, layout.position_N, layout.real_N)
-        for tensor in (*tensors, layout.real_BL, layout.mask_BL, layout.pad(part.values), part.values):
+        tensors = (layout.lengths_B, layout.valid_B, layout.starts_B, layout.owner_N, layout.position_N)
+        for tensor in (*tensors, layout.valid_BL, layout.mask_BL, layout.pad(part.values), part.values):
             assert tensor is None or tensor.device.type == "meta"
 
 
-@pytest.mark.parametrize(("lengths", "real", "masked"), [
+@pytest.mark.parametrize(("lengths", "valid", "masked"), [
     ([3, 3], [3, 3], False),
     ([3, 3], [3, 2], True),
     ([3, 2], [3, 2], True),
 ])  # fmt: skip
-def test_a_mask_only_where_it_hides_something(lengths: list[int], real: list[int], masked: bool) -> None:
-    assert (Layout.of(lengths, real).mask_BL is not None) == masked
+def test_a_mask_only_where_it_hides_something(lengths: list[int], valid: list[int], masked: bool) -> None:
+    assert (Layout.of(lengths, valid).mask_BL is not None) == masked
 
 
 @given(LENGTHS, st.data())
@@ -110,5 +109,5 @@ def test_split_gives_the_same_sequences(lengths: list[int], data: st.DataObject)
     parts = [part for part in rows.split([first, len(lengths) - first]) if len(part)]
     assert torch.equal(torch.cat([part.values for part in parts]), rows.values)
     assert [length for part in parts for length in part.layout.lengths] == list(rows.layout.lengths)
-    assert [length for part in parts for length in part.layout.real] == lengths
+    assert [length for part in parts for length in part.layout.valid] == lengths
     assert {part.layout.longest for part in parts} == {max(lengths)}

@@ -174,10 +174,10 @@ def scores(keys: Tensor, mask: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]
     rows_c, rows_r = [], []
     for query in queries:
         best_c, best_r = [], []
-        for frames, real in zip(keys, mask, strict=True):
-            dots = frames[real] @ query
+        for frames, valid in zip(keys, mask, strict=True):
+            dots = frames[valid] @ query
             best_r.append(dots.max())
-            best_c.append((dots / (frames[real].norm(dim=1) * query.norm())).max())
+            best_c.append((dots / (frames[valid].norm(dim=1) * query.norm())).max())
         rows_c.append(torch.stack(best_c))
         rows_r.append(torch.stack(best_r))
     cosine, raw = torch.stack(rows_c), torch.stack(rows_r)

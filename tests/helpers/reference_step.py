@@ -42,15 +42,15 @@ class NaiveStep:
         total = torch.zeros((), device=self.device)
         for name, suffix in (("action", ""), ("object", "_phrase")):
             queries = self.model.encode_queries(suffix, words, mask)
-            frames, real = keys[name]
-            cosine = self.best(F.normalize(frames, dim=-1), real, F.normalize(queries, dim=-1))
-            raw = self.best(frames, real, queries)
+            frames, valid = keys[name]
+            cosine = self.best(F.normalize(frames, dim=-1), valid, F.normalize(queries, dim=-1))
+            raw = self.best(frames, valid, queries)
             total = total + self.triplet(cosine, batch.labels_Q) + NCE_WEIGHT * self.nce(raw, batch.labels_Q)
         return total
 
-    def best(self, frames: Tensor, real: Tensor, queries: Tensor) -> Tensor:
+    def best(self, frames: Tensor, valid: Tensor, queries: Tensor) -> Tensor:
         dots = torch.einsum("bld,qd->qbl", frames, queries)
-        return dots.masked_fill(~real[None], -1e10).max(-1).values
+        return dots.masked_fill(~valid[None], -1e10).max(-1).values
 
     def triplet(self, cosine: Tensor, labels: Tensor) -> Tensor:
         to_text = torch.zeros((), device=cosine.device)

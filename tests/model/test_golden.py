@@ -49,8 +49,8 @@ def test_encodings_and_scores(case: str) -> None:
     for branch, published in PUBLISHED_BRANCH.items():
         rows = frames[branch]
         expected = golden.expected[f"{published}_fused"]
-        real = np.concatenate([expected[i, :length] for i, length in enumerate(rows.layout.lengths)])
-        np.testing.assert_allclose(rows.values, real, atol=1e-5)
+        valid = np.concatenate([expected[i, :length] for i, length in enumerate(rows.layout.lengths)])
+        np.testing.assert_allclose(rows.values, valid, atol=1e-5)
         np.testing.assert_allclose(queries[branch], golden.expected[f"{published}_query"], atol=1e-5)
         with torch.no_grad():
             scores = similarity(golden.model.branch(branch).embed_frames(rows), queries[branch])

@@ -47,8 +47,8 @@ def test_equals_the_naive_twin(changes: dict[str, Any]) -> None:
         queries = model.encode_queries(words)
         for name, suffix in (("action", ""), ("object", "_phrase")):
             padded, mask = expected[name]
-            for ours, twins, real in zip(keys_of(model, streams)[name], padded, mask, strict=True):
-                torch.testing.assert_close(ours, twins[real], atol=2e-5, rtol=1e-4)
+            for ours, twins, valid in zip(keys_of(model, streams)[name], padded, mask, strict=True):
+                torch.testing.assert_close(ours, twins[valid], atol=2e-5, rtol=1e-4)
             torch.testing.assert_close(
                 queries[name],
                 twin.encode_queries(suffix, *reference_model.pad(reference_model.split_values(words))),

@@ -15,15 +15,15 @@ LENGTHS, QUERIES = (5, 1, 9, 128, 2), 37
 def by_loop(dots: Tensor, norms: Tensor, layout: Layout) -> list[Tensor]:
     found = []
     for scores in (dots / norms, dots):
-        parts = [part[:real] for part, real in zip(scores.split(list(layout.lengths)), layout.real, strict=True)]
+        parts = [part[:valid] for part, valid in zip(scores.split(list(layout.lengths)), layout.valid, strict=True)]
         found.append(torch.stack([part.max(0).indices for part in parts]))
     return found
 
 
-@pytest.mark.parametrize("real", [None, (3, 1, 8, 100, 1)])
-def test_best_frames(real: tuple[int, ...] | None) -> None:
+@pytest.mark.parametrize("valid", [None, (3, 1, 8, 100, 1)])
+def test_best_frames(valid: tuple[int, ...] | None) -> None:
     torch.manual_seed(0)
-    layout = Layout.of(LENGTHS, real)
+    layout = Layout.of(LENGTHS, valid)
     dots, norms = torch.randn(layout.rows, QUERIES), torch.rand(layout.rows, 1) + 0.2
     ties, broken = dots.round(), dots.masked_fill(torch.rand_like(dots) < 0.05, torch.nan)
     for scores, by in ((dots, norms), (ties, torch.ones_like(norms)), (broken, norms)):

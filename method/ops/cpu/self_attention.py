@@ -137,6 +137,6 @@ def _buckets(layout: Layout, heads: int) -> list[_Bucket]:
         if not buckets or (len(buckets[-1]) + 1) * layout.lengths[buckets[-1][0]] > ROWS_PER_BUCKET:
             buckets.append([])
         buckets[-1].append(sequence)
-    lengths_B, valid_B = np.array(layout.lengths), np.array(layout.real)
+    lengths_B, valid_B = np.array(layout.lengths), np.array(layout.valid)
     starts_B = lengths_B.cumsum() - lengths_B
     return [_Bucket(starts_B[bucket], lengths_B[bucket], valid_B[bucket], heads) for bucket in buckets]
