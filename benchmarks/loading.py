@@ -40,7 +40,7 @@ from method.data.features import FeatureFile
 from method.data.splits import Split, check_split, rows_seen
 from tests.helpers.reference_model import pad, split_values
 
-WIDTHS, QUERY_WIDTH, FRAMES, WORDS = {"i3d_feat": 1024, "clip_feat": 512}, 1024, 128, 30
+WIDTHS, QUERY_WIDTH, FRAMES, MAX_TOKENS = {"i3d_feat": 1024, "clip_feat": 512}, 1024, 128, 30
 VIDEOS, CAPTIONS, BATCH = 5338, 12408, 128
 PLAIN_COPY = "plain copy"
 
@@ -87,7 +87,7 @@ class Data:
         """A reader of the feature files."""
         streams = stream_keys(WIDTHS["i3d_feat"], WIDTHS["clip_feat"], "clip")
         files = (FeatureFile(self.folder / "videos.hdf5"), FeatureFile(self.folder / "texts.hdf5"))
-        return FeatureReader(*files, streams, QUERY_WIDTH, FRAMES, WORDS)
+        return FeatureReader(*files, streams, QUERY_WIDTH, FRAMES, MAX_TOKENS)
 
     def loader(self, reader: FeatureReader, workers: int) -> Loader:
         """The batches of an epoch."""
@@ -142,7 +142,7 @@ class Data:
                     for branch, (key, _) in self.reader.streams.items()
                 }
                 captions = [caption.id for _, captions in own for caption in captions]
-                yield {**streams, "words": pad([_normalized(texts[name][()])[:WORDS] for name in captions])}
+                yield {**streams, "tokens": pad([_normalized(texts[name][()])[:MAX_TOKENS] for name in captions])}
 
 
 def _write_features(folder: Path, videos: int, captions: Sequence[str], stored: int) -> None:
@@ -190,10 +190,10 @@ def check_equal(data: Data) -> None:
     loaders = data.loader(data.reader, 0), data.loader(data.cached, data.workers)
     for naive, files, cached in zip(data.published(), *loaders, strict=True):
         assert isinstance(files, VideoBatch)
-        assert files.words is not None
+        assert files.tokens is not None
         assert files.video_ids == cached.video_ids
-        for name, rows in {**files.streams, "words": files.words}.items():
-            assert torch.equal(rows.values, (cached.words if name == "words" else cached.streams[name]).values)
+        for name, rows in {**files.streams, "tokens": files.tokens}.items():
+            assert torch.equal(rows.values, (cached.tokens if name == "tokens" else cached.streams[name]).values)
             torch.testing.assert_close(pad(split_values(rows))[0], naive[name][0], atol=1e-6, rtol=1e-5)
 
 

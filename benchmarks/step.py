@@ -111,7 +111,7 @@ def random_batch(
     full = np.full(VIDEOS, 128)
     frames = full if lengths == "full" else np.clip(rng.normal(50, 22, VIDEOS).round().astype(int), 8, 128)
     other = full if lengths == "full" else np.clip((frames * 1.5).astype(int), 8, 128)
-    words = np.clip(rng.normal(17, 6, count).round().astype(int), 5, 30) if tokens is None else np.array(tokens)
+    lengths_Q = np.clip(rng.normal(17, 6, count).round().astype(int), 5, 30) if tokens is None else np.array(tokens)
     generator = torch.Generator().manual_seed(0)
 
     def rows(sizes: np.ndarray, width: int) -> Ragged:  # type: ignore[type-arg]
@@ -122,7 +122,7 @@ def random_batch(
         captions = [Caption(f"v{video}#enc#{i}", f"v{video}", "") for i, video in enumerate(labels.values.tolist())]
     streams = {"action": rows(frames, 1024), "object": rows(other, 512)}
     ids = tuple(f"v{i}" for i in range(VIDEOS))
-    return VideoBatch(ids, streams, tuple(captions), rows(words, 1024), labels.values)
+    return VideoBatch(ids, streams, tuple(captions), rows(lengths_Q, 1024), labels.values)
 
 
 def make_programs(batch: VideoBatch, device: torch.device, extent: str, amp: str) -> dict[str, Callable[[], object]]:
@@ -151,8 +151,8 @@ def check_equal(model: RetrievalModel, naive: NaiveStep, batch: VideoBatch, devi
     """AssertionError unless both programs score the batch alike, to 1e-4; two videos suffice."""
     few = {name: Ragged.of(split_values(rows)[:2]) for name, rows in batch.streams.items()}
     few = {name: rows.to(device) for name, rows in few.items()}
-    assert batch.words is not None
-    queries = model.eval().encode_queries(batch.words.to(device))
+    assert batch.tokens is not None
+    queries = model.eval().encode_queries(batch.tokens.to(device))
     keys = naive.model.eval().encode_videos(few["action"], few["object"])
     for name, rows in model.encode_videos(few).items():
         torch.testing.assert_close(

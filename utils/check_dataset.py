@@ -98,7 +98,7 @@ def table(splits: Sequence[Split], editable: Mapping[Kind, str]) -> list[str]:
     rows["captions a video"] = [_spread([len(c) for c in group_by_video(s.captions).values()]) for s in splits]
     for branch, key in (("action", "i3d_feat"), ("object", "clip_feat")):
         rows[f"rows of {key}"] = [_spread(list(split.frames[branch].values())) for split in splits]
-    rows["tokens a caption"] = [_spread(list(split.words.values())) for split in splits]
+    rows["tokens a caption"] = [_spread(list(split.tokens.values())) for split in splits]
     rows |= {f"captions with {kind} edits": [count, ""] for kind, count in editable.items()}
     first, *others = (max(len(row[i]) for row in ([name, *cells] for name, cells in rows.items())) for i in range(3))
     return [

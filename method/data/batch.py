@@ -25,7 +25,7 @@ from method.runtime.errors import InputError
 class VideoBatch:
     """B videos and their Q captions; labels_Q[q] is the place in the batch of caption q's video.
 
-    A batch to be searched has no captions, and then no words.
+    A batch to be searched has no captions, and then no tokens.
 
     edits: of the captions, where there is a source of them; they go to a device by their source.
     """
@@ -33,22 +33,22 @@ class VideoBatch:
     video_ids: tuple[str, ...]
     streams: dict[str, Ragged]
     captions: tuple[Caption, ...]
-    words: Ragged | None
+    tokens: Ragged | None
     labels_Q: Tensor
     edits: PreparedEdits | None = None
 
     def to(self, device: torch.device, non_blocking: bool = True) -> VideoBatch:
         """The same batch on another device, but for its edits."""
         streams = {branch: rows.to(device, non_blocking) for branch, rows in self.streams.items()}
-        words = self.words.to(device, non_blocking) if self.words is not None else None
-        return replace(self, streams=streams, words=words, labels_Q=hardware.sent(self.labels_Q, device))
+        tokens = self.tokens.to(device, non_blocking) if self.tokens is not None else None
+        return replace(self, streams=streams, tokens=tokens, labels_Q=hardware.sent(self.labels_Q, device))
 
     def pin_memory(self) -> VideoBatch:
         """The same batch in page-locked memory."""
         streams = {branch: rows.pin_memory() for branch, rows in self.streams.items()}
-        words = self.words.pin_memory() if self.words is not None else None
+        tokens = self.tokens.pin_memory() if self.tokens is not None else None
         edits = self.edits.pin_memory() if self.edits is not None else None
-        return replace(self, streams=streams, words=words, labels_Q=self.labels_Q.pin_memory(), edits=edits)
+        return replace(self, streams=streams, tokens=tokens, labels_Q=self.labels_Q.pin_memory(), edits=edits)
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ class QueryBatch:
     """Captions and their token features."""
 
     captions: tuple[Caption, ...]
-    words: Ragged
+    tokens: Ragged
 
     def to(self, device: torch.device, non_blocking: bool = True) -> QueryBatch:
         """The same batch on another device."""
-        return QueryBatch(self.captions, self.words.to(device, non_blocking))
+        return QueryBatch(self.captions, self.tokens.to(device, non_blocking))
 
     def pin_memory(self) -> QueryBatch:
         """The same batch in page-locked memory."""
-        return QueryBatch(self.captions, self.words.pin_memory())
+        return QueryBatch(self.captions, self.tokens.pin_memory())
 
 
 class EpochPlaces(NamedTuple):

@@ -68,7 +68,7 @@ class FeatureReader:
     streams: Mapping[str, tuple[str, int]]
     query_width: int
     max_frames: int
-    max_words: int
+    max_tokens: int
     quicker: Mapping[str, Table] = field(default_factory=dict)
 
     @property
@@ -78,7 +78,7 @@ class FeatureReader:
             key: StoredTable(self.videos, f"{{}}/{key}", width, self.max_frames, preprocess_stream)
             for key, width in self.streams.values()
         }
-        return {**tables, TOKENS: StoredTable(self.texts, "{}", self.query_width, self.max_words, preprocess_query)}
+        return {**tables, TOKENS: StoredTable(self.texts, "{}", self.query_width, self.max_tokens, preprocess_query)}
 
     def table(self, key: str) -> Table:
         """The table of a stream or TOKENS, the quicker one where there are two."""
@@ -91,7 +91,7 @@ class FeatureReader:
         return {branch: read[key] for branch, (key, _) in self.streams.items()}
 
     def read_query(self, caption_id: str) -> Tensor:
-        """Token features (w, Dq) with w at most max_words, from the feature file."""
+        """Token features (w, Dq) with w at most max_tokens, from the feature file."""
         return self.stored[TOKENS].read(caption_id)
 
     def gather_videos(self, video_ids: Sequence[str]) -> dict[str, Ragged]:
@@ -149,8 +149,8 @@ class TrainingVideos(Dataset[VideoBatch]):
 
 def with_features(batch: VideoBatch, reader: FeatureReader) -> VideoBatch:
     """The batch with the features of its videos and captions."""
-    words = reader.gather_queries([caption.id for caption in batch.captions])
-    return replace(batch, streams=reader.gather_videos(batch.video_ids), words=words)
+    tokens = reader.gather_queries([caption.id for caption in batch.captions])
+    return replace(batch, streams=reader.gather_videos(batch.video_ids), tokens=tokens)
 
 
 class CorpusVideos(Dataset[VideoBatch]):

@@ -52,13 +52,13 @@ class ModelInputs(Protocol):
 class Split:
     """Captions of one split and, from the headers of the files, how long everything is.
 
-    frames: branch -> rows of each video's stream as stored. words: rows of each caption's token features as stored.
+    frames: branch -> rows of each video's stream as stored. tokens: rows of each caption's token features as stored.
     """
 
     name: str
     captions: list[Caption]
     frames: dict[str, dict[str, int]]
-    words: dict[str, int]
+    tokens: dict[str, int]
 
     @property
     def video_ids(self) -> list[str]:
@@ -129,12 +129,12 @@ def check_split(name: str, path: Path, reader: FeatureReader) -> Split:
     """
     captions = read_captions(path)
     split = Split(name, captions, {}, {})
-    words = reader.texts.check([caption.id for caption in captions], reader.query_width)
+    tokens = reader.texts.check([caption.id for caption in captions], reader.query_width)
     frames = {}
     for branch, (key, width) in reader.streams.items():
         rows = reader.videos.check([f"{video_id}/{key}" for video_id in split.video_ids], width)
         frames[branch] = {name.rsplit("/", 1)[0]: count for name, count in rows.items()}
-    return Split(name, captions, frames, words)
+    return Split(name, captions, frames, tokens)
 
 
 def rows_seen(reader: FeatureReader, splits: Iterable[Split]) -> dict[str, dict[str, int]]:
@@ -145,7 +145,7 @@ def rows_seen(reader: FeatureReader, splits: Iterable[Split]) -> dict[str, dict[
             seen[key] |= {
                 video_id: min(split.frames[branch][video_id], reader.max_frames) for video_id in split.video_ids
             }
-        seen[TOKENS] |= {caption.id: min(split.words[caption.id], reader.max_words) for caption in split.captions}
+        seen[TOKENS] |= {caption.id: min(split.tokens[caption.id], reader.max_tokens) for caption in split.captions}
     return seen
 
 

@@ -103,7 +103,7 @@ def encode_queries(
         for batch in progress_bar(batches, "queries", "batch"):
             captions += batch.captions
             with autocast(device, precision):
-                encoded = model.encode_queries(batch.to(device).words)
+                encoded = model.encode_queries(batch.to(device).tokens)
             for name, vectors_qD in encoded.items():
                 unit_qD = torch.nn.functional.normalize(vectors_qD.float(), dim=-1)
                 buffers[name].append(unit_qD.to(PRECISIONS[precision]))

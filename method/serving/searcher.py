@@ -132,7 +132,7 @@ class Searcher:
             started = time.perf_counter()
             batch = QueryBatch((Caption("", "", text),), encoder.encode([text]))
             note = None
-            if len(batch.words.values) >= encoder.max_tokens:
+            if len(batch.tokens.values) >= encoder.max_tokens:
                 note = f"the model reads the first {encoder.max_tokens} tokens of a query; later words hardly count"
             return self._answer(batch, count, started, note)
 

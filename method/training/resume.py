@@ -141,7 +141,7 @@ def fingerprints(splits: Iterable[Split], reader: FeatureReader) -> dict[str, st
     digests = {}
     for name, split in {split.name: split for split in splits}.items():
         captions = [[caption.id, caption.text] for caption in split.captions]
-        digests[name] = digest_of([captions, split.frames, split.words])
+        digests[name] = digest_of([captions, split.frames, split.tokens])
         digests[f"{_FEATURES}{name}"] = check_content(split, reader)
     return digests
 

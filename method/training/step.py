@@ -34,8 +34,8 @@ def training_losses(
         generator: draws the random negatives; on every process from the same seed.
     """
     batch = share.batch
-    assert batch.words is not None
-    frames, own_queries = model.encode_videos(batch.streams), model.encode_queries(batch.words)
+    assert batch.tokens is not None
+    frames, own_queries = model.encode_videos(batch.streams), model.encode_queries(batch.tokens)
     queries = share.queries(own_queries)
     scores = share.scores({name: similarity(frames[name], queries[name]) for name in model.branches})
     labels_Q = share.labels(batch.labels_Q)

@@ -70,9 +70,9 @@ def test_any_number_of_workers_gives_the_same_batches(small: SmallDataset, reade
         assert one.video_ids == other.video_ids
         assert one.captions == other.captions
         assert torch.equal(one.streams["action"].values, other.streams["action"].values)
-        assert one.words is not None
-        assert other.words is not None
-        assert torch.equal(one.words.values, other.words.values)
+        assert one.tokens is not None
+        assert other.tokens is not None
+        assert torch.equal(one.tokens.values, other.tokens.values)
 
 
 def test_loading_draws_no_random_number_of_the_program(small: SmallDataset, reader: FeatureReader) -> None:

@@ -48,9 +48,9 @@ def test_a_training_batch_is_videos_with_all_their_captions(small: SmallDataset,
             assert batch.streams[branch].layout.lengths == tuple(map(len, expected))
             assert max(map(len, expected)) == 6
         expected = [preprocess_query(texts[caption.id][()], 3) for caption in batch.captions]
-    assert batch.words is not None
-    assert torch.equal(batch.words.values, torch.cat(expected))
-    assert batch.words.layout.lengths == tuple(map(len, expected))
+    assert batch.tokens is not None
+    assert torch.equal(batch.tokens.values, torch.cat(expected))
+    assert batch.tokens.layout.lengths == tuple(map(len, expected))
 
 
 def test_a_batch_of_one_video(reader: FeatureReader) -> None:
@@ -63,13 +63,18 @@ def test_corpus_and_queries(small: SmallDataset, reader: FeatureReader) -> None:
     captions = small.captions()
     corpus, queries = CorpusVideos(reader, small.videos_of(small.test_txt)), Queries(reader, captions)
     assert (len(corpus), len(queries)) == (8, len(captions))
-    videos, words = corpus.__getitems__([3, 1]), queries.__getitems__([5])
+    videos, query = corpus.__getitems__([3, 1]), queries.__getitems__([5])
     assert isinstance(videos, VideoBatch)
-    assert isinstance(words, QueryBatch)
-    assert (videos.video_ids, videos.captions, videos.words, videos.labels_Q.tolist()) == (("E03", "E01"), (), None, [])
-    assert videos.to(torch.device("cpu")).words is None
-    assert words.captions == (captions[5],)
-    assert torch.equal(words.words.values, reader.read_query(captions[5].id))
+    assert isinstance(query, QueryBatch)
+    assert (videos.video_ids, videos.captions, videos.tokens, videos.labels_Q.tolist()) == (
+        ("E03", "E01"),
+        (),
+        None,
+        [],
+    )
+    assert videos.to(torch.device("cpu")).tokens is None
+    assert query.captions == (captions[5],)
+    assert torch.equal(query.tokens.values, reader.read_query(captions[5].id))
 
 
 def test_branches_may_see_the_same_stream(reader: FeatureReader) -> None:
@@ -120,7 +125,7 @@ def test_edits_are_those_of_the_epoch(
     for order.epoch in (1, 0):
         for batch in loader:
             assert set(batch.streams) == set(reader.streams if with_features else ())
-            assert (batch.words is not None) == with_features
+            assert (batch.tokens is not None) == with_features
             assert batch.edits.rows.values.tolist() == [[order.epoch]] * len(batch.captions)
             assert batch.edits.owner_E.tolist() == list(range(len(batch.captions)))
     order.epoch = 2

@@ -31,7 +31,7 @@ def test_a_split_knows_how_long_everything_is(small: SmallDataset) -> None:
             branch: {video: len(videos[video][key]) for video in split.video_ids}
             for branch, key in (("action", "i3d_feat"), ("object", "clip_feat"))
         }
-        assert split.words == {caption.id: len(texts[caption.id]) for caption in split.captions}
+        assert split.tokens == {caption.id: len(texts[caption.id]) for caption in split.captions}
 
 
 def test_nothing_but_headers_is_read(small: SmallDataset) -> None:

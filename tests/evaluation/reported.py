@@ -60,17 +60,17 @@ def report_input(
         streams = {name: random_rows(lengths[i], width, seed=i) for i, name in enumerate(branches)}
     else:
         streams = random_streams(model.architecture, *lengths)
-    words = random_rows(random.integers(1, 10, len(captions)).tolist(), model.architecture.query_width)
+    tokens = random_rows(random.integers(1, 10, len(captions)).tolist(), model.architecture.query_width)
     with torch.inference_mode():
         videos = {name: normalized(rows) for name, rows in model.encode_videos(streams).items()}
-        vectors = {name: F.normalize(rows, dim=-1) for name, rows in model.encode_queries(words).items()}
+        vectors = {name: F.normalize(rows, dim=-1) for name, rows in model.encode_queries(tokens).items()}
     corpus = Corpus(video_ids, {name: FrameEmbeddings.of(rows) for name, rows in videos.items()})
     evaluation = rank(
         corpus, QuerySet(captions, vectors), settings_of(WEIGHT, branches=list(videos)), checkpoint.parent
     )
     frames = {name: dict(zip(video_ids, rows.layout.lengths, strict=True)) for name, rows in streams.items()}
     split = Split(
-        "evaluated split", captions, frames, dict(zip(evaluation.caption_ids, words.layout.lengths, strict=True))
+        "evaluated split", captions, frames, dict(zip(evaluation.caption_ids, tokens.layout.lengths, strict=True))
     )
     return ReportInput(model, evaluation, split, {"dataset_name": "demo"}, 7, checkpoint, moments)
 

@@ -84,13 +84,13 @@ class Split:
 def naive_scores(model: RetrievalModel, split: Split, weight: float, video_batch: int) -> dict[str, torch.Tensor]:
     """Every caption against every video by the naive twin; videos are padded with those of their batch."""
     twin = naive_twin(model)
-    words, mask = reference_model.pad([item.query for item in split.queries])
+    tokens, mask = reference_model.pad([item.query for item in split.queries])
     scores: dict[str, list[torch.Tensor]] = {"action": [], "object": []}
     with torch.no_grad():
         for batch in split.video_batches(video_batch):
             keys = twin.encode_videos(batch.streams["action"], batch.streams["object"])
             for name, suffix in (("action", ""), ("object", "_phrase")):
-                scores[name].append(reference_model.scores(*keys[name], twin.encode_queries(suffix, words, mask))[0])
+                scores[name].append(reference_model.scores(*keys[name], twin.encode_queries(suffix, tokens, mask))[0])
     both = {name: torch.cat(parts, 1) for name, parts in scores.items()}
     return {**both, "fused": weight * both["action"] + (1 - weight) * both["object"]}
 

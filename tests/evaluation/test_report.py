@@ -209,10 +209,10 @@ def test_multiply_adds_of_a_model_without_fusion_equal_the_formula(tmp_path: Pat
     expected = frames * (width * d + 4 * d * d + 2 * frames * d + d * d)
     streams = {"action": random_rows([frames], width)}
     assert multiply_adds(lambda: model.encode_videos(streams)) == expected
-    words, words_width = 5, 8
-    pooling = words * d + words * d
-    query = random_rows([words], words_width)
-    expected = words * (words_width * d + 4 * d * d + 2 * words * d) + pooling
+    tokens, tokens_width = 5, 8
+    pooling = tokens * d + tokens * d
+    query = random_rows([tokens], tokens_width)
+    expected = tokens * (tokens_width * d + 4 * d * d + 2 * tokens * d) + pooling
     assert multiply_adds(lambda: model.encode_queries(query)) == expected
 
 

@@ -93,12 +93,12 @@ def share_of_batch(
     streams = random_streams(model.architecture, ACTION[: case.videos], OBJECT[: case.videos])
     owners = [video for video in range(case.videos) for _ in range(CAPTIONS[video])]
     places = [place for place, owner in enumerate(owners) if owner in videos]
-    words = split_values(random_rows([1 + place % 4 for place in range(len(owners))], 8, seed=3))
+    tokens = split_values(random_rows([1 + place % 4 for place in range(len(owners))], 8, seed=3))
     batch = VideoBatch(
         video_ids=tuple(map(str, videos)),
         streams={name: Ragged.of([split_values(rows)[video] for video in videos]) for name, rows in streams.items()},
         captions=tuple(Caption(str(place), "", str(owners[place])) for place in places),
-        words=Ragged.of([words[place] for place in places]),
+        tokens=Ragged.of([tokens[place] for place in places]),
         labels_Q=torch.tensor([videos.index(owners[place]) for place in places]),
     )
     if not order.share(0):

@@ -78,7 +78,7 @@ def published_weights(case: str) -> dict[str, Tensor]:
 class GoldenCase:
     model: RetrievalModel
     streams: dict[str, Ragged]
-    words: Ragged
+    tokens: Ragged
     expected: dict[str, npt.NDArray[np.float32]]
 
 

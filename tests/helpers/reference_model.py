@@ -1,7 +1,7 @@
 """The model, its losses and its ranking written straight from the description, slowly, to compare with.
 
 Padded tensors, a loop over whatever can be looped over, the published weight names. Letters as in the package:
-B videos, L and M padded lengths of the two streams, Q captions, W words, D width, J samples, G groups, H heads.
+B videos, L and M padded lengths of the two streams, Q captions, W tokens, D width, J samples, G groups, H heads.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class NaiveModel(nn.Module):
             f"{encoder}.output.LayerNorm", x + self.drop(self.linear(f"{encoder}.output.dense", x2), a.dropout)
         )
 
-    def encode_queries(self, suffix: str, words: Tensor, mask: Tensor) -> Tensor:
-        x = self.encode("query", suffix, words, mask)
+    def encode_queries(self, suffix: str, tokens: Tensor, mask: Tensor) -> Tensor:
+        x = self.encode("query", suffix, tokens, mask)
         logits = (x @ self.w(f"modular_vector_mapping{suffix}.weight")[0]).masked_fill(~mask, NEGATIVE)
         return (logits.softmax(-1)[..., None] * x).sum(1)
 

@@ -36,12 +36,12 @@ class NaiveStep:
 
     def loss(self, batch: VideoBatch) -> Tensor:
         batch = batch.to(self.device)
-        assert batch.words is not None
+        assert batch.tokens is not None
         keys = self.model.encode_videos(batch.streams["action"], batch.streams["object"])
-        words, mask = pad(split_values(batch.words))
+        tokens, mask = pad(split_values(batch.tokens))
         total = torch.zeros((), device=self.device)
         for name, suffix in (("action", ""), ("object", "_phrase")):
-            queries = self.model.encode_queries(suffix, words, mask)
+            queries = self.model.encode_queries(suffix, tokens, mask)
             frames, valid = keys[name]
             cosine = self.best(F.normalize(frames, dim=-1), valid, F.normalize(queries, dim=-1))
             raw = self.best(frames, valid, queries)

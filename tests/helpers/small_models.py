@@ -94,8 +94,8 @@ class ManyBranches(nn.Module):
     def encode_videos(self, streams: Mapping[str, Ragged]) -> dict[str, Ragged]:
         return {name: self._model(name).encode_videos({"action": streams[name]})["action"] for name in self.models}
 
-    def encode_queries(self, words: Ragged) -> dict[str, Tensor]:
-        return {name: self._model(name).encode_queries(words)["action"] for name in self.models}
+    def encode_queries(self, tokens: Ragged) -> dict[str, Tensor]:
+        return {name: self._model(name).encode_queries(tokens)["action"] for name in self.models}
 
     def _model(self, name: str) -> RetrievalModel:
         return cast(RetrievalModel, self.models[name])
@@ -110,10 +110,10 @@ def random_rows(lengths: list[int], width: int, seed: int = 0) -> Ragged:
     return Ragged.of([normalize_rows(torch.randn(length, width, generator=generator)) for length in lengths])
 
 
-def whole_batch(streams: dict[str, Ragged], words: Ragged, labels_Q: torch.Tensor, edited: Collection[str]) -> Share:
+def whole_batch(streams: dict[str, Ragged], tokens: Ragged, labels_Q: torch.Tensor, edited: Collection[str]) -> Share:
     """What training computes the losses of, without the names of videos and captions."""
     videos = tuple(str(place) for place in range(len(next(iter(streams.values())))))
-    return Share(VideoBatch(videos, streams, (), words, labels_Q), edited)
+    return Share(VideoBatch(videos, streams, (), tokens, labels_Q), edited)
 
 
 def random_streams(architecture: Architecture, action: list[int], object_: list[int]) -> dict[str, Ragged]:

@@ -28,8 +28,8 @@ def golden_edits(case: str) -> dict[str, EditedQueries]:
 
     def edits(copies: range, without: tuple[int, ...], shift: int) -> EditedQueries:
         pairs = [(caption, copy) for caption in range(13) if caption not in without for copy in copies]
-        words = [drawn[caption, copy, : 4 + (caption + shift) % 3] for caption, copy in pairs]
-        return EditedQueries(Ragged.of(words), torch.tensor([caption for caption, _ in pairs]))
+        tokens = [drawn[caption, copy, : 4 + (caption + shift) % 3] for caption, copy in pairs]
+        return EditedQueries(Ragged.of(tokens), torch.tensor([caption for caption, _ in pairs]))
 
     return {"action": edits(range(2), (3, 9), 0), "object": edits(range(2, 5), (5,), 1)}
 
@@ -45,7 +45,7 @@ def test_encodings_and_scores(case: str) -> None:
     golden = golden_case(case)
     with torch.no_grad():
         frames = golden.model.encode_frames(golden.streams)
-        queries = golden.model.encode_queries(golden.words)
+        queries = golden.model.encode_queries(golden.tokens)
     for branch, published in PUBLISHED_BRANCH.items():
         rows = frames[branch]
         expected = golden.expected[f"{published}_fused"]
@@ -65,7 +65,7 @@ def test_losses_and_gradients(case: str) -> None:
     golden, c = golden_case(case), CASES[case]
     settings = LossSettings(c["margin"], hard_pool_size=1, negative_weight=c["w"], label_smoothing=c["ls"])
     edits = golden_edits(case)
-    share = whole_batch(golden.streams, golden.words, LABELS, edits)
+    share = whole_batch(golden.streams, golden.tokens, LABELS, edits)
     terms = training_losses(golden.model, share, settings, hard=True, edits=edits)
     for branch, suffix in (("action", ""), ("object", "_action")):
         for term, published in PUBLISHED_LOSS.items():

@@ -40,18 +40,18 @@ def keys_of(model: RetrievalModel, streams: dict[str, Ragged]) -> dict[str, list
 def test_equals_the_naive_twin(changes: dict[str, Any]) -> None:
     model = lively_model(**changes)
     streams = random_streams(model.architecture, ACTION, OBJECT)
-    words = random_rows([4, 10, 1, 6, 3], model.architecture.query_width, 3)
+    tokens = random_rows([4, 10, 1, 6, 3], model.architecture.query_width, 3)
     twin = naive_twin(model)
     with torch.no_grad():
         expected = twin.encode_videos(streams["action"], streams["object"])
-        queries = model.encode_queries(words)
+        queries = model.encode_queries(tokens)
         for name, suffix in (("action", ""), ("object", "_phrase")):
             padded, mask = expected[name]
             for ours, twins, valid in zip(keys_of(model, streams)[name], padded, mask, strict=True):
                 torch.testing.assert_close(ours, twins[valid], atol=2e-5, rtol=1e-4)
             torch.testing.assert_close(
                 queries[name],
-                twin.encode_queries(suffix, *reference_model.pad(reference_model.split_values(words))),
+                twin.encode_queries(suffix, *reference_model.pad(reference_model.split_values(tokens))),
                 atol=1e-5,
                 rtol=1e-4,
             )
@@ -91,10 +91,10 @@ def test_padding_leaks_with_the_published_extent_only() -> None:
 @VARIANT
 def test_a_query_depends_on_nothing_but_itself(changes: dict[str, Any]) -> None:
     model = lively_model(**changes)
-    words = random_rows([4, 10, 1], model.architecture.query_width)
+    tokens = random_rows([4, 10, 1], model.architecture.query_width)
     with torch.no_grad():
-        together = model.encode_queries(words)
-        for place, alone in enumerate(reference_model.split(words)):
+        together = model.encode_queries(tokens)
+        for place, alone in enumerate(reference_model.split(tokens)):
             for name, vector in model.encode_queries(alone).items():
                 torch.testing.assert_close(vector[0], together[name][place], atol=1e-5, rtol=1e-4)
 
@@ -105,13 +105,13 @@ def test_every_weight_gets_a_gradient(changes: dict[str, Any], lengths: tuple[li
     model = lively_model(**changes).train()
     streams = random_streams(model.architecture, *lengths)
     videos = len(lengths[0])
-    words = random_rows([3, 5] * videos, model.architecture.query_width)
+    tokens = random_rows([3, 5] * videos, model.architecture.query_width)
     edits = {
         name: EditedQueries(random_rows([4, 2, 3], model.architecture.query_width, 9), torch.tensor([0, 0, 1]))
         for name in model.branches
     }
     labels = torch.arange(videos).repeat_interleave(2)
-    share = whole_batch(streams, words, labels, edits)
+    share = whole_batch(streams, tokens, labels, edits)
     terms = training_losses(model, share, LossSettings(0.2, 20, 0.005, 0.2), False, edits)
     loss = total(terms)
     loss.backward()

@@ -50,8 +50,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 def batch_for(model: RetrievalModel, lengths: str = "mixed lengths") -> VideoBatch:
     captions = tuple(Caption(f"v{video}#enc#{place}", f"v{video}", "") for place, video in enumerate(LABELS))
     streams = random_streams(model.architecture, *LENGTHS[lengths])
-    words = [4, 10, 1, 6, 3, 8, 5] if lengths == "mixed lengths" else [5] * len(LABELS)
-    rows, labels_Q = random_rows(words, 8, 3), torch.tensor(LABELS)
+    tokens = [4, 10, 1, 6, 3, 8, 5] if lengths == "mixed lengths" else [5] * len(LABELS)
+    rows, labels_Q = random_rows(tokens, 8, 3), torch.tensor(LABELS)
     return VideoBatch(("v0", "v1", "v2", "v3"), streams, captions, rows, labels_Q, Edits().prepare(captions, 0))
 
 
@@ -125,12 +125,12 @@ def test_an_evaluation_asks_once_a_block(
 ) -> None:
     model = lively_model(**changes).to(GPU)
     batch = batch_for(model)
-    assert batch.words is not None
+    assert batch.tokens is not None
     asked: list[set[str]] = []
     monkeypatch.setattr(ranking, "non_finite_score", lambda scores: asked.append(set(scores)))
     with gpu:
         corpus = encode_corpus(model, [batch.pin_memory()], GPU)
-        queries = encode_queries(model, [QueryBatch(batch.captions, batch.words).pin_memory()], GPU)
+        queries = encode_queries(model, [QueryBatch(batch.captions, batch.tokens).pin_memory()], GPU)
         ranks = ranks_of_blocks(corpus, queries)
     assert asked == [{*model.branches, "fused"}]
     assert all(on_gpu(ranks_q) for ranks_q in ranks.values())
@@ -272,9 +272,9 @@ def test_an_evaluation_on_a_gpu_is_that_of_a_cpu() -> None:
     for device in (CPU, torch.device("cuda")):
         model = lively_model().to(device)
         batch = batch_for(model)
-        assert batch.words is not None
+        assert batch.tokens is not None
         corpus = encode_corpus(model, [batch], device)
-        queries = encode_queries(model, [QueryBatch(batch.captions, batch.words)], device)
+        queries = encode_queries(model, [QueryBatch(batch.captions, batch.tokens)], device)
         ((_, scores),) = Scorer(corpus, settings_of(0.5)).blocks(queries)
         found.append({name: scores_qV.cpu() for name, scores_qV in scores.items()})
     for name, scores_qV in found[1].items():

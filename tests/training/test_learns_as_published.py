@@ -27,9 +27,9 @@ def batches(model: RetrievalModel) -> list[VideoBatch]:
     for seed, (action, object_) in enumerate(frames):
         labels = torch.arange(len(action)).repeat_interleave(torch.tensor([2, 1, 3, 1][: len(action)]))
         captions = tuple(Caption(f"{video}#enc#{place}", f"{video}", "") for place, video in enumerate(labels.tolist()))
-        words = random_rows([3 + place % 5 for place in range(len(labels))], model.architecture.query_width, 10 + seed)
+        tokens = random_rows([3 + place % 5 for place in range(len(labels))], model.architecture.query_width, 10 + seed)
         streams = random_streams(model.architecture, action, object_)
-        made.append(VideoBatch(tuple(str(v) for v in range(len(action))), streams, captions, words, labels))
+        made.append(VideoBatch(tuple(str(v) for v in range(len(action))), streams, captions, tokens, labels))
     return made
 
 

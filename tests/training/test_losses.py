@@ -224,18 +224,18 @@ def test_best_own_frames() -> None:
 def batch_losses(labels: list[int], edits: dict[str, EditedQueries] | None = None, **changes: Any) -> Any:
     model = lively_model(**changes)
     streams = random_streams(model.architecture, [4, 1, 6, 2][: max(labels) + 1], [2, 3, 1, 5][: max(labels) + 1])
-    words = random_rows([3, 1, 4, 2, 5, 1, 2, 3][: len(labels)], model.architecture.query_width)
-    share = whole_batch(streams, words, torch.tensor(labels), edits or {})
+    tokens = random_rows([3, 1, 4, 2, 5, 1, 2, 3][: len(labels)], model.architecture.query_width)
+    share = whole_batch(streams, tokens, torch.tensor(labels), edits or {})
     terms = training_losses(model, share, settings(), True, edits or {})
-    return model, streams, words, terms
+    return model, streams, tokens, terms
 
 
 def test_terms_are_those_of_each_branch_and_weighted() -> None:
     labels = LABELS["several captions each"]
     edits = {"object": EditedQueries(random_rows([2, 4], 8, seed=5), torch.tensor([1, 6]))}
-    model, streams, words, terms = batch_losses(labels, edits)
+    model, streams, tokens, terms = batch_losses(labels, edits)
     assert list(terms) == ["action/triplet", "action/nce", "object/triplet", "object/nce", "object/negative_queries"]
-    keys, queries = model.encode_videos(streams), model.encode_queries(words)
+    keys, queries = model.encode_videos(streams), model.encode_queries(tokens)
     for name in ("action", "object"):
         cosine, raw = reference_model.scores(
             *reference_model.pad(reference_model.split_values(keys[name])), queries[name]

@@ -149,7 +149,7 @@ def _score(scorer: Scorer, queries: QuerySet) -> None:
 
 
 def _median_tokens(model: RetrievalModel, split: Split) -> int:
-    return round(float(np.median([min(count, model.architecture.max_words) for count in split.words.values()])))
+    return round(float(np.median([min(count, model.architecture.max_words) for count in split.tokens.values()])))
 
 
 def _frame_width(model: RetrievalModel, branch: str) -> int:

@@ -90,8 +90,8 @@ def test_the_same_batches_with_and_without(small: SmallDataset, workers: int, mo
     assert len(passes[0]) == len(passes[1]) == 3 + 3 + 5
     for ours, theirs in zip(*passes, strict=True):
         assert ours.captions == theirs.captions
-        assert (ours.words is None) == (theirs.words is None)
-        assert ours.words is None or theirs.words is None or same(ours.words, theirs.words)
+        assert (ours.tokens is None) == (theirs.tokens is None)
+        assert ours.tokens is None or theirs.tokens is None or same(ours.tokens, theirs.tokens)
         if isinstance(ours, VideoBatch) and isinstance(theirs, VideoBatch):
             assert ours.video_ids == theirs.video_ids
             assert torch.equal(ours.labels_Q, theirs.labels_Q)
@@ -210,7 +210,7 @@ def test_other_versions_make_it_anew(
 def test_other_limits_and_streams_have_caches_of_their_own(small: SmallDataset) -> None:
     cache(small)
     before = identities(small.root)
-    for changes in ({"max_frames": 4}, {"max_words": 2}, {"streams": stream_keys(10, 10, "i3d")}):
+    for changes in ({"max_frames": 4}, {"max_tokens": 2}, {"streams": stream_keys(10, 10, "i3d")}):
         assert_same_features(cache(small, **changes), small, **changes)
     after = identities(small.root)
     assert set(after) == {*TABLES, "i3d_feat-4.rows", "clip_feat-4.rows", "tokens-2.rows"}

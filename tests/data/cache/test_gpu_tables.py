@@ -49,9 +49,12 @@ def test_the_same_batches(small: SmallDataset, sees: str, cached: bool, monkeypa
     ):
         assert (ours.video_ids, ours.captions) == (theirs.video_ids, theirs.captions)
         assert torch.equal(ours.labels_Q, theirs.labels_Q)
-        assert ours.words is not None
-        assert theirs.words is not None
-        for one, other in [(ours.words, theirs.words), *((ours.streams[b], theirs.streams[b]) for b in theirs.streams)]:
+        assert ours.tokens is not None
+        assert theirs.tokens is not None
+        for one, other in [
+            (ours.tokens, theirs.tokens),
+            *((ours.streams[b], theirs.streams[b]) for b in theirs.streams),
+        ]:
             assert torch.equal(one.values, other.values)
             assert (one.layout.lengths, one.layout.longest) == (other.layout.lengths, other.layout.longest)
             assert torch.equal(one.layout.owner_N, other.layout.owner_N)
