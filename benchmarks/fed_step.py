@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from benchmarks.measure import DEVICE, as_trained
 from benchmarks.step import LAUNCH, make_training
-from method.data.batch import EpochBatches, EpochPlaces, Loader, VideoBatch
+from method.data.batch import EpochBatches, EpochIndices, Loader, VideoBatch
 from method.data.edits import NegativeSource
 from method.model.retrieval import RetrievalModel
 
@@ -22,11 +22,11 @@ class SameBatch(Dataset[VideoBatch]):
     def __init__(self, batch: VideoBatch, source: NegativeSource | None) -> None:
         self.batch, self.source = batch, source
 
-    def __getitems__(self, drawn: EpochPlaces) -> VideoBatch:
+    def __getitems__(self, drawn: EpochIndices) -> VideoBatch:
         """The batch, with the edits of the epoch that has the number of the place."""
         if self.source is None:
             return self.batch
-        return replace(self.batch, edits=self.source.prepare(self.batch.captions, drawn.places[0]))
+        return replace(self.batch, edits=self.source.prepare(self.batch.captions, drawn.indices[0]))
 
 
 def fed_step(batch: VideoBatch, source: NegativeSource | None, amp: str, workers: int) -> Callable[[], object]:

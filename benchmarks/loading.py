@@ -37,7 +37,7 @@ from method.data.cache.feature_cache import with_cache
 from method.data.cache.gpu_tables import on_device
 from method.data.dataset import FeatureReader, TrainingVideos, stream_keys
 from method.data.features import FeatureFile
-from method.data.splits import Split, check_split, rows_seen
+from method.data.splits import Split, check_split, sampled_lengths
 from tests.helpers.reference_model import pad, split_values
 
 WIDTHS, QUERY_WIDTH, FRAMES, MAX_TOKENS = {"i3d_feat": 1024, "clip_feat": 512}, 1024, 128, 30
@@ -78,8 +78,8 @@ class Data:
         self.order = EpochBatches(videos, BATCH, seed=0)
         self.reader = self.open_reader()
         self.split: Split = check_split("training split", folder / "captions.txt", self.reader)
-        counts = rows_seen(self.reader, [self.split])
-        widths = {key: table.width for key, table in self.reader.stored.items()}
+        counts = sampled_lengths(self.reader, [self.split])
+        widths = {key: table.width for key, table in self.reader.hdf5_sources.items()}
         self.size = sum(sum(counts[key].values()) * width * 4 for key, width in widths.items())
         self.cached = with_cache(self.open_reader(), [self.split], folder / "cache", workers)
 
@@ -136,7 +136,7 @@ class Data:
         names = [self.folder / name for name in ("videos.hdf5", "texts.hdf5")]
         with h5py.File(names[0], locking=False) as videos, h5py.File(names[1], locking=False) as texts:
             for drawn in self.order:
-                own = [dataset.videos[place] for place in drawn.places]
+                own = [dataset.videos[place] for place in drawn.indices]
                 streams = {
                     branch: pad([_normalized(_averaged(videos[video_id][key][()])) for video_id, _ in own])
                     for branch, (key, _) in self.reader.streams.items()

@@ -75,14 +75,14 @@ def test_published_checkpoints_give_the_scores_of_the_naive_twin(
 
     twin, videos, captions = naive_twin(model), shared.videos_of(shared.test_txt), shared.captions()
     streams = {video: read_streams(shared, video) for video in videos}
-    words, mask = reference_model.pad([read_words(shared, caption.id) for caption in captions])
+    tokens, mask = reference_model.pad([read_tokens(shared, caption.id) for caption in captions])
     for name, suffix in (("action", ""), ("object", "_phrase")):
         expected = []
         for start in range(0, len(videos), size):
             batch = [streams[video] for video in videos[start : start + size]]
             with torch.no_grad():
                 keys = twin.encode_videos(*(Ragged.of([pair[i] for pair in batch]) for i in (0, 1)))
-                expected.append(reference_model.scores(*keys[name], twin.encode_queries(suffix, words, mask))[0])
+                expected.append(reference_model.scores(*keys[name], twin.encode_queries(suffix, tokens, mask))[0])
         np.testing.assert_allclose(scores[name], torch.cat(expected, 1), atol=1e-5)
 
 
@@ -92,7 +92,7 @@ def read_streams(small: SmallDataset, video: str) -> tuple[torch.Tensor, torch.T
     return action, object_
 
 
-def read_words(small: SmallDataset, caption: str) -> torch.Tensor:
+def read_tokens(small: SmallDataset, caption: str) -> torch.Tensor:
     return preprocess_query(FeatureFile(small.texts).read(caption, QUERY_WIDTH), 5)
 
 

@@ -29,7 +29,7 @@ from method.data.captions import group_by_video
 from method.data.content import check_content
 from method.data.dataset import FeatureReader
 from method.data.edits import NegativeSource
-from method.data.splits import Split, check_split, open_features, warn_of_shared_videos
+from method.data.splits import Split, check_split, open_features, warn_train_test_overlap
 from method.negatives.editor import CaptionEditor
 from method.negatives.online import open_negatives
 from method.negatives.vocabulary import KINDS, Kind, read_vocabulary
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_split("training split", options.caption_train_txt, reader),
         check_split("evaluated split", options.caption_test_txt, reader),
     ]
-    warn_of_shared_videos(*splits)
+    warn_train_test_overlap(*splits)
     ids = [caption.id for split in splits for caption in split.captions]
     negatives = open_negatives(asked, splits[0].captions, ids, torch.device("cpu"))
     for split in splits:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from method.data.captions import Caption
 from method.data.edits import PreparedEdits
 from method.data.ragged import Ragged
-from method.data.workers import PREFETCHED, become_worker, read_ahead, shared
+from method.data.workers import PREFETCHED, init_worker, read_ahead, to_shared_memory
 from method.runtime import hardware
 from method.runtime.errors import InputError
 
@@ -67,14 +67,14 @@ class QueryBatch:
         return QueryBatch(self.captions, self.tokens.pin_memory())
 
 
-class EpochPlaces(NamedTuple):
+class EpochIndices(NamedTuple):
     """The places of a batch's videos in their dataset, and the epoch that draws them: workers outlive one."""
 
     epoch: int
-    places: list[int]
+    indices: list[int]
 
 
-class EpochBatches(Sampler[EpochPlaces]):
+class EpochBatches(Sampler[EpochIndices]):
     """The order of an epoch, from (seed, epoch) alone, so that a resumed run and any number of workers agree.
 
     `epoch` and `start`, the first batch that is drawn, are set before each pass. Of `count` processes each draws its
@@ -99,12 +99,12 @@ class EpochBatches(Sampler[EpochPlaces]):
         videos = min(self.batch_size, self.items - batch * self.batch_size)
         return range(videos * self.rank // self.count, videos * (self.rank + 1) // self.count)
 
-    def __iter__(self) -> Iterator[EpochPlaces]:
+    def __iter__(self) -> Iterator[EpochIndices]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.items).tolist()
         for batch in range(self.start, len(self)):
             videos = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             share = self.share(batch)
-            yield EpochPlaces(self.epoch, videos[share.start : share.stop] or videos[:1])
+            yield EpochIndices(self.epoch, videos[share.start : share.stop] or videos[:1])
 
 
 class Loader:
@@ -114,7 +114,7 @@ class Loader:
         dataset: gives batches by `__getitems__`, or the InputError that reading one met, which is raised here, in the
             main process.
         batches: how many items a batch has, in order, or an EpochBatches; `__getitems__` is given the places of a
-            batch, or its EpochPlaces.
+            batch, or its EpochIndices.
         workers: processes; 0 reads in this one.
         pinned: whether batches are put into page-locked memory for a GPU.
     """
@@ -126,7 +126,7 @@ class Loader:
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
             **batched,
-            collate_fn=shared,
+            collate_fn=to_shared_memory,
             num_workers=workers,
             # Newer Pythons would start a server, whose children do not notice the main process's end.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
@@ -134,7 +134,7 @@ class Loader:
             persistent_workers=workers > 0,
             prefetch_factor=PREFETCHED if workers else None,
             # Page-locked memory, where there is a GPU, is a copy that is made as soon as a batch arrives.
-            worker_init_fn=partial(become_worker, copied=pinned and torch.cuda.is_available()),
+            worker_init_fn=partial(init_worker, copied=pinned and torch.cuda.is_available()),
             # Its own generator: with the global one, looking at the data would change the dropout of a resumed run.
             generator=torch.Generator().manual_seed(0),
         )

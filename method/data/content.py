@@ -22,17 +22,17 @@ def check_content(split: Split, reader: FeatureReader) -> str:
     InputError when all arrays of a stream, or the token features of all captions, are zeros.
     """
     digest = hashlib.sha256()
-    for key, stored in reader.stored.items():
+    for key, source in reader.hdf5_sources.items():
         ids = [caption.id for caption in split.captions] if key == TOKENS else split.video_ids
         zeros = []
         for item_id in progress_bar(ids, f"{split.name}: looking into {key}", "item"):
-            name = stored.names.format(item_id)
-            middle = stored.file.read_middle(name, stored.width)
+            name = source.names.format(item_id)
+            middle = source.file.read_middle(name, source.width)
             digest.update(middle.tobytes())
-            if not middle.any() and not stored.file.read(name, stored.width).any():
+            if not middle.any() and not source.file.read(name, source.width).any():
                 zeros.append(name)
         if zeros:
-            what = f"{stored.file.path}: {len(zeros)} of {len(ids)} {key} arrays of the {split.name} are all zeros"
+            what = f"{source.file.path}: {len(zeros)} of {len(ids)} {key} arrays of the {split.name} are all zeros"
             if len(zeros) == len(ids):
                 raise InputError(f"{what}, expected features")
             log.warning("%s, the first is %r; was the extraction of the features broken off?", what, zeros[0])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from method.data.batch import EpochPlaces, QueryBatch, VideoBatch
+from method.data.batch import EpochIndices, QueryBatch, VideoBatch
 from method.data.captions import Caption, group_by_video
 from method.data.edits import NegativeSource
 from method.data.features import ACTION_KEY, OBJECT_KEY, FeatureFile, FloatRows, preprocess_query, preprocess_stream
@@ -25,7 +25,7 @@ from method.runtime.errors import InputError
 TOKENS = "tokens"  # the table of the captions; those of the videos are called as their streams
 
 
-class Table(Protocol):
+class FeatureSource(Protocol):
     """The rows of many items as the model sees them: one stream of all videos, or the tokens of all captions."""
 
     def gather(self, ids: Sequence[str]) -> Ragged:
@@ -33,7 +33,7 @@ class Table(Protocol):
 
 
 @dataclass(frozen=True)
-class StoredTable:
+class HDF5Source:
     """A table that is read from its feature file and preprocessed each time.
 
     names: what an array of the file is called, with {} in the place of the item's id.
@@ -60,7 +60,7 @@ class FeatureReader:
     """Reads videos and captions as the model sees them.
 
     streams: branch -> (name of the feature stream, its width).
-    quicker: tables that take the place of the feature files, by the names of their streams or TOKENS.
+    cached: tables that take the place of the feature files, by the names of their streams or TOKENS.
     """
 
     videos: FeatureFile
@@ -69,39 +69,39 @@ class FeatureReader:
     query_width: int
     max_frames: int
     max_tokens: int
-    quicker: Mapping[str, Table] = field(default_factory=dict)
+    cached: Mapping[str, FeatureSource] = field(default_factory=dict)
 
     @property
-    def stored(self) -> dict[str, StoredTable]:
+    def hdf5_sources(self) -> dict[str, HDF5Source]:
         """What the feature files hold, by the names of the streams or TOKENS."""
         tables = {
-            key: StoredTable(self.videos, f"{{}}/{key}", width, self.max_frames, preprocess_stream)
+            key: HDF5Source(self.videos, f"{{}}/{key}", width, self.max_frames, preprocess_stream)
             for key, width in self.streams.values()
         }
-        return {**tables, TOKENS: StoredTable(self.texts, "{}", self.query_width, self.max_tokens, preprocess_query)}
+        return {**tables, TOKENS: HDF5Source(self.texts, "{}", self.query_width, self.max_tokens, preprocess_query)}
 
-    def table(self, key: str) -> Table:
-        """The table of a stream or TOKENS, the quicker one where there are two."""
-        return self.quicker.get(key) or self.stored[key]
+    def source(self, key: str) -> FeatureSource:
+        """The table of a stream or TOKENS, the cached one where there are two."""
+        return self.cached.get(key) or self.hdf5_sources[key]
 
     def read_video(self, video_id: str) -> dict[str, Tensor]:
         """The stream of each branch, (n, I) with n at most max_frames, from the feature file."""
-        tables = self.stored
+        tables = self.hdf5_sources
         read = {key: tables[key].read(video_id) for key in tables if key != TOKENS}
         return {branch: read[key] for branch, (key, _) in self.streams.items()}
 
     def read_query(self, caption_id: str) -> Tensor:
         """Token features (w, Dq) with w at most max_tokens, from the feature file."""
-        return self.stored[TOKENS].read(caption_id)
+        return self.hdf5_sources[TOKENS].read(caption_id)
 
     def gather_videos(self, video_ids: Sequence[str]) -> dict[str, Ragged]:
         """The streams of these videos for each branch."""
-        gathered = {key: self.table(key).gather(video_ids) for key in dict(self.streams.values())}
+        gathered = {key: self.source(key).gather(video_ids) for key in dict(self.streams.values())}
         return {branch: gathered[key] for branch, (key, _) in self.streams.items()}
 
     def gather_queries(self, caption_ids: Sequence[str]) -> Ragged:
         """The token features of these captions."""
-        return self.table(TOKENS).gather(caption_ids)
+        return self.source(TOKENS).gather(caption_ids)
 
 
 def stream_keys(action_width: int | None, object_width: int | None, object_sees: str) -> dict[str, tuple[str, int]]:
@@ -131,9 +131,9 @@ class TrainingVideos(Dataset[VideoBatch]):
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitems__(self, drawn: EpochPlaces) -> VideoBatch | InputError:
+    def __getitems__(self, drawn: EpochIndices) -> VideoBatch | InputError:
         """A batch of the videos at the places that an epoch has drawn."""
-        videos = [self.videos[place] for place in drawn.places]
+        videos = [self.videos[place] for place in drawn.indices]
         video_ids, captions = tuple(video_id for video_id, _ in videos), tuple(chain(*(own for _, own in videos)))
         labels_Q = torch.repeat_interleave(torch.tensor([len(own) for _, own in videos]))
         batch = VideoBatch(video_ids, {}, captions, None, labels_Q)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from method.data.feature_sources import Source, SourceFinder, state_of
+from method.data.linked_files import LinkedArray, LinkResolver, state_of
 from method.runtime.errors import InputError, summarize
 from method.runtime.files import require_file
 
@@ -71,8 +71,8 @@ class FeatureFile:
         self.path = path
         self._file: Any = None
         self._process = -1
-        self._finder: SourceFinder | None = None
-        self._sources: dict[str, tuple[Source, ...]] = {}
+        self._finder: LinkResolver | None = None
+        self._sources: dict[str, tuple[LinkedArray, ...]] = {}
         self._states: dict[str, dict[str, int]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -86,7 +86,7 @@ class FeatureFile:
                 self._file = h5py.File(self.path, "r", locking=False)
             except OSError as error:
                 raise InputError(f"{self.path}: not a readable HDF5 file ({error})") from error
-            self._finder = SourceFinder(self._file)
+            self._finder = LinkResolver(self._file)
             self._process = os.getpid()
         return self._file
 

@@ -137,9 +137,9 @@ def check_split(name: str, path: Path, reader: FeatureReader) -> Split:
     return Split(name, captions, frames, tokens)
 
 
-def rows_seen(reader: FeatureReader, splits: Iterable[Split]) -> dict[str, dict[str, int]]:
+def sampled_lengths(reader: FeatureReader, splits: Iterable[Split]) -> dict[str, dict[str, int]]:
     """For each table, by the name of its stream or TOKENS, the rows of every item of the splits that the model sees."""
-    seen: dict[str, dict[str, int]] = {key: {} for key in reader.stored}
+    seen: dict[str, dict[str, int]] = {key: {} for key in reader.hdf5_sources}
     for split in splits:
         for branch, (key, _) in reader.streams.items():
             seen[key] |= {
@@ -149,7 +149,7 @@ def rows_seen(reader: FeatureReader, splits: Iterable[Split]) -> dict[str, dict[
     return seen
 
 
-def warn_of_shared_videos(first: Split, second: Split) -> None:
+def warn_train_test_overlap(first: Split, second: Split) -> None:
     """Log a warning when a video is in both splits: what was trained on would be reported on."""
     evaluated = set(second.video_ids)
     shared = [repr(video_id) for video_id in first.video_ids if video_id in evaluated]
@@ -193,7 +193,7 @@ def load_splits(
     """
     whole = check_split("training split", train_captions, reader)
     reported = check_split("evaluated split", test_captions, reader)
-    warn_of_shared_videos(whole, reported)
+    warn_train_test_overlap(whole, reported)
     training, selecting = whole, reported
     if max_videos is not None:
         few = set(whole.video_ids[:max_videos])

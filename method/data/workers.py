@@ -31,7 +31,7 @@ _PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 _REMEDY = "fewer --num_workers need less memory, 0 none of /dev/shm (containers get more of it by --shm-size)"
 
 
-def become_worker(worker: int, copied: bool) -> None:
+def init_worker(worker: int, copied: bool) -> None:
     """Leave signals to the main process, and end when it ends, even by SIGKILL (at once on Linux, else in seconds).
 
     copied: whether the main process copies each batch before it asks for another, so that its memory can be used again.
@@ -64,7 +64,7 @@ def _end_workers() -> None:
         worker.kill()
 
 
-def shared(batch: _Batch) -> _Batch | InputError:
+def to_shared_memory(batch: _Batch) -> _Batch | InputError:
     """In a worker, the batch with its tensors in shared memory, or what to tell the user when there is no room."""
     if get_worker_info() is not None:
         _memory.end_batch()
@@ -75,7 +75,7 @@ def shared(batch: _Batch) -> _Batch | InputError:
     return batch
 
 
-def empty_rows(count: int, width: int, dtype: type[np.floating[Any]] = np.float32) -> Tensor:
+def allocate_rows(count: int, width: int, dtype: type[np.floating[Any]] = np.float32) -> Tensor:
     """Memory for rows, in a worker shared, so that handing them over copies nothing; InputError for no room."""
     if get_worker_info() is None:
         return torch.from_numpy(np.empty((count, width), dtype))  # of large pages, which PyTorch does not ask for

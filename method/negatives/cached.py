@@ -14,7 +14,7 @@ import torch
 from method.data.captions import Caption
 from method.data.edits import EditedQueries, PreparedEdits
 from method.data.ragged import Layout, Ragged
-from method.data.workers import empty_rows
+from method.data.workers import allocate_rows
 from method.negatives.blocks import Rows, checksum
 from method.negatives.cache import REMEDY, blocks_of, open_block, read_manifest
 from method.negatives.editor import draw_evenly
@@ -122,7 +122,7 @@ class CachedNegatives:
         lengths, blocks = self._rows[edits], self._block[edits]
         ends = np.cumsum(lengths)
         starts = ends - lengths
-        values_ND = empty_rows(int(lengths.sum()), self._width, np.float16)
+        values_ND = allocate_rows(int(lengths.sum()), self._width, np.float16)
         rows_ND: Rows = values_ND.numpy()
         numbers_N = np.arange(len(rows_ND)) + np.repeat(self._starts[edits] - starts, lengths)  # in their blocks
         # The edits of a caption lie in one block, and most often those of a whole video.

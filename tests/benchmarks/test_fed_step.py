@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import fed_step
 from benchmarks.step import LAUNCH
-from method.data.batch import EpochPlaces, VideoBatch
+from method.data.batch import EpochIndices, VideoBatch
 from method.data.captions import Caption
 from method.data.edits import EditedQueries, PreparedEdits
 from method.negatives.vocabulary import Kind
@@ -58,7 +58,7 @@ def test_steps_are_fed(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_edits_change_from_step_to_step() -> None:
     dataset = fed_step.SameBatch(small_batch(), Edits())
-    one, other = (dataset.__getitems__(EpochPlaces(0, [place])).edits for place in (3, 4))
+    one, other = (dataset.__getitems__(EpochIndices(0, [place])).edits for place in (3, 4))
     assert one is not None
     assert other is not None
     assert not torch.equal(one.rows.values, other.rows.values)

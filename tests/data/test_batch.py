@@ -50,9 +50,9 @@ def test_processes_share_each_batch_in_its_order(count: int) -> None:
     for step, drawn in enumerate(zip(*orders, strict=True)):
         shares = [share for _, share in drawn]
         real = [share if order.share(step) else [] for share, order in zip(shares, orders, strict=True)]
-        assert [item for share in real for item in share] == whole[step].places
+        assert [item for share in real for item in share] == whole[step].indices
         assert max(map(len, real)) - min(map(len, real)) <= 1
-        assert all(share == whole[step].places[:1] for share, own in zip(shares, real, strict=True) if not own)
+        assert all(share == whole[step].indices[:1] for share, own in zip(shares, real, strict=True) if not own)
 
 
 def test_any_number_of_workers_gives_the_same_batches(small: SmallDataset, reader: FeatureReader) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from method.data.batch import EpochBatches, EpochPlaces, Loader, QueryBatch, VideoBatch
+from method.data.batch import EpochBatches, EpochIndices, Loader, QueryBatch, VideoBatch
 from method.data.captions import Caption, read_captions
 from method.data.dataset import CorpusVideos, FeatureReader, Queries, TrainingVideos, split_holdout, stream_keys
 from method.data.edits import EditedQueries, PreparedEdits
@@ -36,7 +36,7 @@ def test_a_training_batch_is_videos_with_all_their_captions(small: SmallDataset,
     captions = read_captions(small.train_txt)
     dataset = TrainingVideos(reader, captions)
     assert len(dataset) == 12
-    batch = dataset.__getitems__(EpochPlaces(0, [7, 0, 11]))
+    batch = dataset.__getitems__(EpochIndices(0, [7, 0, 11]))
     assert isinstance(batch, VideoBatch)
     assert batch.video_ids == ("T07", "T00", "T11")
     assert list(batch.captions) == [c for video in batch.video_ids for c in captions if c.video_id == video]
@@ -54,7 +54,7 @@ def test_a_training_batch_is_videos_with_all_their_captions(small: SmallDataset,
 
 
 def test_a_batch_of_one_video(reader: FeatureReader) -> None:
-    batch = TrainingVideos(reader, [Caption("T03#enc#0", "T03", "")]).__getitems__(EpochPlaces(0, [0]))
+    batch = TrainingVideos(reader, [Caption("T03#enc#0", "T03", "")]).__getitems__(EpochIndices(0, [0]))
     assert isinstance(batch, VideoBatch)
     assert (batch.video_ids, batch.labels_Q.tolist()) == (("T03",), [0])
 
@@ -88,9 +88,9 @@ def test_mistakes_are_handed_over_not_raised(small: SmallDataset, reader: Featur
     with h5py.File(small.texts, "r+") as texts:
         texts["T02#enc#0"][0] = np.inf
     training = TrainingVideos(reader, read_captions(small.train_txt))
-    assert isinstance(training.__getitems__(EpochPlaces(0, [0, 3])), VideoBatch)
+    assert isinstance(training.__getitems__(EpochIndices(0, [0, 3])), VideoBatch)
     for places, name in (([0, 1], "'T01/clip_feat' row 2"), ([2, 3], "'T02#enc#0' row 0")):
-        mistake = training.__getitems__(EpochPlaces(0, places))
+        mistake = training.__getitems__(EpochIndices(0, places))
         assert isinstance(mistake, InputError)
         assert name in str(mistake)
     assert isinstance(CorpusVideos(reader, ["T01"]).__getitems__([0]), InputError)

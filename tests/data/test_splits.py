@@ -10,7 +10,7 @@ import pytest
 from method.data.captions import Caption
 from method.data.dataset import FeatureReader, stream_keys
 from method.data.features import FeatureFile
-from method.data.splits import RELEASED, Split, check_files, check_split, describe, warn_of_shared_videos
+from method.data.splits import RELEASED, Split, check_files, check_split, describe, warn_train_test_overlap
 from method.runtime.errors import InputError
 from tests.helpers.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
 from utils.download_data import RELEASES
@@ -69,9 +69,9 @@ def split(name: str, videos: list[str]) -> Split:
 
 def test_a_video_in_both_splits_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        warn_of_shared_videos(split("one", ["a", "b"]), split("other", ["c", "d"]))
+        warn_train_test_overlap(split("one", ["a", "b"]), split("other", ["c", "d"]))
         assert not caplog.records
-        warn_of_shared_videos(split("one", list("abcdefgh")), split("other", list("hgfedcbz")))
+        warn_train_test_overlap(split("one", list("abcdefgh")), split("other", list("hgfedcbz")))
     assert caplog.messages == ["7 videos are in both one and other: 'b'; 'c'; 'd'; 'e'; 'f'; and 2 more"]
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from method.data import batch
-from method.data.batch import EpochBatches, EpochPlaces, Loader
-from method.data.workers import PREFETCHED, become_worker, empty_rows, shared
+from method.data.batch import EpochBatches, EpochIndices, Loader
+from method.data.workers import PREFETCHED, allocate_rows, init_worker, to_shared_memory
 
 ITEMS, WORKERS, EPOCHS = 40, 2, 3
 
@@ -28,9 +28,9 @@ class Numbered:
 
 
 class Items(Dataset[Numbered]):
-    def __getitems__(self, drawn: EpochPlaces) -> Numbered:
-        (item,) = drawn.places
-        narrow, wide = (empty_rows(3 + item % 7, width).fill_(item) for width in (4, 9))
+    def __getitems__(self, drawn: EpochIndices) -> Numbered:
+        (item,) = drawn.indices
+        narrow, wide = (allocate_rows(3 + item % 7, width).fill_(item) for width in (4, 9))
         files = [os.fstat(rows.untyped_storage()._share_fd_cpu_()[0]).st_ino for rows in (narrow, wide)]
         return Numbered(narrow, wide, torch.tensor([os.getpid(), *files]))
 
@@ -48,7 +48,7 @@ def read_all() -> tuple[list[tuple[int, Tensor, Tensor]], Tensor]:
 
 
 def test_what_is_copied_at_once_lies_in_memory_that_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "become_worker", lambda worker, copied: become_worker(worker, copied=True))
+    monkeypatch.setattr(batch, "init_worker", lambda worker, copied: init_worker(worker, copied=True))
     batches, files = read_all()
     for item, narrow, wide in batches:
         assert torch.equal(narrow, torch.full((3 + item % 7, 4), float(item)))
@@ -68,6 +68,6 @@ def test_what_is_not_copied_keeps_its_memory() -> None:
 
 
 def test_outside_of_workers_nothing_is_shared() -> None:
-    rows: Sequence[Tensor] = [shared(empty_rows(2, 3)) for _ in range(2)]  # type: ignore[misc]
+    rows: Sequence[Tensor] = [to_shared_memory(allocate_rows(2, 3)) for _ in range(2)]  # type: ignore[misc]
     assert not rows[0].is_shared()
     assert rows[0].data_ptr() != rows[1].data_ptr()

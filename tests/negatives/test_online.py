@@ -10,7 +10,7 @@ import torch
 
 from method.data.captions import Caption
 from method.data.edits import EditedQueries, NegativeSource, PreparedEdits
-from method.data.workers import shared
+from method.data.workers import to_shared_memory
 from method.negatives.build_cache import Pools, make_cache
 from method.negatives.online import OnlineNegatives, cache_fingerprint, open_negatives, read_vocabularies
 from method.negatives.vocabulary import KINDS, Kind
@@ -295,7 +295,7 @@ class Epochs(torch.utils.data.Dataset[PreparedEdits]):
         return 4
 
     def __getitem__(self, epoch: int) -> PreparedEdits:
-        prepared = shared(self.source.prepare(CAPTIONS[:9], epoch))
+        prepared = to_shared_memory(self.source.prepare(CAPTIONS[:9], epoch))
         assert isinstance(prepared, PreparedEdits)
         if torch.utils.data.get_worker_info() is not None:
             assert prepared.rows.values.is_shared()

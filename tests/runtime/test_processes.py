@@ -217,7 +217,7 @@ def test_a_process_that_waits_for_one_that_hangs_ends_when_asked_to(group: Group
 def test_the_features_of_one_process_end_all_with_one_line(group: Group, small: SmallDataset) -> None:
     training = small.videos_of(small.train_txt)
     order = EpochBatches(len(training), 5, seed=7, rank=1, count=2)
-    video = training[list(order)[1].places[0]]  # which the second process reads for the second step
+    video = training[list(order)[1].indices[0]]  # which the second process reads for the second step
     with h5py.File(small.features, "r+") as videos:
         videos[f"{video}/i3d_feat"][1] = np.nan
     options = ["--feature_cache", "off", "--num_workers", "1", "--description", "bad"]

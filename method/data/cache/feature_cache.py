@@ -23,9 +23,9 @@ from torch.utils.data import Dataset
 
 from method.data.batch import Loader
 from method.data.cache.rows_file import PackedRows, PackedTable, write_rows
-from method.data.dataset import FeatureReader, StoredTable, Table
+from method.data.dataset import FeatureReader, FeatureSource, HDF5Source
 from method.data.ragged import Ragged
-from method.data.splits import Split, rows_seen
+from method.data.splits import Split, sampled_lengths
 from method.runtime.errors import InputError, summarize
 from method.runtime.files import digest_of, exclusive_lock, free_bytes, in_bytes
 from method.runtime.progress import poll, progress_bar
@@ -70,11 +70,11 @@ def with_cache(
     if location == "off":
         return reader
     folder = Path(location) if location else None
-    tables: dict[str, Table] = {}
+    tables: dict[str, FeatureSource] = {}
     failures: dict[str, str] = {}
-    counts = rows_seen(reader, splits)
-    for key, stored in reader.stored.items():
-        cache = _Cache(key, _place(folder, stored.file.path) / f"{key}-{stored.max_rows}.rows", stored, counts[key])
+    counts = sampled_lengths(reader, splits)
+    for key, source in reader.hdf5_sources.items():
+        cache = _Cache(key, _place(folder, source.file.path) / f"{key}-{source.max_rows}.rows", source, counts[key])
         try:
             tables[key] = cache.open_or_make(workers)
         except _NotCached as reason:
@@ -88,7 +88,7 @@ def with_cache(
             ", ".join(failures),
             summarize(list(dict.fromkeys(failures.values()))),
         )
-    return replace(reader, quicker=tables)
+    return replace(reader, cached=tables)
 
 
 def _place(folder: Path | None, source: Path) -> Path:
@@ -104,13 +104,13 @@ class _Cache:
 
     key: str
     path: Path
-    stored: StoredTable
+    source: HDF5Source
     counts: Mapping[str, int]
 
     def open_or_make(self, workers: int) -> PackedTable:
         """The table, made first if there is none that fits."""
         # Folders of the user's used to be without the digest, which is of no harm as long as a single dataset uses one.
-        earlier = self.path.parent.with_name(f"{self.stored.file.path.name}.cache") / self.path.name
+        earlier = self.path.parent.with_name(f"{self.source.file.path.name}.cache") / self.path.name
         for path in dict.fromkeys([self.path, earlier]):
             with contextlib.suppress(_Unusable):
                 return replace(self, path=path)._open()
@@ -131,14 +131,14 @@ class _Cache:
     @property
     def _made_from(self) -> dict[str, Any]:
         """What the content depends on. The versions count because their sums may differ in the last bit."""
-        preprocessing = {"names": self.stored.names, "width": self.stored.width, "max_rows": self.stored.max_rows}
+        preprocessing = {"names": self.source.names, "width": self.source.width, "max_rows": self.source.max_rows}
         versions = {"format": FORMAT, "torch": str(torch.__version__), "numpy": np.__version__}
-        return {**self.stored.file.state(), **preprocessing, **versions}
+        return {**self.source.file.state(), **preprocessing, **versions}
 
     def _linked(self, ids: Iterable[str]) -> dict[str, str]:
         """Of the items that lie in other files than the feature file itself: a digest of what tells these files."""
-        names = {self.stored.names.format(item_id): item_id for item_id in ids}
-        return {names[name]: digest_of(files) for name, files in self.stored.file.linked(names).items()}
+        names = {self.source.names.format(item_id): item_id for item_id in ids}
+        return {names[name]: digest_of(files) for name, files in self.source.file.linked(names).items()}
 
     def _open(self) -> PackedTable:
         try:
@@ -159,13 +159,13 @@ class _Cache:
             raise _Unusable(f"it lacks {missing} of {len(self.counts)} items", kept=rows.ids)
         if rows.lengths(list(self.counts)) != list(self.counts.values()) or not self._agrees(rows):
             raise _Unusable("it is not what the feature file gives")
-        return PackedTable(rows, self.stored)
+        return PackedTable(rows, self.source)
 
     def _agrees(self, rows: PackedRows) -> bool:
         """Whether some items, short and long ones, are to the bit what the feature file gives."""
         ids = sorted(self.counts, key=self.counts.__getitem__)
         for place in np.linspace(0, len(ids) - 1, min(len(ids), _COMPARED_ITEMS)).astype(int):
-            expected_nD = self.stored.read(ids[place]).numpy()
+            expected_nD = self.source.read(ids[place]).numpy()
             found_nD = np.empty_like(expected_nD)
             if not rows.read_into(ids[place], found_nD) or found_nD.tobytes() != expected_nD.tobytes():
                 return False
@@ -178,7 +178,7 @@ class _Cache:
         if not reason.kept:
             self.path.unlink(missing_ok=True)  # of no use to anyone, and its room may be needed
         mean_rows = sum(self.counts.values()) / len(self.counts)
-        size = int(len(ids) * mean_rows * self.stored.width * torch.float32.itemsize)
+        size = int(len(ids) * mean_rows * self.source.width * torch.float32.itemsize)
         free = free_bytes(self.path.parent)
         if size + LEFT_FREE > free:
             raise _NotCached(f"{self.path.parent}: {in_bytes(size)} and {in_bytes(LEFT_FREE)} to spare are needed, "
@@ -187,20 +187,20 @@ class _Cache:
                  self.key, len(ids), in_bytes(size), self.path, in_bytes(free))  # fmt: skip
         linked = self._linked(ids)
         made_from = {**self._made_from, "linked": linked} if linked else self._made_from
-        write_rows(self.path, made_from, ids, self.stored.width, self._read(ids, size, workers))
+        write_rows(self.path, made_from, ids, self.source.width, self._read(ids, size, workers))
 
     def _read(self, ids: Sequence[str], size: int, workers: int) -> Iterator[Ragged]:
-        loader = Loader(_Items(self.stored, ids), _ITEMS_A_BATCH, min(workers, size // _BYTES_A_WORKER), pinned=False)
+        loader = Loader(_Items(self.source, ids), _ITEMS_A_BATCH, min(workers, size // _BYTES_A_WORKER), pinned=False)
         yield from progress_bar(loader, f"caching {self.key}", "batch")
-        if self.stored.file.has_changed():
-            raise _NotCached(f"{self.stored.file.path}: it was written to while it was read")
+        if self.source.file.has_changed():
+            raise _NotCached(f"{self.source.file.path}: it was written to while it was read")
 
 
 class _Items(Dataset[Ragged]):
     """The items of a table as its feature file gives them."""
 
-    def __init__(self, stored: StoredTable, ids: Sequence[str]) -> None:
-        self.stored = stored
+    def __init__(self, source: HDF5Source, ids: Sequence[str]) -> None:
+        self.source = source
         self.ids = ids
 
     def __len__(self) -> int:
@@ -209,6 +209,6 @@ class _Items(Dataset[Ragged]):
     def __getitems__(self, places: Sequence[int]) -> Ragged | InputError:
         """The rows of the items at these places."""
         try:
-            return self.stored.gather([self.ids[place] for place in places])
+            return self.source.gather([self.ids[place] for place in places])
         except InputError as error:
             return error

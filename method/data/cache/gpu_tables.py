@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from method.data.batch import VideoBatch
-from method.data.dataset import FeatureReader, Table, with_features
+from method.data.dataset import FeatureReader, FeatureSource, with_features
 from method.data.ragged import Layout, Ragged
-from method.data.splits import Split, rows_seen
+from method.data.splits import Split, sampled_lengths
 from method.runtime import hardware
 from method.runtime.errors import InputError
 from method.runtime.files import in_bytes
@@ -29,7 +29,7 @@ LEFT_FREE = 1 << 31  # bytes on the device, for the weights and a step
 _ITEMS_A_BATCH = 64
 
 
-class DeviceTable:
+class DeviceSource:
     """A table whose rows lie in the memory of a device."""
 
     def __init__(self, ids: Sequence[str], lengths: Sequence[int], rows_ND: Tensor) -> None:
@@ -59,8 +59,8 @@ class WithFeatures:
 
 def on_device(reader: FeatureReader, split: Split, device: torch.device) -> FeatureReader:
     """The reader with all features of a split in the memory of a device. InputError when they do not fit."""
-    counts = rows_seen(reader, [split])
-    widths = {key: stored.width for key, stored in reader.stored.items()}
+    counts = sampled_lengths(reader, [split])
+    widths = {key: source.width for key, source in reader.hdf5_sources.items()}
     size = sum(sum(counts[key].values()) * width for key, width in widths.items()) * torch.float32.itemsize
     free = free_memory(device)
     lacking = InputError(
@@ -74,17 +74,19 @@ def on_device(reader: FeatureReader, split: Split, device: torch.device) -> Feat
         tables = {key: _load(reader, key, counts[key], widths[key], device) for key in widths}
     except torch.cuda.OutOfMemoryError:
         raise lacking from None
-    return replace(reader, quicker=tables)
+    return replace(reader, cached=tables)
 
 
-def _load(reader: FeatureReader, key: str, counts: Mapping[str, int], width: int, device: torch.device) -> Table:
-    source, ids, end = reader.table(key), list(counts), 0
+def _load(
+    reader: FeatureReader, key: str, counts: Mapping[str, int], width: int, device: torch.device
+) -> FeatureSource:
+    source, ids, end = reader.source(key), list(counts), 0
     rows_ND = torch.empty(sum(counts.values()), width, device=device)
     for first in progress_bar(range(0, len(ids), _ITEMS_A_BATCH), f"loading {key}", "batch"):
         values_ND = source.gather(ids[first : first + _ITEMS_A_BATCH]).values
         start, end = end, end + len(values_ND)
         rows_ND[start:end].copy_(values_ND)
-    return DeviceTable(ids, list(counts.values()), rows_ND)
+    return DeviceSource(ids, list(counts.values()), rows_ND)
 
 
 def free_memory(device: torch.device) -> float:

@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from method.data.dataset import StoredTable
+from method.data.dataset import HDF5Source
 from method.data.features import FloatRows
 from method.data.ragged import Layout, Ragged
-from method.data.workers import empty_rows
+from method.data.workers import allocate_rows
 from method.runtime.errors import InputError
 from method.runtime.files import atomic_writer
 
@@ -108,14 +108,14 @@ class PackedRows:
 class PackedTable:
     """A table of the cache; an item that is damaged there is read from the feature file."""
 
-    def __init__(self, rows: PackedRows, stored: StoredTable) -> None:
+    def __init__(self, rows: PackedRows, stored: HDF5Source) -> None:
         self._rows = rows
         self._stored = stored
 
     def gather(self, ids: Sequence[str]) -> Ragged:
         """The rows of these items, one item after the other."""
         lengths = self._rows.lengths(ids)
-        values_ND = empty_rows(sum(lengths), self._rows.width)
+        values_ND = allocate_rows(sum(lengths), self._rows.width)
         rows_ND, end = values_ND.numpy(), 0
         for item_id, length in zip(ids, lengths, strict=True):
             start, end = end, end + length

@@ -307,7 +307,7 @@ def test_a_damaged_item_whose_source_has_changed(small: SmallDataset) -> None:
     with h5py.File(small.features, "r+") as videos:
         del videos["T05/i3d_feat"]
         videos["T05/i3d_feat"] = np.ones((2, 10), np.float32)
-    table = PackedTable(rows, make_reader(small).stored["i3d_feat"])
+    table = PackedTable(rows, make_reader(small).hdf5_sources["i3d_feat"])
     assert torch.equal(table.gather(["T04"]).values, make_reader(small).gather_videos(["T04"])["action"].values)
     with pytest.raises(InputError, match=r"numpy\.hdf5: 'T05' has changed since it was cached; start the run again"):
         table.gather(["T05"])

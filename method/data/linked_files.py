@@ -18,13 +18,13 @@ import h5py
 from method.runtime.errors import InputError
 
 # Real path of a file, and the address of an array in it (-1: a raw file, which has no addresses).
-Source = tuple[str, int]
+LinkedArray = tuple[str, int]
 
 _OPEN_FILES = 8
 _LINKS_FOLLOWED = 32
 
 
-class SourceFinder:
+class LinkResolver:
     """Finds the files from which the arrays of an open HDF5 file are read."""
 
     def __init__(self, file: h5py.File) -> None:
@@ -32,7 +32,7 @@ class SourceFinder:
         self._name = h5py.h5f.get_name(file.id)
         self._opened: dict[str, h5py.File] = {}
 
-    def find(self, stored: Any) -> tuple[Source, ...]:
+    def find(self, stored: Any) -> tuple[LinkedArray, ...]:
         """The files from which an array (an h5py.h5d.DatasetID) is read; none when it lies in the file itself.
 
         InputError for a missing source, as the end of a sentence that begins with the array's name.
@@ -41,7 +41,7 @@ class SourceFinder:
         is_plain = layout.get_layout() != h5py.h5d.VIRTUAL and not layout.get_external_count()
         if is_plain and h5py.h5f.get_name(stored) == self._name:
             return ()
-        found: dict[Source, None] = {}
+        found: dict[LinkedArray, None] = {}
         self._follow(stored, found)
         return tuple(found)
 
@@ -51,7 +51,7 @@ class SourceFinder:
             return self._broken_link(self._file, name, _LINKS_FOLLOWED)
         return None
 
-    def _follow(self, stored: Any, found: dict[Source, None]) -> None:
+    def _follow(self, stored: Any, found: dict[LinkedArray, None]) -> None:
         owner, layout = os.fsdecode(h5py.h5f.get_name(stored)), stored.get_create_plist()
         source = os.path.realpath(owner), int(h5py.h5o.get_info(stored).addr)
         if source in found:
