@@ -27,7 +27,7 @@ from benchmarks.evaluation import video_lengths
 from benchmarks.measure import DEVICE, alternate, as_published, as_trained, clock, compare, machine, peak_memory_mb
 from benchmarks.step import LAUNCH
 from method.data.batch import VideoBatch
-from method.data.features import normalize_rows
+from method.data.preprocessing import normalize_rows
 from method.data.ragged import Ragged
 from method.evaluation.corpus import encode_corpus
 from method.model.published import to_published

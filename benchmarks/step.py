@@ -30,7 +30,7 @@ from benchmarks.step_profile import profiled
 from method.data.batch import VideoBatch
 from method.data.captions import Caption
 from method.data.edits import NegativeSource
-from method.data.features import normalize_rows
+from method.data.preprocessing import normalize_rows
 from method.data.ragged import Ragged
 from method.model.architecture import Architecture
 from method.model.losses import LossSettings

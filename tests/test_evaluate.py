@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from method.config.options import make_architecture, read_options
-from method.data.features import FeatureFile, preprocess_query, preprocess_stream
+from method.data.features import FeatureFile
+from method.data.preprocessing import preprocess_query, preprocess_stream
 from method.data.ragged import Ragged
 from method.model.published import to_published
 from method.runtime.errors import InputError

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from method import search
 from method.config.options import read_options
-from method.data.features import preprocess_query, preprocess_stream
+from method.data.preprocessing import preprocess_query, preprocess_stream
 from method.data.ragged import Ragged
 from method.model.architecture import Architecture
 from method.runtime.files import read_json

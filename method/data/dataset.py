@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 from method.data.batch import EpochIndices, QueryBatch, VideoBatch
 from method.data.captions import Caption, group_by_video
 from method.data.edits import NegativeSource
-from method.data.features import ACTION_KEY, OBJECT_KEY, FeatureFile, FloatRows, preprocess_query, preprocess_stream
+from method.data.features import ACTION_KEY, OBJECT_KEY, FeatureFile
+from method.data.preprocessing import FloatRows, preprocess_query, preprocess_stream
 from method.data.ragged import Ragged
 from method.runtime.errors import InputError
 

@@ -1,6 +1,6 @@
-"""Where the arrays of an HDF5 file really lie: in itself, behind external links, in virtual sources or in raw files.
+"""The files in which the arrays of an HDF5 file are stored: itself, external links, virtual sources or raw files.
 
-HDF5 reads a virtual dataset whose source is missing as zeros, so that the sources are looked for here.
+HDF5 reads a virtual dataset whose source is missing as zeros, so missing sources are detected here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import h5py
 
 from method.runtime.errors import InputError
 
-# Real path of a file, and the address of an array in it (-1: a raw file, which has no addresses).
+# Resolved path of a file, and the address of an array in it (-1 for a raw file).
 LinkedArray = tuple[str, int]
 
 _OPEN_FILES = 8
@@ -25,17 +25,18 @@ _LINKS_FOLLOWED = 32
 
 
 class LinkResolver:
-    """Finds the files from which the arrays of an open HDF5 file are read."""
+    """Resolves the links of an open HDF5 file."""
 
     def __init__(self, file: h5py.File) -> None:
         self._file = file
         self._name = h5py.h5f.get_name(file.id)
         self._opened: dict[str, h5py.File] = {}
 
-    def find(self, stored: Any) -> tuple[LinkedArray, ...]:
-        """The files from which an array (an h5py.h5d.DatasetID) is read; none when it lies in the file itself.
+    def resolve(self, stored: Any) -> tuple[LinkedArray, ...]:
+        """Where an array (an h5py.h5d.DatasetID) is stored; empty if that is the file itself.
 
-        InputError for a missing source, as the end of a sentence that begins with the array's name.
+        Raises:
+            InputError: for a missing source; the message continues a sentence that starts with the array's name.
         """
         layout = stored.get_create_plist()
         is_plain = layout.get_layout() != h5py.h5d.VIRTUAL and not layout.get_external_count()
@@ -46,8 +47,8 @@ class LinkResolver:
         return tuple(found)
 
     def broken_link(self, name: str) -> str | None:
-        """The file that an external link on the way to `name` leads to, if that file cannot be opened."""
-        with contextlib.suppress(KeyError, OSError, RuntimeError, TypeError, ValueError):  # of a damaged file
+        """The target of an external link on the path `name`, if that file cannot be opened."""
+        with contextlib.suppress(KeyError, OSError, RuntimeError, TypeError, ValueError):  # a corrupt file
             return self._broken_link(self._file, name, _LINKS_FOLLOWED)
         return None
 
@@ -60,7 +61,7 @@ class LinkResolver:
         for number in range(layout.get_external_count()):
             path = _raw_file(os.fsdecode(layout.get_external(number)[0]), owner)
             if not os.path.exists(path):
-                raise InputError(f"lies in the raw file {path}, which is missing")
+                raise InputError(f"is stored in the raw file {path}, which is missing")
             found[os.path.realpath(path), -1] = None
         if layout.get_layout() == h5py.h5d.VIRTUAL:
             maps = range(layout.get_virtual_count())
@@ -69,7 +70,7 @@ class LinkResolver:
                     self._follow(part, found)
 
     def _virtual_sources(self, stored: Any, owner: str, file_name: str, array_name: str) -> Iterator[Any]:
-        """The arrays that a mapping of a virtual dataset names; %b in a name counts as many as there are."""
+        """The source arrays of one mapping of a virtual dataset; %b in a name counts blocks until one is missing."""
         for block in itertools.count():
             path_given, array = (_numbered(name, block) for name in (file_name, array_name))
             try:
@@ -86,7 +87,7 @@ class LinkResolver:
                 return
 
     def _open(self, name: str, owner: str) -> Any:
-        path = next(filter(os.path.exists, _places(name, owner, "HDF5_VDS_PREFIX")), None)
+        path = next(filter(os.path.exists, _candidates(name, owner, "HDF5_VDS_PREFIX")), None)
         if path is None:
             raise InputError(f"{name}: no such file")
         if path not in self._opened:
@@ -105,8 +106,8 @@ class LinkResolver:
                 start = "" if link.path.startswith("/") else "/".join(parts[: end - 1])
                 return self._broken_link(file, f"{start}/{link.path}/{rest}", links - 1)
             if isinstance(link, h5py.ExternalLink):
-                places = _places(link.filename, file.filename, "HDF5_EXT_PREFIX")
-                path = next(filter(os.path.exists, places), None)
+                candidates = _candidates(link.filename, file.filename, "HDF5_EXT_PREFIX")
+                path = next(filter(os.path.exists, candidates), None)
                 if path is None:
                     return str(link.filename)
                 try:
@@ -118,12 +119,12 @@ class LinkResolver:
 
 
 def _numbered(name: str, block: int) -> str:
-    """A source's name as HDF5 writes it: %b is the number of the block, %% a percent sign."""
+    """Expand the name of a source: %b is the number of the block, %% a percent sign."""
     return re.sub("%([%b])", lambda match: "%" if match[1] == "%" else str(block), name)
 
 
-def _places(name: str, owner: str, variable: str) -> Iterator[str]:
-    """Where HDF5 looks for a file that another one names, in its order (H5F_prefix_open_file)."""
+def _candidates(name: str, owner: str, variable: str) -> Iterator[str]:
+    """Paths at which HDF5 looks for a linked file, in its order (H5F_prefix_open_file)."""
     if os.path.isabs(name):
         yield name
         name = os.path.basename(name)
@@ -140,7 +141,7 @@ def _raw_file(name: str, owner: str) -> str:
 
 
 def state_of(path: Path | str) -> dict[str, int]:
-    """Size and times of a file; any change to it gives others."""
+    """Size and times of a file, which differ after any change to it."""
     status = os.stat(path)
-    # The time of the last change, unlike that of the content, cannot be set back by copying a file over this one.
+    # Unlike mtime, ctime is not restored when another file is copied over this one with its times (cp -p).
     return {"size": status.st_size, "modified": status.st_mtime_ns, "changed": status.st_ctime_ns}

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from method.data.features import normalize_rows
+from method.data.preprocessing import normalize_rows
 from method.data.ragged import Layout, Ragged
 from method.runtime import hardware
 from method.runtime.errors import InputError, shown

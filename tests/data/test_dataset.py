@@ -12,7 +12,8 @@ from method.data.batch import EpochBatches, EpochIndices, Loader, QueryBatch, Vi
 from method.data.captions import Caption, read_captions
 from method.data.dataset import CorpusVideos, FeatureReader, Queries, TrainingVideos, split_holdout, stream_keys
 from method.data.edits import EditedQueries, PreparedEdits
-from method.data.features import FeatureFile, preprocess_query, preprocess_stream
+from method.data.features import FeatureFile
+from method.data.preprocessing import preprocess_query, preprocess_stream
 from method.data.ragged import Ragged
 from method.negatives.vocabulary import Kind
 from method.runtime.errors import InputError

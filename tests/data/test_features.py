@@ -1,64 +1,15 @@
-"""Preprocessing against the published numbers and a loop, and reading HDF5 files of every kind."""
+"""Reading and checking HDF5 feature files, valid, wrong and corrupt."""
 
-import itertools
-import os
+import multiprocessing
 import pickle
 from pathlib import Path
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from method.data.features import FeatureFile, normalize_rows, preprocess_query, preprocess_stream, sample_frames
+from method.data.features import FeatureFile
 from method.runtime.errors import InputError
-from tests.helpers.golden_case import GOLDEN, draw
-
-Rows = npt.NDArray[np.float32]
-
-
-def naive_sample(rows: Rows, pieces: int) -> Rows:
-    n = len(rows)
-    if n <= pieces:
-        return rows
-    edges = [min(int(np.round(i / pieces * n)), n - 1) for i in range(pieces + 1)]
-    sampled = [rows[a:b].mean(axis=0) if b > a else rows[a] for a, b in itertools.pairwise(edges)]
-    return np.stack(sampled)
-
-
-def test_golden_preprocessing() -> None:
-    with np.load(GOLDEN / "preprocess.npz") as golden:
-        names = list(golden)
-        for name in names:
-            n = int(name.split("/")[1])
-            ours = preprocess_stream(draw(f"preprocess/{n}", (n, 4)), 128)
-            np.testing.assert_allclose(ours, golden[name], atol=1e-6, err_msg=name)
-    assert any(int(name.split("/")[1]) > 128 for name in names)
-
-
-@given(st.integers(1, 700), st.integers(1, 130))
-@settings(deadline=None, max_examples=200)
-def test_sampling_equals_a_loop(n: int, pieces: int) -> None:
-    rows = np.random.default_rng(n).standard_normal((n, 3)).astype(np.float32)
-    sampled = sample_frames(rows, pieces)
-    assert sampled.dtype == np.float32
-    assert len(sampled) == min(n, pieces)
-    np.testing.assert_allclose(sampled, naive_sample(rows, pieces), atol=2e-6)
-
-
-def test_rows_are_divided_by_their_norm() -> None:
-    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1e-5, 0.0]])
-    expected = torch.tensor([[3 / 5.00001, 4 / 5.00001], [0.0, 0.0], [0.5, 0.0]])
-    torch.testing.assert_close(normalize_rows(rows), expected)
-
-
-def test_queries_are_cut_and_not_averaged() -> None:
-    rows = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
-    ours = preprocess_query(rows, 5)
-    torch.testing.assert_close(ours, normalize_rows(torch.from_numpy(rows))[:5])
 
 
 @pytest.fixture
@@ -113,7 +64,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("name", "message"), WRONG.items(), ids=WRONG)
-def test_what_headers_give_away_is_refused_by_check_and_by_read(path: Path, name: str, message: str) -> None:
+def test_wrong_headers_are_refused_by_check_and_read(path: Path, name: str, message: str) -> None:
     file = FeatureFile(path)
     for use in (lambda: file.check([name], 4), lambda: file.read(name, 4)):
         with pytest.raises(InputError, match=message) as caught:
@@ -131,7 +82,7 @@ def test_another_width(path: Path) -> None:
 @pytest.mark.parametrize(("name", "row"), [
     ("nan", 1), ("infinite", 2), ("too large for float32", 0), ("too large to square", 0),
 ])  # fmt: skip
-def test_numbers_that_are_none_are_found_when_read(path: Path, name: str, row: int) -> None:
+def test_values_that_are_not_finite_are_refused_when_read(path: Path, name: str, row: int) -> None:
     file = FeatureFile(path)
     assert file.check([name], 4)
     with pytest.raises(InputError, match=f"'{name}' row {row} holds NaN, infinity or numbers too large"):
@@ -146,7 +97,7 @@ def test_check_names_the_first_five_and_counts_the_rest(path: Path) -> None:
     assert str(caught.value) == f"{path}: {shown}; and 3 more"
 
 
-def test_a_file_that_is_none(tmp_path: Path, path: Path) -> None:
+def test_a_missing_or_corrupt_file(tmp_path: Path, path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         FeatureFile(tmp_path / "nowhere.hdf5").read("v", 4)
     with pytest.raises(InputError, match="found a folder"):
@@ -158,8 +109,8 @@ def test_a_file_that_is_none(tmp_path: Path, path: Path) -> None:
             FeatureFile(other).read("extra", 4)
 
 
-def test_damage_is_an_input_error_or_harmless(path: Path, tmp_path: Path) -> None:
-    """Bits flipped anywhere: what is read is as it was, or differs only in its numbers, or is refused."""
+def test_corruption_is_an_input_error_or_harmless(path: Path, tmp_path: Path) -> None:
+    """A bit flipped anywhere is refused, or changes nothing but values."""
     whole = path.read_bytes()
     names = ["v/i3d_feat", "extra", "f8", "i4"]
     random = np.random.default_rng(0)
@@ -184,16 +135,22 @@ def test_damage_is_an_input_error_or_harmless(path: Path, tmp_path: Path) -> Non
     assert refused > 0
 
 
-def test_opened_late_and_by_each_process(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickled_and_forked_readers_open_the_file_themselves(path: Path) -> None:
+    """Shown by a new file under the same path: the handle of the process that opened the old one keeps its content."""
     file = FeatureFile(path)
-    assert file._file is None
-    expected = file.read("extra", 4)
-    copy = pickle.loads(pickle.dumps(file))
-    assert copy._file is None
-    np.testing.assert_array_equal(copy.read("extra", 4), expected)
+    before = file.read("extra", 4)
+    path.unlink()
+    with h5py.File(path, "w") as other:
+        other["extra"] = before + 1
 
-    parents = file._file
-    own = os.getpid()
-    monkeypatch.setattr(os, "getpid", lambda: own + 1)  # as in a data worker
-    np.testing.assert_array_equal(file.read("f8", 4), file.read("extra", 4))
-    assert file._file is not parents
+    def read_in_child() -> None:
+        results.put(file.read("extra", 4))
+
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    child = context.Process(target=read_in_child)
+    child.start()
+    np.testing.assert_array_equal(results.get(), before + 1)
+    child.join()
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(file)).read("extra", 4), before + 1)
+    np.testing.assert_array_equal(file.read("extra", 4), before)

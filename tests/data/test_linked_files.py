@@ -1,4 +1,4 @@
-"""Arrays that lie in other files than the feature file: found, read, told apart, and refused when these are missing."""
+"""Arrays stored in other files than the feature file: resolved, read, and refused when a file is missing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAME, WIDTH = "T03/i3d_feat", 10
 
 
 @pytest.mark.parametrize("way", LINKED)
-def test_what_is_linked_is_read_and_told_by_the_file_that_holds_it(small: SmallDataset, way: str) -> None:
+def test_linked_arrays_are_read_and_their_files_tracked(small: SmallDataset, way: str) -> None:
     expected = FeatureFile(small.features).read(NAME, WIDTH)
     assert FeatureFile(small.features).linked([NAME]) == {}
     part = link(small.features, way)
@@ -37,7 +37,7 @@ def test_what_is_linked_is_read_and_told_by_the_file_that_holds_it(small: SmallD
     assert FeatureFile(small.features).linked([NAME])[NAME] != before[NAME]
 
 
-def test_another_array_of_the_same_files_is_another_source(small: SmallDataset) -> None:
+def test_a_link_to_another_array_of_the_same_file_is_a_change(small: SmallDataset) -> None:
     part = link(small.features, "chain")
     before = FeatureFile(small.features).linked([NAME])
     with h5py.File(part.with_name("middle.hdf5"), "r+") as middle:
@@ -46,8 +46,8 @@ def test_another_array_of_the_same_files_is_another_source(small: SmallDataset) 
     assert FeatureFile(small.features).linked([NAME]) != before
 
 
-def test_sources_of_a_virtual_dataset_are_counted(tmp_path: Path) -> None:
-    """As HDF5 counts those of a growing one: by %b, up to the first that is not there."""
+def test_numbered_sources_of_a_virtual_dataset(tmp_path: Path) -> None:
+    """%b counts the sources of a growing dataset, up to the first missing one."""
     for block in range(3):
         with h5py.File(tmp_path / f"part 100% {block}.hdf5", "w") as file:
             file["rows"] = np.full((2, 4), block + 1, np.float32)
@@ -84,9 +84,11 @@ def no_hdf5(part: Path) -> None:
     ("external", lose_array, "'T03/i3d_feat' is missing"),
     ("virtual", lose_file, r"'T03/i3d_feat' is a virtual dataset, and its source 'T03/i3d_feat' in middle\.hdf5"),
     ("virtual", lose_array, r"'T03/i3d_feat' is a virtual dataset, and its source 'T03/i3d_feat' in middle\.hdf5"),
-    ("raw", lose_file, r"'T03/i3d_feat' lies in the raw file .*part\.hdf5, which is missing"),
+    ("raw", lose_file, r"'T03/i3d_feat' is stored in the raw file .*part\.hdf5, which is missing"),
 ])  # fmt: skip
-def test_what_is_gone_is_no_zeros(small: SmallDataset, way: str, harm: Callable[[Path], None], message: str) -> None:
+def test_a_missing_target_is_an_error_not_zeros(
+    small: SmallDataset, way: str, harm: Callable[[Path], None], message: str
+) -> None:
     harm(link(small.features, way))
     file = FeatureFile(small.features)
     for use in (lambda: file.check([NAME], WIDTH), lambda: file.read(NAME, WIDTH), lambda: file.linked([NAME])):
@@ -94,7 +96,7 @@ def test_what_is_gone_is_no_zeros(small: SmallDataset, way: str, harm: Callable[
             use()
 
 
-def test_what_goes_while_it_is_used_is_no_zeros(small: SmallDataset) -> None:
+def test_a_target_removed_while_in_use_is_an_error_not_zeros(small: SmallDataset) -> None:
     part = link(small.features, "virtual")
     file = FeatureFile(small.features)
     file.check([NAME], WIDTH)

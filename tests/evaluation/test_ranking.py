@@ -10,7 +10,7 @@ import torch
 
 from method.data.batch import QueryBatch, VideoBatch
 from method.data.captions import Caption
-from method.data.features import normalize_rows
+from method.data.preprocessing import normalize_rows
 from method.data.ragged import Ragged
 from method.evaluation import scorer as scorer_module
 from method.evaluation.corpus import Corpus, encode_corpus, encode_queries

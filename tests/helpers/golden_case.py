@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from method.data.features import normalize_rows
+from method.data.preprocessing import normalize_rows
 from method.data.ragged import Ragged
 from method.model.architecture import Architecture
 from method.model.published import from_published, published_architecture

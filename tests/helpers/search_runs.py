@@ -15,7 +15,7 @@ import torch
 
 from method.data.captions import Caption
 from method.data.dataset import FeatureReader
-from method.data.features import normalize_rows
+from method.data.preprocessing import normalize_rows
 from method.data.ragged import Ragged
 from method.evaluation.corpus import Corpus
 from method.evaluation.frame_embeddings import FrameEmbeddings

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from method.data.batch import VideoBatch
-from method.data.features import normalize_rows
+from method.data.preprocessing import normalize_rows
 from method.data.ragged import Ragged
 from method.model.architecture import Architecture
 from method.model.published import to_published

@@ -6,7 +6,7 @@ import torch
 
 from method import ops
 from method.data.edits import EditedQueries
-from method.data.features import normalize_rows
+from method.data.preprocessing import normalize_rows
 from method.data.ragged import Ragged
 from method.model.losses import LossSettings, total
 from method.model.published import published_name

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from method.data.captions import Caption, read_captions
-from method.data.features import ACTION_KEY, OBJECT_KEY, FeatureFile, FloatRows
+from method.data.features import ACTION_KEY, OBJECT_KEY, FeatureFile
+from method.data.preprocessing import FloatRows
 from method.runtime.errors import InputError
 from method.runtime.files import read_json, write_json
 from method.text.encoder import TextEncoder

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from method.data.dataset import HDF5Source
-from method.data.features import FloatRows
+from method.data.preprocessing import FloatRows
 from method.data.ragged import Layout, Ragged
 from method.data.workers import allocate_rows
 from method.runtime.errors import InputError

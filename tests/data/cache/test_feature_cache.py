@@ -24,7 +24,8 @@ from method.data.cache import feature_cache
 from method.data.cache.feature_cache import with_cache
 from method.data.cache.rows_file import PackedRows, PackedTable
 from method.data.dataset import TOKENS, CorpusVideos, FeatureReader, Queries, TrainingVideos, stream_keys
-from method.data.features import FeatureFile, FloatRows
+from method.data.features import FeatureFile
+from method.data.preprocessing import FloatRows
 from method.data.ragged import Ragged
 from method.data.splits import Split, check_split
 from method.runtime.errors import InputError
