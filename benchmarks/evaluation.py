@@ -49,7 +49,7 @@ from method.evaluation.frame_embeddings import FrameEmbeddings
 from method.evaluation.metrics import ranks_of
 from method.evaluation.ranking import rank
 from method.evaluation.row_buffer import RowBuffer
-from method.evaluation.scorer import Scorer, ScoringSettings, branch_weights
+from method.evaluation.scorer import Scorer, ScoringSettings
 from method.ops.precision import PRECISIONS, enable_fast_matmul
 
 WIDTH, PUBLISHED_BLOCK = 384, 50
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def settings(memory_mb: int) -> ScoringSettings:
     """Both branches with equal weights."""
-    return ScoringSettings(branch_weights(BRANCHES, 0.5), memory_mb)
+    return ScoringSettings(dict.fromkeys(BRANCHES, 0.5), memory_mb)
 
 
 def video_lengths(videos: int, frames: int, lengths: str) -> list[int]:

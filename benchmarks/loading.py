@@ -35,7 +35,7 @@ from benchmarks.measure import alternate, beside_floor, compare, machine
 from method.data.batch import EpochBatches, Loader, VideoBatch
 from method.data.cache.feature_cache import with_cache
 from method.data.cache.gpu_tables import on_device
-from method.data.dataset import FeatureReader, TrainingVideos, stream_keys
+from method.data.dataset import FeatureReader, TrainingVideos
 from method.data.features import FeatureFile
 from method.data.splits import Split, check_split, sampled_lengths
 from tests.helpers.reference_model import pad, split_values
@@ -85,7 +85,7 @@ class Data:
 
     def open_reader(self) -> FeatureReader:
         """A reader of the feature files."""
-        streams = stream_keys(WIDTHS["i3d_feat"], WIDTHS["clip_feat"], "clip")
+        streams = {"action": ("i3d_feat", WIDTHS["i3d_feat"]), "object": ("clip_feat", WIDTHS["clip_feat"])}
         files = (FeatureFile(self.folder / "videos.hdf5"), FeatureFile(self.folder / "texts.hdf5"))
         return FeatureReader(*files, streams, QUERY_WIDTH, FRAMES, MAX_TOKENS)
 

@@ -32,7 +32,7 @@ from method.data.captions import Caption
 from method.data.edits import NegativeSource
 from method.data.preprocessing import normalize_rows
 from method.data.ragged import Ragged
-from method.model.architecture import Architecture
+from method.model.architecture import Architecture, two_branches
 from method.model.losses import LossSettings
 from method.model.published import to_published
 from method.model.retrieval import RetrievalModel
@@ -43,9 +43,7 @@ from tests.helpers.reference_model import split_values
 from tests.helpers.reference_step import NaiveStep
 
 LAUNCH = Architecture(
-    action_width=1024,
-    object_width=512,
-    object_sees="clip",
+    branches=two_branches(("i3d_feat", 1024), ("clip_feat", 512), "i3d_q", 12.0),
     query_width=1024,
     hidden_size=384,
     heads=4,
@@ -55,18 +53,16 @@ LAUNCH = Architecture(
     dropout=0.1,
     initializer_range=0.02,
     fusion="deformable",
-    fusion_asks="i3d_q",
     fusion_extent="padded",
     fusion_positions=True,
     fusion_heads=8,
     offset_groups=8,
     offset_count=8,
-    offset_scale=12.0,
     offset_kernel=3,
     temperatures=(),
 )
 VIDEOS, CAPTIONS = 128, 297
-LOSSES = LossSettings(margin=0.2, hard_pool_size=20, negative_weight=0.005, label_smoothing=0.2)
+LOSSES = LossSettings()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -115,7 +115,7 @@ def make_searcher(options: EasyDict) -> Searcher:
         reader,
         partial(_open_encoder, {**options, "q_feat_size": width, "max_desc_l": words}, device, reader, known),
         durations(known, moments or {}),
-        ScoringSettings.from_options(options, model.architecture.branches),
+        ScoringSettings.from_options(options, model),
     )
 
 

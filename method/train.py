@@ -27,7 +27,7 @@ import torch
 from easydict import EasyDict
 
 from method.config.flags import AUTO
-from method.config.options import choose_device, make_architecture, plain, read_options
+from method.config.options import choose_device, loss_weights, make_architecture, plain, read_options
 from method.data.batch import EpochBatches, Loader, VideoBatch
 from method.data.cache.feature_cache import with_cache
 from method.data.cache.gpu_tables import WithFeatures, on_device
@@ -172,10 +172,10 @@ def make_training(
 ) -> Training:
     """Everything that changes from step to step, at the start; `steps` is those of one epoch."""
     losses = LossSettings(
-        options["margin"],
-        options["hard_pool_size"],
-        options["neg_query_loss_weight"],
-        options["neg_loss_label_smoothing"],
+        weights=loss_weights(options),
+        margin=options["margin"],
+        hard_pool_size=options["hard_pool_size"],
+        label_smoothing=options["neg_loss_label_smoothing"],
     )
     settings = LoopSettings(
         options["n_epoch"],

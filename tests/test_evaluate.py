@@ -67,7 +67,7 @@ def test_published_checkpoints_give_the_scores_of_the_naive_twin(
 ) -> None:
     flags = shared.flags("--eval_context_bsz", str(size), "--eval_ckpt", str(tmp_path / "p.ckpt"))
     architecture = make_architecture(read_options([*flags, "--neg_query_loss", "both", "--fusion_extent", "padded"]))
-    model = lively_model(**architecture.as_dict())
+    model = lively_model(**vars(architecture))
     write_checkpoint(tmp_path / "p.ckpt", {"model": to_published(model.state_dict(), architecture), "epoch": 9})
     run = run_train([*flags, "--only_eval", "--save_scores"])
     assert read_json(run / "metrics.json")["epoch"] == 9

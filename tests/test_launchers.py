@@ -86,8 +86,8 @@ def test_launched_models_have_the_published_weights(stub: Path, name: str) -> No
     architecture = make_architecture(options_of(stub, name))
     assert architecture.fusion == "deformable"
     assert shapes["query_input_proj.LayerNorm.weight"] == [architecture.query_width]
-    assert shapes["frame_input_proj.LayerNorm.weight"] == [architecture.action_width]
-    assert shapes["frame_input_proj_action.LayerNorm.weight"] == [architecture.object_width]
+    assert shapes["frame_input_proj.LayerNorm.weight"] == [architecture.branches["action"].width]
+    assert shapes["frame_input_proj_action.LayerNorm.weight"] == [architecture.branches["object"].width]
     (offsets,) = (shape for key, shape in shapes.items() if key.endswith("A1.to_offsets.2.weight"))
     assert offsets[0] == architecture.offset_count
     assert offsets[1] * architecture.offset_groups == architecture.hidden_size

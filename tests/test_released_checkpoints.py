@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from method import search
 from method.config.options import read_options
 from method.data.preprocessing import preprocess_query, preprocess_stream
 from method.data.ragged import Ragged
-from method.model.architecture import Architecture
+from method.model.architecture import Architecture, two_branches
 from method.runtime.files import read_json
 from method.training.checkpoint import write_checkpoint
 from tests.helpers import reference_model
 from tests.helpers.golden_case import GOLDEN, draw, published_weights
 from tests.helpers.launching import launch, write_stub
 from tests.helpers.small_dataset import own_log_handlers, run_evaluate, run_train
+from tests.helpers.small_models import changed
 
 PUBLISHED: dict[str, dict[str, dict[str, Any]]] = read_json(GOLDEN / "launch_options.json")
 FRAMES = {"V0": (90, 128), "V1": (7, 5), "V2": (150, 131)}  # of i3d_feat and clip_feat
@@ -37,9 +38,12 @@ def architecture(name: str) -> Architecture:
     """The published model, from the values of the published launcher alone."""
     o = PUBLISHED[name]["launch"]
     return Architecture(
-        action_width=o["visual_feat_dim"],
-        object_width=o["visual_flow_feat_dim"],
-        object_sees="clip",
+        branches=two_branches(
+            ("i3d_feat", o["visual_feat_dim"]),
+            ("clip_feat", o["visual_flow_feat_dim"]),
+            o["cross_attn_q"],
+            o["deformable_offset_scale"],
+        ),
         query_width=o["q_feat_size"],
         hidden_size=o["hidden_size"],
         heads=o["n_heads"],
@@ -49,13 +53,11 @@ def architecture(name: str) -> Architecture:
         dropout=o["drop"],
         initializer_range=o["initializer_range"],
         fusion="deformable",
-        fusion_asks=o["cross_attn_q"],
         fusion_extent="padded",
         fusion_positions=name == "charades",
         fusion_heads=o["deformable_heads"],
         offset_groups=o["deformable_offset_groups"],
         offset_count=o["deformable_offset_num"],
-        offset_scale=o["deformable_offset_scale"],
         offset_kernel=o["deformable_offset_kernel_size"],
         temperatures=("action", "object"),
     )
@@ -97,9 +99,7 @@ class Released:
 
     @property
     def widths(self) -> tuple[int, int]:
-        assert self.model.action_width is not None
-        assert self.model.object_width is not None
-        return self.model.action_width, self.model.object_width
+        return self.model.branches["action"].width, self.model.branches["object"].width
 
     def expected(self, model: Architecture) -> Scores:
         """The scores of the naive twin, in double precision."""
@@ -140,7 +140,7 @@ def test_every_way_gives_the_scores_of_the_published_options(
     released: Released, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected, other = (
-        released.expected(model) for model in (released.model, replace(released.model, offset_scale=12.0))
+        released.expected(model) for model in (released.model, changed(released.model, offset_scale=12.0))
     )
     assert np.abs(expected["action"] - other["action"]).max() > 0.01  # what another value would have done
 

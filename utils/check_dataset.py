@@ -50,8 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         words.insert(0, "--dataset_name")
     options = read_options(words, "Check a dataset: check_dataset.py NAME [flags]", extra=_add_flags)
     asked = dict(options)
-    # Both streams, whatever model the flags describe.
-    options.update(phrase_action_branch=True, flow_feat=True)
+    if options.action_branch or options.phrase_action_branch:
+        # Both published streams, whatever ablation the flags describe.
+        options.update(action_branch=True, phrase_action_branch=True, flow_feat=True)
     reader = open_features(options, options.dataset_name, make_architecture(options), options.root_path)
     splits = [
         check_split("training split", options.caption_train_txt, reader),
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_content(split, reader)
         if not options.quick:
             read_everything(split, reader)
-    for line in table(splits, _editable(splits, options, negatives)):
+    for line in table(splits, reader, _editable(splits, options, negatives)):
         print(line)
     if not options.quick:
         _check_encoder(options, reader, splits)
@@ -87,7 +88,7 @@ def read_everything(split: Split, reader: FeatureReader) -> None:
         raise InputError(summarize(problems))
 
 
-def table(splits: Sequence[Split], editable: Mapping[Kind, str]) -> list[str]:
+def table(splits: Sequence[Split], reader: FeatureReader, editable: Mapping[Kind, str]) -> list[str]:
     """Lines of a table: a row for each fact, a column for each split.
 
     editable: for each kind of edits, how many training captions have some.
@@ -96,7 +97,7 @@ def table(splits: Sequence[Split], editable: Mapping[Kind, str]) -> list[str]:
     rows["videos"] = [str(len(split.video_ids)) for split in splits]
     rows["captions"] = [str(len(split.captions)) for split in splits]
     rows["captions a video"] = [_spread([len(c) for c in group_by_video(s.captions).values()]) for s in splits]
-    for branch, key in (("action", "i3d_feat"), ("object", "clip_feat")):
+    for branch, (key, _) in reader.streams.items():
         rows[f"rows of {key}"] = [_spread(list(split.frames[branch].values())) for split in splits]
     rows["tokens a caption"] = [_spread(list(split.tokens.values())) for split in splits]
     rows |= {f"captions with {kind} edits": [count, ""] for kind, count in editable.items()}

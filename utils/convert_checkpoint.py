@@ -20,7 +20,7 @@ from easydict import EasyDict
 
 from method.config.flags import Parser, user_path
 from method.config.options import make_architecture, plain, read_options
-from method.model.published import to_published
+from method.model.published import check_publishable, to_published
 from method.runtime.errors import InputError, run_command
 from method.runtime.run_folder import log_to_terminal
 from method.training.checkpoint import load_model, log_model_options, model_content, stored_options, write_checkpoint
@@ -53,6 +53,7 @@ def convert(source: Path, target: Path, options: EasyDict) -> None:
         log.info("%s: our form of the published %s, epoch %d", target, source, loaded.epoch)
         return
     architecture = loaded.model.architecture
+    check_publishable(architecture, source)
     if architecture.fusion == "deformable" and architecture.fusion_extent == "valid":
         log.warning(
             "%s was trained with --fusion_extent valid; the published program reads past the end of videos "

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from method.config.branches import make_branches
+from method.config.flags import loss_names
+from method.model.retrieval import HEADS
 from method.runtime.errors import InputError, shown
 
 _LARGEST = 1 << 20  # more than any model or dataset has; the model of a checkpoint has the same limit
@@ -49,7 +52,13 @@ def check_options(options: Mapping[str, Any]) -> None:
     require("grad_clip", options["grad_clip"] == -1 or 0 < options["grad_clip"] < float("inf"), "-1 or a norm above 0")
     kernel = options["deformable_offset_kernel_size"]
     require("deformable_offset_kernel_size", kernel >= 1 and kernel % 2 == 1, "an odd number, at least 1")
+    require("head", options["head"] in HEADS, f"one of {', '.join(HEADS)}")
     _check_model(options, require)
+    names = options["losses"].split(",")
+    named = set(names) <= set(loss_names()) and len(set(names)) == len(names)
+    require("losses", named, f"some of {','.join(loss_names())}, separated by commas, each once")
+    for name in loss_names():
+        require(f"{name}_weight", 0 <= options[f"{name}_weight"] < float("inf"), "at least 0")
     require("only_eval", not options["only_eval"] or bool(options["eval_ckpt"]), "--eval_ckpt FILE beside it")
     if options["device_ids"] is not None:
         require("device_ids", len(options["device_ids"]) == 1, "one GPU")
@@ -63,14 +72,19 @@ def _check_model(options: Mapping[str, Any], require: Callable[[str, bool, str],
     if options["cross_branch_fusion"]:
         deformable = ["deformable_heads", "deformable_offset_groups"]
         heads += deformable if options["deformable_attn"] else ["cross_attn_head"]
-        both = options["action_branch"] and options["phrase_action_branch"]
-        require("cross_branch_fusion", both, "both branches on (--action_branch, --phrase_action_branch)")
+        attending = any(spec.attends_to for spec in make_branches(options).values())
+        expected = "both branches on (--action_branch, --phrase_action_branch) or a branch with attends_to"
+        require("cross_branch_fusion", attending, expected)
     for flag in heads:
         require(flag, width % options[flag] == 0, f"a divisor of --hidden_size {width}")
-    branches = options["action_branch"] or options["phrase_action_branch"]
+    branches = options["action_branch"] or options["phrase_action_branch"] or options["branches"]
     require("action_branch", branches, "true when --phrase_action_branch is false: a model needs one branch")
     if options["fusion_positions"] and options["cross_branch_fusion"] and options["deformable_attn"]:
         require("max_ctx_l", options["max_ctx_l"] <= 128, "at most 128 with --fusion_positions")
+    published = options["action_branch"] or options["phrase_action_branch"]
+    require(
+        "neg_query_loss", not options["neg_query_loss"] or published, "--action_branch or --phrase_action_branch on"
+    )
     if options["neg_query_loss"] and options["neg_query_loss_branch"] != "both":
         flag = {"i3d": "action_branch", "clip": "phrase_action_branch"}[options["neg_query_loss_branch"]]
         require("neg_query_loss_branch", options[flag], f"a branch that is on (--{flag})")

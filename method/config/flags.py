@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from method.config.branches import branch_table
+from method.model.losses import LOSSES, NEGATIVE_QUERIES
 from method.runtime.errors import InputError, shown
 
 # Flags of the published launchers that never did anything there; accepted, and said so once.
@@ -167,6 +169,11 @@ def _add_model(parser: Parser) -> None:
     add("--input_drop", type=float, default=0.1, help="dropout before the input projections")
     add("--drop", type=float, default=0.1, help="dropout inside the sequence encoders")
     add("--initializer_range", type=float, default=0.02, help="standard deviation of the initial weights")
+    add("--branches", type=branch_table, default={}, metavar="YAML", help="further branches by name, each with the "
+        "key and width of its stream, and if wanted attends_to, weight and offset_scale: "
+        "'audio: {key: audio_feat, width: 128}'")  # fmt: skip
+    add("--head", default="frames", help="how frames become the keys that queries are compared "
+        "with")  # fmt: skip
     add("--best_frame_loss", action="store_true", default=True, help="always on, as the paper's loss is")
 
 
@@ -179,15 +186,24 @@ def _add_training(parser: Parser) -> None:
     add("--grad_clip", type=float, default=-1.0, help="largest norm of all gradients together; -1: no limit")
     add("--n_epoch", type=int, default=100, help="epochs")
     add("--max_es_cnt", type=int, default=10, help="stop after more epochs than this without a better one; -1: never")
+    add("--losses", default="triplet,nce", help="loss terms that are summed, of: " + ", ".join(loss_names()))
+    for name in loss_names():
+        add(f"--{name}_weight", type=float, default=LOSSES[name].weight, help=f"weight of the {name} loss")
     add("--margin", type=float, default=0.2, help="margin of the triplet loss")
     add("--hard_negative_start_epoch", type=int, default=20, help="first epoch with hard negatives in the triplet loss")
     add("--hard_pool_size", type=int, default=20, help="highest-scoring videos from which a hard negative is drawn")
 
 
+def loss_names() -> list[str]:
+    """The loss terms that `--losses` can name."""
+    return [name for name in LOSSES if name != NEGATIVE_QUERIES]
+
+
 def _add_negatives(parser: Parser) -> None:
     add = parser.add_argument_group("hard negative queries").add_argument
     add("--neg_query_loss", choices=("action", "object", "both"), help="edit verbs, nouns or both (default: off)")
-    add("--neg_query_loss_weight", type=float, default=0.005, help="weight of the loss")
+    weight = LOSSES[NEGATIVE_QUERIES].weight
+    add("--neg_query_loss_weight", type=float, default=weight, help="weight of the loss")
     add("--neg_query_loss_branch", choices=("i3d", "clip", "both"), default="both", help="branches with the loss")
     add("--neg_loss_label_smoothing", type=float, default=0.2, help="label smoothing of the loss")
     add("--neg_action_num", type=int, default=8, help="copies of a caption with another verb")

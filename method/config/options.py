@@ -16,9 +16,17 @@ import torch
 import yaml
 from easydict import EasyDict
 
+from method.config.branches import (
+    UniqueKeyLoader,
+    branch_table,
+    check_branch_options,
+    make_branches,
+    negative_branches,
+)
 from method.config.checks import check_options
 from method.config.flags import IGNORED, Parser, boolean, make_parser
 from method.model.architecture import Architecture, Fusion
+from method.model.losses import NEGATIVE_QUERIES
 from method.runtime.errors import InputError, shown
 from method.runtime.files import read_text
 
@@ -87,9 +95,26 @@ def read_options(
         if flag in given:
             log.info("--%s is accepted and ignored: it never did anything", flag)
     check_options(options)
+    check_branch_options(options, _source_of("branches", given, earlier, source, from_yaml, CONFIGS / f"{name}.yaml"))
     options.root_path = _root(options.root_path, "root_path" in given)
     options.update(_from_root(options, options.root_path))
     return options
+
+
+def _source_of(
+    name: str,
+    given: Mapping[str, Any],
+    earlier: Mapping[str, Any],
+    run: Path | str,
+    from_yaml: Mapping[str, Any],
+    yaml_path: Path,
+) -> Path | str:
+    """Where the value of an option is from, for messages."""
+    if name in given:
+        return f"--{name}"
+    if name in earlier:
+        return run
+    return yaml_path if name in from_yaml else f"--{name}"
 
 
 def known_datasets() -> list[str]:
@@ -117,9 +142,9 @@ def read_yaml(path: Path, parser: Parser) -> dict[str, Any]:
 def _load_yaml(path: Path) -> dict[Any, Any]:
     text = read_text(path)
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, UniqueKeyLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid YAML ({error})") from error
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected 'flag: value' lines, found {type(values).__name__}")
     return values
@@ -140,11 +165,7 @@ def make_architecture(options: Mapping[str, Any]) -> Architecture:
     if options["cross_branch_fusion"]:
         fusion = "deformable" if options["deformable_attn"] else "attention"
     return Architecture(
-        action_width=options["visual_feat_dim"] if options["action_branch"] else None,
-        object_width=(options["visual_flow_feat_dim"] if options["flow_feat"] else options["visual_feat_dim"])
-        if options["phrase_action_branch"]
-        else None,
-        object_sees="clip" if options["flow_feat"] else "i3d",
+        branches=make_branches(options),
         query_width=options["q_feat_size"],
         hidden_size=options["hidden_size"],
         heads=options["n_heads"],
@@ -154,25 +175,23 @@ def make_architecture(options: Mapping[str, Any]) -> Architecture:
         dropout=options["drop"],
         initializer_range=options["initializer_range"],
         fusion=fusion,
-        fusion_asks=options["cross_attn_q"],
         fusion_extent=options["fusion_extent"] or "valid",
         fusion_positions=options["fusion_positions"] and fusion == "deformable",
         fusion_heads=options["deformable_heads"] if fusion == "deformable" else options["cross_attn_head"],
         offset_groups=options["deformable_offset_groups"],
         offset_count=options["deformable_offset_num"],
-        offset_scale=options["deformable_offset_scale"],
         offset_kernel=options["deformable_offset_kernel_size"],
         temperatures=negative_branches(options),
+        head=options["head"],
     )
 
 
-def negative_branches(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """The branches that are trained with hard negative queries, in order."""
-    if options["neg_query_loss"] is None:
-        return ()
-    chosen = {"i3d": ("action",), "clip": ("object",), "both": ("action", "object")}[options["neg_query_loss_branch"]]
-    on = {"action": options["action_branch"], "object": options["phrase_action_branch"]}
-    return tuple(branch for branch in chosen if on[branch])
+def loss_weights(options: Mapping[str, Any]) -> dict[str, float]:
+    """The loss terms that are trained with, and the weight of each."""
+    weights = {name: options[f"{name}_weight"] for name in options["losses"].split(",")}
+    if options["neg_query_loss"] is not None:
+        weights[NEGATIVE_QUERIES] = options["neg_query_loss_weight"]
+    return weights
 
 
 def choose_device(options: Mapping[str, Any], local_rank: int | None = None) -> torch.device:
@@ -202,6 +221,8 @@ def plain(options: Mapping[str, Any]) -> dict[str, Any]:
     root = options["root_path"]
 
     def text(name: str, value: Any) -> Any:
+        if isinstance(value, Mapping):  # an EasyDict is no plain value
+            return {key: text("", item) for key, item in value.items()}
         if not isinstance(value, Path):
             return value
         return str(value.relative_to(root) if name != "root_path" and value.is_relative_to(root) else value)
@@ -229,6 +250,8 @@ def _actions(parser: Parser) -> dict[str, Any]:
 
 def _typed(action: Any, value: Any, source: Path | str) -> Any:
     """A value of a YAML file or of an earlier run as the flag would have read it."""
+    if action.type is branch_table:
+        return branch_table(value, source)
     if not isinstance(value, bool | int | float | str):
         raise InputError(f"{source}: {action.dest}: expected one value, found {shown(value)}")
     try:

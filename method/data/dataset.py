@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from method.data.batch import EpochIndices, QueryBatch, VideoBatch
 from method.data.captions import Caption, group_by_video
 from method.data.edits import NegativeSource
-from method.data.features import ACTION_KEY, OBJECT_KEY, FeatureFile
+from method.data.features import FeatureFile
 from method.data.preprocessing import FloatRows, preprocess_query, preprocess_stream
 from method.data.ragged import Ragged
 from method.runtime.errors import InputError
@@ -103,16 +103,6 @@ class FeatureReader:
     def gather_queries(self, caption_ids: Sequence[str]) -> Ragged:
         """The token features of these captions."""
         return self.source(TOKENS).gather(caption_ids)
-
-
-def stream_keys(action_width: int | None, object_width: int | None, object_sees: str) -> dict[str, tuple[str, int]]:
-    """The feature stream that each branch sees, and its width; a branch without a width is off."""
-    streams = {}
-    if action_width is not None:
-        streams["action"] = (ACTION_KEY, action_width)
-    if object_width is not None:
-        streams["object"] = (OBJECT_KEY if object_sees == "clip" else ACTION_KEY, object_width)
-    return streams
 
 
 class TrainingVideos(Dataset[VideoBatch]):

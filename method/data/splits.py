@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from method.data.captions import Caption, group_by_video, read_captions
-from method.data.dataset import TOKENS, FeatureReader, split_holdout, stream_keys
+from method.data.dataset import TOKENS, FeatureReader, split_holdout
 from method.data.features import FeatureFile
 from method.runtime.errors import InputError, summarize
 
@@ -24,16 +24,8 @@ class ModelInputs(Protocol):
     """What a model reads of the feature files; an `Architecture` is one."""
 
     @property
-    def action_width(self) -> int | None:
-        """Width of the action branch's stream, None without that branch."""
-
-    @property
-    def object_width(self) -> int | None:
-        """Width of the object branch's stream, None without that branch."""
-
-    @property
-    def object_sees(self) -> str:
-        """The object branch's stream, 'clip' or 'i3d'."""
+    def streams(self) -> Mapping[str, tuple[str, int]]:
+        """For each branch the name of its feature stream and its width."""
 
     @property
     def query_width(self) -> int:
@@ -117,9 +109,8 @@ def open_features(
     videos, texts = (paths[name] for name in ("video_feat_path", "text_feat_path"))
     assert videos is not None
     assert texts is not None
-    streams = stream_keys(inputs.action_width, inputs.object_width, inputs.object_sees)
     files = FeatureFile(videos), FeatureFile(texts)
-    return FeatureReader(*files, streams, inputs.query_width, inputs.max_frames, inputs.max_words)
+    return FeatureReader(*files, inputs.streams, inputs.query_width, inputs.max_frames, inputs.max_words)
 
 
 def check_split(name: str, path: Path, reader: FeatureReader) -> Split:

@@ -79,7 +79,8 @@ def encode_corpus(
             with autocast(device, precision):
                 encoded = model.encode_videos(batch.to(device).streams)
             for name, videos in encoded.items():
-                buffers[name].append(normalized(videos).values)
+                by_cosine = model.branch(name).scores_by_cosine
+                buffers[name].append(normalized(videos).values if by_cosine else videos.values)
                 lengths[name] += videos.layout.lengths
     frames = {
         name: FrameEmbeddings.join(all_gather_rows(own, processes), all_gather_items(lengths[name], processes))
@@ -105,8 +106,10 @@ def encode_queries(
             with autocast(device, precision):
                 encoded = model.encode_queries(batch.to(device).tokens)
             for name, vectors_qD in encoded.items():
-                unit_qD = torch.nn.functional.normalize(vectors_qD.float(), dim=-1)
-                buffers[name].append(unit_qD.to(PRECISIONS[precision]))
+                stored_qD = vectors_qD.float()
+                if model.branch(name).scores_by_cosine:
+                    stored_qD = torch.nn.functional.normalize(stored_qD, dim=-1)
+                buffers[name].append(stored_qD.to(PRECISIONS[precision]))
     vectors = {name: torch.cat(list(all_gather_rows(own, processes))) for name, own in buffers.items()}
     return QuerySet(all_gather_items(captions, processes), vectors)
 

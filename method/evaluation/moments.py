@@ -85,7 +85,9 @@ def frame_timelines(frames: Mapping[str, Tensor], vectors: Mapping[str, Tensor],
         settings: the weights of the branches.
     """
     longest = max(len(frames_nD) for frames_nD in frames.values())
-    return settings.fuse({name: resampled(vectors[name] @ frames[name].t(), longest) for name in frames})
+    return settings.fuse(
+        {name: resampled(settings.timelines(name, frames[name], vectors[name]), longest) for name in frames}
+    )
 
 
 def resampled(timelines_Qn: Tensor, length: int) -> Tensor:

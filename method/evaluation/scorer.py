@@ -1,4 +1,4 @@
-"""Score queries against a corpus in blocks of bounded memory: a video scores as well as its best frame.
+"""Score queries against a corpus in blocks of bounded memory: by each video's best frame, or as the model's head does.
 
 Scores are float32 sums of exact products even where the embeddings are in half precision: scores in half precision
 would tie videos that differ, and a tie counts against the caption.
@@ -8,19 +8,23 @@ Letters: Q queries, q queries of a block, V videos, v videos of a block, L frame
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from method.data.ragged import Layout, Ragged
 from method.evaluation.corpus import Corpus, QuerySet
 from method.evaluation.frame_embeddings import FrameEmbeddings, LengthBucket
 from method.evaluation.metrics import FUSED
 from method.evaluation.sharding import shard
-from method.model.scoring import fuse
+from method.model.architecture import fused_weights
+from method.model.retrieval import RetrievalModel
+from method.model.scoring import Similarity, fuse
 from method.ops.precision import matmul_precision
+from method.runtime.errors import InputError
 from method.runtime.processes import SINGLE_PROCESS, Processes
 from method.runtime.progress import progress_bar
 
@@ -37,41 +41,55 @@ class ScoringSettings:
     weights: branch -> weight in the fused score, summing to 1.
     memory_mb: MiB for a block of scores; embeddings come on top.
     precision: 'off', 'bf16' or 'fp16', of the encoders and embeddings; scores are float32.
+    heads: `Head.score` of every branch whose head scores in a way of its own, instead of by the best cosine.
     """
 
     weights: Mapping[str, float]
     memory_mb: int = 512
     precision: str = "off"
+    heads: Mapping[str, Callable[[Ragged, Tensor], Similarity]] = field(default_factory=dict)
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any], branches: Iterable[str]) -> ScoringSettings:
-        """The settings that the command line asks for, for a model with these branches."""
-        weights = branch_weights(branches, options["fusion_weight"])
-        return cls(weights, memory_mb=options["eval_memory_mb"], precision=options["eval_amp"])
+    def from_options(cls, options: Mapping[str, Any], model: RetrievalModel) -> ScoringSettings:
+        """The settings that the command line asks for, for a model. InputError when all weights are 0."""
+        try:
+            weights = fused_weights(model.architecture.branches, options["fusion_weight"])
+        except ValueError as error:
+            raise InputError(f"--fusion_weight {options['fusion_weight']}: {error}") from error
+        names = [name for name in model.branches if not model.branch(name).scores_by_cosine]
+        heads = {name: model.branch(name).score for name in names}
+        return cls(weights, options["eval_memory_mb"], options["eval_amp"], heads)
 
     def fuse(self, scores: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of the branches' scores; of one branch, its scores themselves."""
-        if len(scores) == 1:
-            return next(iter(scores.values()))
-        if set(scores) == {"action", "object"}:
-            return fuse(scores, self.weights["action"])
-        (name, scores_QV), *others = scores.items()
-        fused_QV = scores_QV * self.weights[name]
-        for name, scores_QV in others:
-            fused_QV.add_(scores_QV, alpha=self.weights[name])
-        return fused_QV
+        return fuse(scores, self.weights)
+
+    def best(self, name: str, frames_vLD: Tensor, vectors_qD: Tensor) -> tuple[Tensor, Tensor]:
+        """Score of each video and its best frame, (v, q), for videos with L frames each."""
+        if name in self.heads:
+            videos, length = frames_vLD.shape[:2]
+            layout = Layout.of([length] * videos, device=frames_vLD.device)
+            found = self.heads[name](Ragged(frames_vLD.flatten(0, 1).float(), layout), vectors_qD)
+            return found.cosine_QB.t(), found.best_frame_QB.t()
+        best_vq, frame_vq = _dots(frames_vLD, vectors_qD).max(1)
+        return best_vq, frame_vq
+
+    def highest(self, name: str, frames_vLD: Tensor, vectors_qD: Tensor) -> Tensor:
+        """The scores of `best` alone, which are found faster without the frames."""
+        if name in self.heads:
+            return self.best(name, frames_vLD, vectors_qD)[0]
+        return _dots(frames_vLD, vectors_qD).amax(1)
+
+    def timelines(self, name: str, frames_nD: Tensor, vectors_QD: Tensor) -> Tensor:
+        """Score of each frame of one video as if it were the whole video, (Q, n)."""
+        if name in self.heads:
+            return self.best(name, frames_nD[:, None], vectors_QD)[0].t()
+        return vectors_QD @ frames_nD.t()
 
 
-def branch_weights(branches: Iterable[str], fusion_weight: float) -> dict[str, float]:
-    """Weight of each branch in the fused score: the first has `fusion_weight`, the others share the rest equally.
-
-    >>> branch_weights(["action", "object"], 0.3), branch_weights(["object"], 0.3)
-    ({'action': 0.3, 'object': 0.7}, {'object': 1.0})
-    """
-    first, *others = branches
-    if not others:
-        return {first: 1.0}
-    return {first: fusion_weight} | dict.fromkeys(others, (1 - fusion_weight) / len(others))
+def _dots(frames_vLD: Tensor, vectors_qD: Tensor) -> Tensor:
+    dots_rq = frames_vLD.flatten(0, 1).float() @ vectors_qD.t()  # r = v * L
+    return dots_rq.unflatten(0, frames_vLD.shape[:2])
 
 
 class Scorer:
@@ -119,16 +137,14 @@ class Scorer:
         return {**scores, FUSED: self.settings.fuse(scores)}, {name: own_Vq.t() for name, own_Vq in frames.items()}
 
     def _best(self, name: str, vectors_qD: Tensor, frames_Vq: Tensor | None = None) -> Tensor:
-        """Largest dot product over the frames of each video (V, q); its frame is written to `frames_Vq`."""
+        """Score of each video (V, q); its best frame is written to `frames_Vq`."""
         scores_Vq = vectors_qD.new_empty(len(self.corpus.video_ids), len(vectors_qD))
         with matmul_precision(self.corpus.frames[name].values.dtype):
             for block in self._blocks[name]:
-                dots_rq = block.frames_vLD.flatten(0, 1).float() @ vectors_qD.t()  # r = v * L
-                dots_vLq = dots_rq.unflatten(0, block.frames_vLD.shape[:2])
                 if frames_Vq is None:
-                    best_vq = dots_vLq.amax(1)
+                    best_vq = self.settings.highest(name, block.frames_vLD, vectors_qD)
                 else:
-                    best_vq, frames_vq = dots_vLq.max(1)
+                    best_vq, frames_vq = self.settings.best(name, block.frames_vLD, vectors_qD)
                     frames_Vq.index_copy_(0, block.index_v, frames_vq)
                 scores_Vq.index_copy_(0, block.index_v, best_vq)
         return scores_Vq

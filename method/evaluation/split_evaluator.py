@@ -63,7 +63,7 @@ class SplitEvaluator:
 
     def evaluate(self, model: RetrievalModel, scores_in: Path | None = None) -> Evaluation:
         """Evaluate a model; scores are kept on the disk of the folder `scores_in`, if one is given."""
-        settings = ScoringSettings.from_options(self.options, model.architecture.branches)
+        settings = ScoringSettings.from_options(self.options, model)
         return evaluate(model, self.videos, self.queries, self.device, settings, scores_in, self.processes)
 
 

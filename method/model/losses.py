@@ -1,4 +1,4 @@
-"""Loss terms as functions of scores, without loops over videos or captions.
+"""Loss terms as functions of scores, without loops over videos or captions, and the table of them.
 
 Letters: X branches, Q captions, B videos, P candidate videos, E edited captions, D width. labels_Q[q] is the video of
 caption q in the batch.
@@ -6,8 +6,8 @@ caption q in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from torch import Tensor
 from method.data.ragged import Ragged
 from method.model.scoring import Similarity
 
-NCE_WEIGHT = 0.02
+NEGATIVE_QUERIES = "negative_queries"
+_PUBLISHED = ("triplet", "nce", NEGATIVE_QUERIES)
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,58 @@ class LossSettings:
     """Options of the losses.
 
     hard_pool_size: number of highest-scoring videos that a hard negative is drawn from.
-    negative_weight, label_smoothing: of the hard negative query loss.
+    label_smoothing: of the hard negative query loss.
+    weights: the terms that are summed, by their names in `LOSSES`, and the weight of each.
     """
 
-    margin: float
-    hard_pool_size: int
-    negative_weight: float
-    label_smoothing: float
+    margin: float = 0.2
+    hard_pool_size: int = 20
+    label_smoothing: float = 0.2
+    weights: Mapping[str, float] = field(default_factory=lambda: {name: LOSSES[name].weight for name in _PUBLISHED})
+
+
+@dataclass(frozen=True)
+class EditScores:
+    """What the hard negative query loss compares: captions and their edits, with the best frame of their own video.
+
+    best_QD: embedding of the best own frame of each caption, as `best_own_frames` gives it.
+    owner_E: the caption that was edited.
+    """
+
+    best_QD: Tensor
+    queries_QD: Tensor
+    edited_ED: Tensor
+    owner_E: Tensor
+    temperature: Tensor
+
+
+@dataclass(frozen=True)
+class BatchScores:
+    """What a loss term may use of a batch. Scores, queries and labels are of the whole batch, on every process.
+
+    branches: the names of the X branches, in order.
+    cosine_XQB, raw_XQB: best cosine and best dot product of every caption and video.
+    queries: branch -> (Q, D).
+    hard: whether negatives are the hardest ones instead of random ones.
+    keys, edits: those of this process: the keys of its videos, and where they are trained with edits its captions.
+    generator: draws whatever is random; on every process from the same seed.
+    sum: the sum over all processes of what each computed from its keys or edits.
+    """
+
+    branches: tuple[str, ...]
+    cosine_XQB: Tensor
+    raw_XQB: Tensor
+    labels_Q: Tensor
+    queries: Mapping[str, Tensor] = field(default_factory=dict)
+    hard: bool = False
+    keys: Mapping[str, Ragged] = field(default_factory=dict)
+    edits: Mapping[str, EditScores] = field(default_factory=dict)
+    generator: torch.Generator | None = None
+    sum: Callable[[Tensor], Tensor] = lambda part: part
+
+    def by_branch(self, values_X: Tensor) -> dict[str, Tensor]:
+        """A value of each branch, by name."""
+        return dict(zip(self.branches, values_X.unbind(), strict=True))
 
 
 def triplet_loss(
@@ -89,21 +135,16 @@ def best_own_frames(frames: Ragged, scores: Similarity, labels_Q: Tensor) -> Ten
     return frames.values[frames.layout.starts_B[labels_Q] + frame_Q]
 
 
-def negative_query_loss(
-    best_QD: Tensor, queries_QD: Tensor, edited_ED: Tensor, owner_E: Tensor, temperature: Tensor, smoothing: float
-) -> tuple[Tensor, Tensor]:
+def negative_query_loss(scores: EditScores, smoothing: float) -> tuple[Tensor, Tensor]:
     """Cross entropy of each caption against its edits, on the caption's best frame.
 
-    Args:
-        best_QD: embedding of the best own frame of each caption, as `best_own_frames` gives it.
-        owner_E: the caption that was edited.
-        smoothing: label smoothing, over each caption's own number of choices.
+    smoothing: label smoothing, over each caption's own number of choices.
 
-    Returns:
-        The sum over the captions that have edits, and their number.
+    Returns the sum over the captions that have edits, and their number.
     """
-    true_Q = temperature * torch.cosine_similarity(best_QD.float(), queries_QD.float(), dim=-1)
-    edited_E = temperature * torch.cosine_similarity(best_QD.float()[owner_E], edited_ED.float(), dim=-1)
+    best_QD, owner_E = scores.best_QD.float(), scores.owner_E
+    true_Q = scores.temperature * torch.cosine_similarity(best_QD, scores.queries_QD.float(), dim=-1)
+    edited_E = scores.temperature * torch.cosine_similarity(best_QD[owner_E], scores.edited_ED.float(), dim=-1)
     count_Q = torch.zeros_like(true_Q).index_add(0, owner_E, torch.ones_like(edited_E))
     # logsumexp over each caption's choices.
     largest_Q = true_Q.detach().scatter_reduce(0, owner_E, edited_E.detach(), "amax")
@@ -114,6 +155,54 @@ def negative_query_loss(
     smoothed_Q = (1 - smoothing) * true_Q + smoothing * sum_Q / choices_Q
     has_edits_Q = count_Q > 0
     return ((log_total_Q - smoothed_Q) * has_edits_Q).sum(), has_edits_Q.sum()
+
+
+def triplet_terms(scores: BatchScores, settings: LossSettings) -> dict[str, Tensor]:
+    """The triplet loss of each branch."""
+    # All branches at once: on a GPU, launching small operations takes longer than running them.
+    return scores.by_branch(triplet_loss(scores.cosine_XQB, scores.labels_Q, settings, scores.hard, scores.generator))
+
+
+def nce_terms(scores: BatchScores, settings: LossSettings) -> dict[str, Tensor]:
+    """The contrastive loss of each branch."""
+    return scores.by_branch(nce_loss(scores.raw_XQB, scores.labels_Q))
+
+
+def negative_query_terms(scores: BatchScores, settings: LossSettings) -> dict[str, Tensor]:
+    """The hard negative query loss of each branch with edits, the mean over the captions that have some."""
+    terms = {}
+    for branch, edits in scores.edits.items():
+        loss, count = negative_query_loss(edits, settings.label_smoothing)
+        terms[branch] = scores.sum(loss) / scores.sum(count)
+    return terms
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss term. terms: its value for each branch that has one. weight: default of its option `--<name>_weight`."""
+
+    terms: Callable[[BatchScores, LossSettings], Mapping[str, Tensor]]
+    weight: float
+
+
+# A loss term is one function and one line here. `--losses` names those that are summed; the last one is for hard
+# negative queries, and `--neg_query_loss` and `--neg_query_loss_weight` are its options.
+LOSSES: dict[str, Loss] = {
+    "triplet": Loss(triplet_terms, weight=1.0),
+    "nce": Loss(nce_terms, weight=0.02),
+    NEGATIVE_QUERIES: Loss(negative_query_terms, weight=0.005),
+}
+
+
+def weighted_terms(scores: BatchScores, settings: LossSettings) -> dict[str, Tensor]:
+    """All weighted terms by 'branch/loss', in the order of the branches."""
+    of_loss = {name: LOSSES[name].terms(scores, settings) for name in settings.weights}
+    return {
+        f"{branch}/{name}": settings.weights[name] * terms[branch]
+        for branch in scores.branches
+        for name, terms in of_loss.items()
+        if branch in terms
+    }
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -93,7 +94,15 @@ def is_published(state: Mapping[str, Tensor]) -> bool:
 
 def published_architecture(architecture: Architecture) -> Architecture:
     """The architecture that a published checkpoint of these options has: padded, with a temperature a branch."""
-    return replace(architecture, fusion_extent="padded", temperatures=architecture.branches)
+    return replace(architecture, fusion_extent="padded", temperatures=tuple(architecture.branches))
+
+
+def check_publishable(architecture: Architecture, source: Path | str) -> None:
+    """InputError for a model with branches or a head that the published form cannot hold."""
+    if own := [name for name in architecture.branches if name not in _TEMPERATURES]:
+        raise InputError(f"{source}: a published checkpoint has the branches action and object, not {', '.join(own)}")
+    if architecture.head != "frames":
+        raise InputError(f"{source}: a published checkpoint has the head frames, not {architecture.head}")
 
 
 def from_published(state: Mapping[str, Tensor], architecture: Architecture, source: str) -> dict[str, Tensor]:
@@ -108,6 +117,7 @@ def from_published(state: Mapping[str, Tensor], architecture: Architecture, sour
         InputError: listing the options that the weights contradict, or else every name that is missing, unknown or of
             another shape than the architecture's.
     """
+    check_publishable(architecture, source)
     shapes = {name: weight.shape for name, weight in _meta_model(architecture).state_dict().items()}
     published_of = {ours: published_name(ours, architecture) for ours in shapes}
     expected = _visible_options({published_of[ours]: shape for ours, shape in shapes.items()})
@@ -156,10 +166,11 @@ def options_without_trace(architecture: Architecture) -> list[str]:
     names = ["n_heads"]
     if architecture.fusion == "deformable":
         names += ["deformable_heads", "deformable_offset_scale"]
-        names += ["cross_attn_q"] if architecture.fusion_asks != "double_q" else []
+        names += ["cross_attn_q"] if len(architecture.fusions) == 1 else []
     if architecture.fusion == "attention":
         names += ["cross_attn_head", "cross_attn_q"]
-    if architecture.object_width == architecture.action_width:
+    widths = [spec.width for spec in architecture.branches.values()]
+    if len(widths) == 2 and len(set(widths)) == 1:
         names.append("flow_feat")
     return [*names, "fusion_weight", "eval_context_bsz", "text_layer", "text_special_tokens"]
 
@@ -179,8 +190,9 @@ def to_published(state: Mapping[str, Tensor], architecture: Architecture) -> dic
     """Rename our weights to the published names, and add those that the published program has and never uses.
 
     The latter are zeros. A logit scale learned with extent 'valid' is given the factor by which the published program
-    divides it at full length.
+    divides it at full length. InputError for branches or a head that the published program does not have.
     """
+    check_publishable(architecture, "the model")
     weights = {published_name(ours, architecture): weight for ours, weight in state.items()}
     if architecture.fusion_extent == "valid":
         for prefix in _fusion_prefixes(architecture).values():
@@ -214,10 +226,11 @@ def published_name(ours: str, architecture: Architecture) -> str:
 def unused_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights that the published program has and never uses."""
     width = architecture.hidden_size
+    object_ = architecture.branches.get("object")
     shapes: dict[str, tuple[int, ...]] = {}
     inputs = {
         "": (_CHANNEL_PROJECTION_WIDTH, "mapping_linear"),
-        "_action": (architecture.object_width, "mapping_linear_phrase_action"),
+        "_action": (object_.width if object_ else None, "mapping_linear_phrase_action"),
     }
     for suffix, (input_width, mapping) in inputs.items():
         if input_width is None:
@@ -230,7 +243,7 @@ def unused_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         return shapes
     idle = ["cross_branch_fusion_SA", "cross_branch_fusion_SB"]
     idle += [_SECOND_FUSION] if len(_fusion_prefixes(architecture)) == 1 else []
-    attention = _meta_model(replace(architecture, fusion="attention", fusion_asks="i3d_q")).fusions["action"]
+    attention = next(iter(_meta_model(replace(architecture, fusion="attention")).fusions.values()))
     for prefix in idle:
         for ours, weight in attention.state_dict().items():
             shapes[f"{prefix}.{_renamed(ours, _ATTENTION_FUSION)}"] = tuple(weight.shape)
@@ -238,10 +251,8 @@ def unused_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def _fusion_prefixes(architecture: Architecture) -> dict[str, str]:
-    """The published name of the fusion in which a branch asks: the first has one name whoever asks."""
-    if architecture.fusion_asks == "double_q":
-        return {"action": _FIRST_FUSION, "object": _SECOND_FUSION}
-    return {"action" if architecture.fusion_asks == "i3d_q" else "object": _FIRST_FUSION}
+    """The published name of the fusion of each branch: the first has one name, whichever branch it is of."""
+    return dict(zip(architecture.fusions, (_FIRST_FUSION, _SECOND_FUSION), strict=False))
 
 
 def _renamed(ours: str, names: Mapping[str, str]) -> str:

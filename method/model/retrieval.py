@@ -1,12 +1,12 @@
-"""The A3PRVR model: two branches, each with its own frame and query encoders, and the fusion between them.
+"""The A3PRVR model: branches, each with its own frame and query encoders, and the fusion between them.
 
-Letters: B videos, Q queries, N rows, D width.
+Letters: B videos, Q queries, N rows, K keys, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,27 @@ from method.data.ragged import Ragged
 from method.model.architecture import Architecture
 from method.model.encoders import QueryPooling, SequenceEncoder
 from method.model.fusion import AttentionFusion, DeformableFusion
+from method.model.scoring import Similarity, similarity
 
-SECOND_OFFSET_SCALE = 2.0
+
+class Head(Protocol):
+    """How one branch makes the keys of a video and the vector of a query, and scores them."""
+
+    def encode_videos(self, frames: Ragged) -> Ragged:
+        """Encoded, possibly fused frames (N, D) of B videos as the keys (K, D) that queries are compared with."""
+
+    def encode_queries(self, tokens: Ragged) -> Tensor:
+        """Token features of Q queries as one vector each, (Q, D)."""
+
+    def score(self, keys: Ragged, queries_QD: Tensor) -> Similarity:
+        """Scores of all queries against all videos, each from the keys of that video alone."""
 
 
 class Branch(nn.Module):
-    """One branch: its frame encoder and frame embedding, its query encoder and pooling."""
+    """One branch, with the head "frames": every frame is a key, and a video scores as well as its best frame.
+
+    Another head is a subclass in `HEADS` that overrides methods of `Head`.
+    """
 
     def __init__(self, frame_width: int, architecture: Architecture) -> None:
         super().__init__()
@@ -31,36 +46,51 @@ class Branch(nn.Module):
         self.pooling = QueryPooling(a.hidden_size)
         self.key = nn.Linear(a.hidden_size, a.hidden_size, bias=False)
 
+    def encode_videos(self, frames: Ragged) -> Ragged:
+        """Encoded, possibly fused frames (N, D) as the keys that queries are compared with, one a frame."""
+        return frames.with_values(self.key(frames.values))
+
     def encode_queries(self, tokens: Ragged) -> Tensor:
         """Token features of Q queries as one vector each, (Q, D)."""
         return self.pooling(self.tokens(tokens))
 
-    def embed_frames(self, frames: Ragged) -> Ragged:
-        """Encoded, possibly fused frames (N, D) as the frame embeddings that queries are compared with."""
-        return frames.with_values(self.key(frames.values))
+    def score(self, keys: Ragged, queries_QD: Tensor) -> Similarity:
+        """The largest cosine and the largest dot product of each query and the keys of each video."""
+        return similarity(keys, queries_QD)
+
+    @property
+    def scores_by_cosine(self) -> bool:
+        """Whether `score` is that of "frames", which evaluation and search compute faster, from normalised keys."""
+        return type(self).score is Branch.score
+
+
+# A head is one file that adds its class here: `HEADS["clips"] = ClipBranch`.
+HEADS: dict[str, type[Branch]] = {"frames": Branch}
 
 
 class RetrievalModel(nn.Module):
-    """Encodes videos into frame embeddings and queries into vectors, for each branch.
+    """Encodes videos into keys and queries into vectors, for each branch.
 
     Args:
-        architecture: the sizes; a branch whose width is None does not exist.
+        architecture: the branches and sizes. ValueError for a head that is not in `HEADS`.
     """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        widths = {"action": architecture.action_width, "object": architecture.object_width}
+        if architecture.head not in HEADS:
+            raise ValueError(f"head is {architecture.head!r}, expected one of {', '.join(HEADS)}")
+        head = HEADS[architecture.head]
         self.branches = nn.ModuleDict(
-            {name: Branch(width, architecture) for name, width in widths.items() if width is not None}
+            {name: head(spec.width, architecture) for name, spec in architecture.branches.items()}
         )
         # Keyed by the branch whose frames are the attention queries.
         self.fusions = nn.ModuleDict(
             {
                 name: AttentionFusion(architecture.hidden_size, architecture.fusion_heads)
                 if architecture.fusion == "attention"
-                else DeformableFusion(architecture, scale)
-                for name, scale in _offset_scales(architecture).items()
+                else DeformableFusion(architecture, architecture.branches[name].offset_scale)
+                for name in architecture.fusions
             }
         )
         self.temperatures = nn.ParameterDict(
@@ -69,7 +99,7 @@ class RetrievalModel(nn.Module):
         self.apply(self._initialize)
 
     def branch(self, name: str) -> Branch:
-        """The branch 'action' or 'object'."""
+        """The branch of this name."""
         return cast(Branch, self.branches[name])
 
     def _initialize(self, module: nn.Module) -> None:
@@ -84,14 +114,14 @@ class RetrievalModel(nn.Module):
         frames = {name: self.branch(name).frames(extended[name]) for name in self.branches}
         fused = dict(frames)
         for name, fusion in self._fusions():
-            context = frames[_other(name)]
-            # No gradient of one branch's loss reaches the other's encoder.
+            context = frames[self.architecture.fusions[name]]
+            # No gradient of one branch's loss reaches another's encoder.
             fused[name] = fusion(frames[name], context.with_values(context.values.detach()))
         return {name: rows.valid() for name, rows in fused.items()}
 
     def encode_videos(self, streams: Mapping[str, Ragged]) -> dict[str, Ragged]:
-        """Features of B videos as frame embeddings (N, D) of each branch."""
-        return {name: self.branch(name).embed_frames(rows) for name, rows in self.encode_frames(streams).items()}
+        """Features of B videos as keys (K, D) of each branch."""
+        return {name: self.branch(name).encode_videos(rows) for name, rows in self.encode_frames(streams).items()}
 
     def encode_queries(self, tokens: Ragged) -> dict[str, Tensor]:
         """Token features of Q queries as one vector (Q, D) for each branch."""
@@ -104,22 +134,8 @@ class RetrievalModel(nn.Module):
         """Append the zero rows past a video's end that its fusions read."""
         lengths = {name: list(streams[name].layout.lengths) for name in self.branches}
         for query, fusion in self._fusions():
-            names = (query, _other(query))
+            names = (query, self.architecture.fusions[query])
             required = fusion.required_lengths(*(streams[name].layout for name in names))
             for name, rows in zip(names, required, strict=True):
                 lengths[name] = [max(pair) for pair in zip(lengths[name], rows, strict=True)]
         return {name: streams[name].extended(rows) for name, rows in lengths.items()}
-
-
-def _other(branch: str) -> str:
-    """The branch whose frames are the context of this one's."""
-    return "object" if branch == "action" else "action"
-
-
-def _offset_scales(architecture: Architecture) -> dict[str, float]:
-    """The branches whose frames are queries of a fusion, and its largest offset."""
-    if architecture.fusion == "none":
-        return {}
-    queries = {"i3d_q": ("action",), "clip_q": ("object",), "double_q": ("action", "object")}[architecture.fusion_asks]
-    scales = (architecture.offset_scale, SECOND_OFFSET_SCALE)
-    return dict(zip(queries, scales, strict=False))

@@ -60,8 +60,16 @@ def normalized(frames: Ragged) -> Ragged:
     return frames.with_values(F.normalize(frames.values.float(), dim=-1))
 
 
-def fuse(scores: Mapping[str, Tensor], fusion_weight: float) -> Tensor:
-    """`fusion_weight` * action + (1 - `fusion_weight`) * object, or the scores of the only branch."""
-    if len(scores) == 1:
-        return next(iter(scores.values()))
-    return torch.lerp(scores["object"], scores["action"], fusion_weight)  # one pass, no temporary
+def fuse(scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The sum of all branches' scores by their weights, which sum to 1; of one branch its scores themselves.
+
+    >>> fuse({"action": torch.ones(2), "object": torch.zeros(2)}, {"action": 0.25, "object": 0.75}).tolist()
+    [0.25, 0.25]
+    """
+    first, *others = scores
+    if len(others) < 2:  # one pass, no temporary
+        return torch.lerp(scores[others[0]], scores[first], weights[first]) if others else scores[first]
+    fused = scores[first] * weights[first]
+    for name in others:
+        fused.add_(scores[name], alpha=weights[name])
+    return fused

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from method.config.options import negative_branches
+from method.config.branches import negative_branches
 from method.data.captions import Caption
 from method.data.dataset import FeatureReader
 from method.data.edits import EditedQueries, NegativeSource, PreparedEdits

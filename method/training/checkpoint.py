@@ -34,7 +34,7 @@ from method.model.published import (
     options_without_trace,
     published_architecture,
 )
-from method.model.retrieval import RetrievalModel
+from method.model.retrieval import HEADS, RetrievalModel
 from method.model.weight_names import current_names
 from method.runtime.errors import InputError, shown, summarize
 from method.runtime.file_kinds import describe
@@ -227,10 +227,19 @@ def log_model_options(options: Mapping[str, Any], loaded: Loaded) -> None:
         assumed = " ".join(f"--{name} {options[name]}" for name in options_without_trace(found))
         log.info("published weights show no trace of these options, assumed: %s", assumed)
         return
-    asked = make_architecture(options).as_dict()
-    for name, value in found.as_dict().items():
-        if name != "temperatures" and asked[name] != value:
-            log.warning("the checkpoint decides: %s is %s, not %s", name, value, asked[name])
+    asked, decided = _flat(make_architecture(options).as_dict()), _flat(found.as_dict())
+    for name in sorted(asked.keys() | decided.keys()):
+        value, wanted = decided.get(name), asked.get(name)
+        if name != "temperatures" and value != wanted:
+            log.warning("the checkpoint decides: %s is %s, not %s", name, value, wanted)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by their names joined with dots."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def check_weights(model: RetrievalModel, weights: Mapping[str, Tensor], path: Path) -> None:
@@ -255,7 +264,10 @@ def _architecture_of(content: Mapping[str, Any], path: Path) -> Architecture:
     if not isinstance(stored, dict):
         raise InputError(f"{path}: neither a published checkpoint nor one of ours, which has an 'architecture'")
     try:
-        return Architecture.from_dict(stored)
+        architecture = Architecture.from_dict(stored)
+        if architecture.head not in HEADS:
+            raise ValueError(f"head is {shown(architecture.head)}, expected one of {', '.join(HEADS)}")
+        return architecture
     except ValueError as error:
         raise InputError(f"{path}: not the architecture of a model: {error}") from error
 

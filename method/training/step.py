@@ -1,4 +1,4 @@
-"""The loss of a training step: encode the batch, gather across processes, score, and compute every loss term.
+"""A training step's loss: encode the batch, gather across processes and score, then compute every loss term.
 
 Letters: X branches, Q captions, B videos, E edited captions, D width.
 """
@@ -6,15 +6,26 @@ Letters: X branches, Q captions, B videos, E edited captions, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from method.data.edits import EditedQueries
-from method.model.losses import NCE_WEIGHT, LossSettings, best_own_frames, nce_loss, negative_query_loss, triplet_loss
+from method.data.ragged import Ragged
+from method.model.losses import BatchScores, EditScores, LossSettings, best_own_frames, weighted_terms
 from method.model.retrieval import RetrievalModel
-from method.model.scoring import similarity
+from method.model.scoring import Similarity
 from method.training.sharded_batch import Share
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the model makes of this process's videos and captions: for each branch keys, queries and edits."""
+
+    keys: Mapping[str, Ragged]
+    queries: Mapping[str, Tensor]
+    edits: Mapping[str, Tensor]
 
 
 def training_losses(
@@ -33,28 +44,57 @@ def training_losses(
         edits: edited captions of the share, for each branch that has any.
         generator: draws the random negatives; on every process from the same seed.
     """
-    batch = share.batch
-    assert batch.tokens is not None
-    frames, own_queries = model.encode_videos(batch.streams), model.encode_queries(batch.tokens)
-    queries = share.queries(own_queries)
-    scores = share.scores({name: similarity(frames[name], queries[name]) for name in model.branches})
-    labels_Q = share.labels(batch.labels_Q)
-    # Both branches at once: on a GPU, launching small operations takes longer than running them.
-    cosine_XQB = torch.stack([branch.cosine_QB for branch in scores.values()])
-    raw_XQB = torch.stack([branch.raw_QB for branch in scores.values()])
-    triplet_X = triplet_loss(cosine_XQB, labels_Q, settings, hard, generator).unbind()
-    nce_X = (NCE_WEIGHT * nce_loss(raw_XQB, labels_Q)).unbind()
-    terms = {}
-    for name, triplet, nce in zip(scores, triplet_X, nce_X, strict=True):
-        terms[f"{name}/triplet"], terms[f"{name}/nce"] = triplet, nce
-        if name in share.edited:
-            own_QD = own_queries[name][: len(batch.labels_Q)]
-            if name in edits:
-                edited_ED, owner_E = model.branch(name).encode_queries(edits[name].queries), edits[name].owner_E
-            else:  # other processes have some
-                edited_ED, owner_E = own_QD[:0], batch.labels_Q[:0]
-            best_QD = best_own_frames(frames[name], scores[name], batch.labels_Q)
-            temperature, smoothing = model.temperatures[name], settings.label_smoothing
-            loss, count = negative_query_loss(best_QD, own_QD, edited_ED, owner_E, temperature, smoothing)
-            terms[f"{name}/negative_queries"] = settings.negative_weight * (share.sum(loss) / share.sum(count))
-    return terms
+    encoded = encode(model, share, edits)
+    return weighted_terms(score(model, share, encoded, hard, edits, generator), settings)
+
+
+def encode(model: RetrievalModel, share: Share, edits: Mapping[str, EditedQueries]) -> Encoded:
+    """The forward pass of the model over this process's part of a batch."""
+    assert share.batch.tokens is not None
+    keys, queries = model.encode_videos(share.batch.streams), model.encode_queries(share.batch.tokens)
+    edited = {name: model.branch(name).encode_queries(edits[name].queries) for name in model.branches if name in edits}
+    return Encoded(keys, queries, edited)
+
+
+def score(
+    model: RetrievalModel,
+    share: Share,
+    encoded: Encoded,
+    hard: bool,
+    edits: Mapping[str, EditedQueries],
+    generator: torch.Generator | None,
+) -> BatchScores:
+    """Gather the queries and scores of all processes: what the losses are functions of."""
+    queries = share.queries(encoded.queries)
+    scores = share.scores({name: model.branch(name).score(keys, queries[name]) for name, keys in encoded.keys.items()})
+    return BatchScores(
+        branches=tuple(scores),
+        cosine_XQB=torch.stack([branch.cosine_QB for branch in scores.values()]),
+        raw_XQB=torch.stack([branch.raw_QB for branch in scores.values()]),
+        labels_Q=share.labels(share.batch.labels_Q),
+        queries=queries,
+        hard=hard,
+        keys=encoded.keys,
+        edits={name: _edits(model, share, encoded, scores, edits, name) for name in scores if name in share.edited},
+        generator=generator,
+        sum=share.sum,
+    )
+
+
+def _edits(
+    model: RetrievalModel,
+    share: Share,
+    encoded: Encoded,
+    scores: Mapping[str, Similarity],
+    edits: Mapping[str, EditedQueries],
+    name: str,
+) -> EditScores:
+    """What the hard negative query loss of one branch compares; without edits when only other processes have some."""
+    labels_Q = share.batch.labels_Q
+    own_QD = encoded.queries[name][: len(labels_Q)]
+    if name in edits:
+        edited_ED, owner_E = encoded.edits[name], edits[name].owner_E
+    else:
+        edited_ED, owner_E = own_QD[:0], labels_Q[:0]
+    best_QD = best_own_frames(encoded.keys[name], scores[name], labels_Q)
+    return EditScores(best_QD, own_QD, edited_ED, owner_E, model.temperatures[name])

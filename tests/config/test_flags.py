@@ -140,10 +140,10 @@ def test_a_published_command_line_with_every_flag(tmp_path: Path) -> None:
     assert options.id_action_dict == tmp_path / "dataset/charades_i3d/TextData/charades_id_action_dict.json"
     assert (options.grad_clip, options.lr, options.device, options.pin_memory) == (-1.0, 2.5e-4, -1, False)
     architecture = make_architecture(options)
-    assert (architecture.fusion, architecture.fusion_positions, architecture.object_sees) == (
+    assert (architecture.fusion, architecture.fusion_positions, architecture.streams["object"]) == (
         "deformable",
         True,
-        "clip",
+        ("clip_feat", 512),
     )
     assert architecture.temperatures == ("action", "object")
 

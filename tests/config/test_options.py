@@ -166,7 +166,7 @@ def test_an_unknown_dataset(own_configs: Path) -> None:
 
 def test_a_dataset_of_ones_own_is_one_more_yaml(own_configs: Path) -> None:
     (own_configs / "mine.yaml").write_text("visual_feat_dim: 77\n")
-    assert make_architecture(read_options(["--dataset_name", "mine"])).action_width == 77
+    assert make_architecture(read_options(["--dataset_name", "mine"])).streams == {"action": ("i3d_feat", 77)}
 
 
 # Checks
@@ -365,10 +365,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [
-    ([], {"fusion": "none", "object_width": None, "action_width": 1024}),
-    (["--phrase_action_branch"], {"object_width": 1024, "object_sees": "i3d"}),
-    (["--phrase_action_branch", "--flow_feat"], {"object_width": 512, "object_sees": "clip"}),
-    (["--phrase_action_branch", "--no_action_branch"], {"action_width": None, "object_width": 1024}),
+    ([], {"fusion": "none", "head": "frames"}),
     (FUSED, {"fusion": "attention", "fusion_heads": 4, "fusion_extent": "valid"}),
     ([*FUSED, "--deformable_attn", "--fusion_extent", "padded"], {"fusion_heads": 8, "fusion_extent": "padded"}),
     (["--neg_query_loss", "action"], {"temperatures": ("action",)}),

@@ -7,16 +7,15 @@ import torch
 
 from method.data.batch import EpochBatches, Loader, VideoBatch
 from method.data.captions import read_captions
-from method.data.dataset import CorpusVideos, FeatureReader, Queries, TrainingVideos, stream_keys
+from method.data.dataset import CorpusVideos, FeatureReader, Queries, TrainingVideos
 from method.data.features import FeatureFile
 from method.runtime.errors import InputError
-from tests.helpers.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
+from tests.helpers.small_dataset import QUERY_WIDTH, STREAMS, SmallDataset
 
 
 @pytest.fixture
 def reader(small: SmallDataset) -> FeatureReader:
-    streams = stream_keys(WIDTHS["i3d_feat"], WIDTHS["clip_feat"], "clip")
-    return FeatureReader(FeatureFile(small.features), FeatureFile(small.texts), streams, QUERY_WIDTH, 12, 5)
+    return FeatureReader(FeatureFile(small.features), FeatureFile(small.texts), STREAMS, QUERY_WIDTH, 12, 5)
 
 
 def test_an_epoch_draws_every_video_once_in_an_order_of_its_own() -> None:

@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 
 from method.data.content import check_content
-from method.data.dataset import FeatureReader, stream_keys
+from method.data.dataset import FeatureReader
 from method.data.features import FeatureFile
 from method.data.splits import check_split
 from method.runtime.errors import InputError
 from tests.helpers.linked_files import link
-from tests.helpers.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
+from tests.helpers.small_dataset import QUERY_WIDTH, STREAMS, SmallDataset
 
 
 def check(small: SmallDataset) -> str:
-    streams = stream_keys(WIDTHS["i3d_feat"], WIDTHS["clip_feat"], "clip")
-    reader = FeatureReader(FeatureFile(small.features), FeatureFile(small.texts), streams, QUERY_WIDTH, 6, 3)
+    reader = FeatureReader(FeatureFile(small.features), FeatureFile(small.texts), STREAMS, QUERY_WIDTH, 6, 3)
     return check_content(check_split("training split", small.train_txt, reader), reader)
 
 

@@ -10,27 +10,19 @@ import torch
 
 from method.data.batch import EpochBatches, EpochIndices, Loader, QueryBatch, VideoBatch
 from method.data.captions import Caption, read_captions
-from method.data.dataset import CorpusVideos, FeatureReader, Queries, TrainingVideos, split_holdout, stream_keys
+from method.data.dataset import CorpusVideos, FeatureReader, Queries, TrainingVideos, split_holdout
 from method.data.edits import EditedQueries, PreparedEdits
 from method.data.features import FeatureFile
 from method.data.preprocessing import preprocess_query, preprocess_stream
 from method.data.ragged import Ragged
 from method.negatives.vocabulary import Kind
 from method.runtime.errors import InputError
-from tests.helpers.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
+from tests.helpers.small_dataset import QUERY_WIDTH, STREAMS, SmallDataset
 
 
 @pytest.fixture
 def reader(small: SmallDataset) -> FeatureReader:
-    streams = stream_keys(WIDTHS["i3d_feat"], WIDTHS["clip_feat"], "clip")
-    return FeatureReader(FeatureFile(small.features), FeatureFile(small.texts), streams, QUERY_WIDTH, 6, 3)
-
-
-def test_stream_of_each_branch() -> None:
-    assert stream_keys(10, 6, "clip") == {"action": ("i3d_feat", 10), "object": ("clip_feat", 6)}
-    assert stream_keys(10, 10, "i3d") == {"action": ("i3d_feat", 10), "object": ("i3d_feat", 10)}
-    assert stream_keys(10, None, "clip") == {"action": ("i3d_feat", 10)}
-    assert stream_keys(None, 6, "clip") == {"object": ("clip_feat", 6)}
+    return FeatureReader(FeatureFile(small.features), FeatureFile(small.texts), STREAMS, QUERY_WIDTH, 6, 3)
 
 
 def test_a_training_batch_is_videos_with_all_their_captions(small: SmallDataset, reader: FeatureReader) -> None:
@@ -79,7 +71,7 @@ def test_corpus_and_queries(small: SmallDataset, reader: FeatureReader) -> None:
 
 
 def test_branches_may_see_the_same_stream(reader: FeatureReader) -> None:
-    streams = replace(reader, streams=stream_keys(10, 10, "i3d")).gather_videos(["T00", "T01"])
+    streams = replace(reader, streams=dict.fromkeys(STREAMS, STREAMS["action"])).gather_videos(["T00", "T01"])
     assert torch.equal(streams["action"].values, streams["object"].values)
 
 
@@ -137,7 +129,7 @@ def test_edits_are_those_of_the_epoch(
 def test_the_stream_that_no_branch_sees_is_not_read(small: SmallDataset, reader: FeatureReader) -> None:
     with h5py.File(small.features, "r+") as videos:
         del videos["T01/clip_feat"]
-    action_only = replace(reader, streams=stream_keys(10, None, "clip"))
+    action_only = replace(reader, streams={"action": STREAMS["action"]})
     assert set(action_only.read_video("T01")) == {"action"}
 
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from method.data.captions import Caption
-from method.data.dataset import FeatureReader, stream_keys
+from method.data.dataset import FeatureReader
 from method.data.features import FeatureFile
 from method.data.splits import RELEASED, Split, check_files, check_split, describe, warn_train_test_overlap
 from method.runtime.errors import InputError
-from tests.helpers.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
+from tests.helpers.small_dataset import QUERY_WIDTH, STREAMS, WIDTHS, SmallDataset
 from utils.download_data import RELEASES
 
 
 def reader_of(small: SmallDataset, **widths: int) -> FeatureReader:
     widths = {**WIDTHS, "query": QUERY_WIDTH, **widths}
-    streams = stream_keys(widths["i3d_feat"], widths["clip_feat"], "clip")
+    streams = {name: (key, widths[key]) for name, (key, _) in STREAMS.items()}
     return FeatureReader(FeatureFile(small.features), FeatureFile(small.texts), streams, widths["query"], 12, 5)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,13 +11,14 @@ from torch.nn import functional as F
 from method.data.captions import Caption
 from method.evaluation.corpus import Corpus, QuerySet
 from method.evaluation.frame_embeddings import FrameEmbeddings
-from method.evaluation.scorer import ScoringSettings, branch_weights
+from method.evaluation.scorer import ScoringSettings
+from tests.helpers.small_models import branch_weights
 
 BRANCHES = ("action", "object")
 
 
 def settings_of(
-    weight: float, memory_mb: int = 64, precision: str = "off", branches: Sequence[str] = BRANCHES
+    weight: float, memory_mb: int = 64, precision: str = "off", branches: Iterable[str] = BRANCHES
 ) -> ScoringSettings:
     """Settings that give the first branch this weight."""
     return ScoringSettings(branch_weights(branches, weight), memory_mb, precision)
@@ -72,7 +73,7 @@ def first_highest(values: list[float]) -> int:
 
 
 def random_encoded(
-    videos: int, queries: int, longest: int, width: int = 4, branches: Sequence[str] = BRANCHES
+    videos: int, queries: int, longest: int, width: int = 4, branches: Iterable[str] = BRANCHES
 ) -> Encoded:
     """Videos of 1 to `longest` frames, other lengths for each branch."""
     generator = torch.Generator().manual_seed(1)

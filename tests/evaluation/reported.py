@@ -19,7 +19,7 @@ from method.evaluation.ranking import Evaluation, rank
 from method.evaluation.report.input import ReportInput
 from method.model.scoring import normalized
 from tests.evaluation.corpora import settings_of
-from tests.helpers.small_models import ManyBranches, lively_model, random_rows, random_streams
+from tests.helpers.small_models import lively_model, many_branches, random_rows, random_streams
 
 WEIGHT = 0.3
 
@@ -51,13 +51,11 @@ def report_input(
 ) -> ReportInput:
     """An untrained model evaluated on random features; `branches` are independent ones in the place of the model's."""
     random = np.random.default_rng(0)
-    model = ManyBranches.of(branches) if branches else lively_model(**architecture)
+    model = many_branches(branches) if branches else lively_model(**architecture)
     video_ids = list(group_by_video(captions))
     lengths = [random.integers(1, 24, len(video_ids)).tolist() for _ in range(max(2, len(branches)))]
-    width = model.architecture.action_width
     if branches:
-        assert width is not None
-        streams = {name: random_rows(lengths[i], width, seed=i) for i, name in enumerate(branches)}
+        streams = {name: random_rows(lengths[i], 10, seed=i) for i, name in enumerate(branches)}
     else:
         streams = random_streams(model.architecture, *lengths)
     tokens = random_rows(random.integers(1, 10, len(captions)).tolist(), model.architecture.query_width)

@@ -88,6 +88,6 @@ def test_the_branch_that_breaks_the_fused_score_is_named_whatever_its_weight(
     name: str, bad: float, weight: float
 ) -> None:
     scores = {"action": torch.rand(3, 40), "object": torch.rand(3, 40)}
-    assert non_finite_score({**scores, "fused": fuse(scores, weight)}) is None
+    assert non_finite_score({**scores, "fused": fuse(scores, {"action": weight, "object": 1 - weight})}) is None
     scores[name][1, 37] = bad
-    assert non_finite_score({**scores, "fused": fuse(scores, weight)}) == name
+    assert non_finite_score({**scores, "fused": fuse(scores, {"action": weight, "object": 1 - weight})}) == name

@@ -57,13 +57,8 @@ class Split:
         self.videos: list[VideoItem] = []
         self.queries: list[QueryItem] = []
         for v in range(videos):
-            lengths = (1 + 5 * v % 13, 1 + 4 * v % 9)
-            widths = {"action": a.action_width, "object": a.object_width}
-            streams = {
-                branch: rows(length, width)
-                for (branch, width), length in zip(widths.items(), lengths, strict=True)
-                if width is not None
-            }
+            lengths = {"action": 1 + 5 * v % 13, "object": 1 + 4 * v % 9}
+            streams = {branch: rows(lengths[branch], width) for branch, (_, width) in a.streams.items()}
             self.videos.append(VideoItem(f"v{v}", streams))
             for k in range(1 + v % 3):
                 self.queries.append(QueryItem(Caption(f"v{v}#{k}", f"v{v}", "x"), rows(1 + (v + k) % 6, a.query_width)))
@@ -143,9 +138,9 @@ def test_evaluation_equals_the_naive_twin(sizes: tuple[int, int], weight: float)
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])
-@pytest.mark.parametrize("asks", ["i3d_q", "clip_q", "double_q"])
-def test_published_evaluation_equals_the_naive_twin_on_the_same_batches(asks: Any, size: int) -> None:
-    model = lively_model(fusion_extent="padded", fusion_asks=asks)
+@pytest.mark.parametrize("query", ["i3d_q", "clip_q", "double_q"])
+def test_published_evaluation_equals_the_naive_twin_on_the_same_batches(query: Any, size: int) -> None:
+    model = lively_model(fusion_extent="padded", query=query)
     split = Split(model)
     evaluation = split.evaluate(model, 0.5, videos=size)
     expected = naive_scores(model, split, 0.5, size)

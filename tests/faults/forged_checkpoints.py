@@ -64,7 +64,7 @@ def _lie(content: Content, rng: random.Random) -> str:
         name = rng.choice(sorted(moments))
         moments[name] = _TENSORS[how](moments[name])
     elif part == "architecture":
-        how = rng.choice(["hidden_size", "heads", "max_frames", "query_width", "fusion", "fusion_asks"])
+        how = rng.choice(["hidden_size", "heads", "max_frames", "query_width", "fusion", "branches"])
         content["architecture"][how] = rng.choice(_NUMBERS)
     elif part == "epoch":
         how = ""

@@ -30,6 +30,7 @@ from tests.helpers.small_models import VARIANTS, lively_model, random_rows, rand
 
 CAPTIONS = [2, 1, 3, 1, 1, 2, 1]  # of each video
 ACTION, OBJECT = [5, 1, 24, 7, 9, 3, 12], [4, 6, 2, 20, 1, 8, 3]  # frames: each process has the longest of one stream
+WEIGHTS = {"triplet": 1.0, "nce": 0.02, "negative_queries": 0.5}
 EDITS = {"action": [0, 0, 2], "object": [1, 3, 3, 3, 8, 9]}  # captions that have one each time they are named
 
 
@@ -77,7 +78,7 @@ def compute(case: Case, processes: Processes) -> dict[str, Tensor]:
     batch, edits = share_of_batch(case, model, processes)
     share = share_of(processes, batch, edits)
     generator = torch.Generator().manual_seed(1)
-    terms = training_losses(model, share, LossSettings(0.2, 3, 0.5, 0.2), case.hard, edits, generator)
+    terms = training_losses(model, share, LossSettings(hard_pool_size=3, weights=WEIGHTS), case.hard, edits, generator)
     total(terms).backward()
     processes.add_gradients(model.parameters())
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}

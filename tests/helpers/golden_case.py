@@ -12,7 +12,7 @@ from torch import Tensor
 
 from method.data.preprocessing import normalize_rows
 from method.data.ragged import Ragged
-from method.model.architecture import Architecture
+from method.model.architecture import Architecture, two_branches
 from method.model.published import from_published, published_architecture
 from method.model.retrieval import RetrievalModel
 
@@ -33,9 +33,7 @@ def draw(name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
 def golden_architecture(case: str) -> Architecture:
     c = CASES[case]
     architecture = Architecture(
-        action_width=c["i3d"],
-        object_width=c["clip"],
-        object_sees="clip",
+        branches=two_branches(("i3d_feat", c["i3d"]), ("clip_feat", c["clip"]), c["dirn"], c["scale"]),
         query_width=c["q"],
         hidden_size=c["hidden"],
         heads=c["n_heads"],
@@ -45,13 +43,11 @@ def golden_architecture(case: str) -> Architecture:
         dropout=0.1,
         initializer_range=0.02,
         fusion="deformable" if c["deformable"] else "attention",
-        fusion_asks=c["dirn"],
         fusion_extent="padded",
         fusion_positions=False,
         fusion_heads=c["heads"] if c["deformable"] else 4,
         offset_groups=c["groups"],
         offset_count=c["offsets"],
-        offset_scale=c["scale"],
         offset_kernel=3,
         temperatures=(),
     )

@@ -135,11 +135,11 @@ class NaiveModel(nn.Module):
         x, y = self.encode("frame", "", x, x_mask), self.encode("frame", "_action", y, y_mask)
         fused_x, fused_y = x, y
         prefixes = ["cross_branch_fusion_A1", "cross_branch_fusion_B1"]
-        asks = self.a.fusion_asks
-        if self.a.fusion != "none" and asks in ("i3d_q", "double_q"):
-            fused_x = self.fuse(prefixes.pop(0), x, x_mask, y.detach(), y_mask, self.a.offset_scale)
-        if self.a.fusion != "none" and asks in ("clip_q", "double_q"):
-            scale = 2.0 if asks == "double_q" else self.a.offset_scale
+        if "action" in self.a.fusions:
+            scale = self.a.branches["action"].offset_scale
+            fused_x = self.fuse(prefixes.pop(0), x, x_mask, y.detach(), y_mask, scale)
+        if "object" in self.a.fusions:
+            scale = self.a.branches["object"].offset_scale
             fused_y = self.fuse(prefixes.pop(0), y, y_mask, x.detach(), x_mask, scale)
         return {
             "action": (fused_x @ self.w("mapping_linear.0.weight").t(), x_mask),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from method.data.batch import VideoBatch
 from method.model.architecture import Architecture
-from method.model.losses import NCE_WEIGHT, LossSettings
+from method.model.losses import LOSSES, LossSettings
 from tests.helpers.reference_model import NaiveModel, pad, split_values
 
 
@@ -45,7 +45,7 @@ class NaiveStep:
             frames, valid = keys[name]
             cosine = self.best(F.normalize(frames, dim=-1), valid, F.normalize(queries, dim=-1))
             raw = self.best(frames, valid, queries)
-            total = total + self.triplet(cosine, batch.labels_Q) + NCE_WEIGHT * self.nce(raw, batch.labels_Q)
+            total = total + self.triplet(cosine, batch.labels_Q) + LOSSES["nce"].weight * self.nce(raw, batch.labels_Q)
         return total
 
     def best(self, frames: Tensor, valid: Tensor, queries: Tensor) -> Tensor:

@@ -19,11 +19,11 @@ from method.data.preprocessing import normalize_rows
 from method.data.ragged import Ragged
 from method.evaluation.corpus import Corpus
 from method.evaluation.frame_embeddings import FrameEmbeddings
-from method.evaluation.scorer import ScoringSettings, branch_weights
+from method.evaluation.scorer import ScoringSettings
 from method.runtime.errors import InputError
 from method.serving.searcher import Searcher
 from method.text.encoder import TextEncoder
-from tests.helpers.small_models import SMALL, ManyBranches
+from tests.helpers.small_models import SMALL, branch_weights, many_branches
 
 MISSING_ENCODER = "checkpoints/roberta-large: no such folder; `python utils/download_roberta.py` fetches one"
 
@@ -93,7 +93,7 @@ def make_searcher(
         return cast(TextEncoder, text)
 
     return Searcher(
-        model=ManyBranches.of(branches),
+        model=many_branches(branches),
         corpus=Corpus(list(captions), videos),
         captions=[
             Caption(f"{video}#enc#{k}", video, own) for video in captions for k, own in enumerate(captions[video])

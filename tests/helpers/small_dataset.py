@@ -20,6 +20,7 @@ from method.runtime.files import read_json
 
 WIDTHS = {"i3d_feat": 10, "clip_feat": 6}
 QUERY_WIDTH = 8
+STREAMS = {"action": ("i3d_feat", WIDTHS["i3d_feat"]), "object": ("clip_feat", WIDTHS["clip_feat"])}
 VERBS = ("opens", "closes", "lifts", "drops", "holds", "cleans", "throws", "paints")
 NOUNS = ("door", "box", "cup", "bag", "chair", "lamp", "book", "plate")
 FUSED = ("--phrase_action_branch", "--flow_feat", "--cross_branch_fusion", "--deformable_attn")
@@ -137,4 +138,4 @@ def history(run: Path) -> list[dict[str, Any]]:
 def metrics(run: Path) -> dict[str, Any]:
     """The metrics of a run by score."""
     content = read_json(run / "metrics.json")
-    return {name: content[name] for name in ("action", "object", "fused") if name in content}
+    return {name: values for name, values in content.items() if isinstance(values, dict) and "sumr" in values}

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from method.data.batch import VideoBatch
 from method.data.preprocessing import normalize_rows
 from method.data.ragged import Ragged
-from method.model.architecture import Architecture
+from method.model.architecture import Architecture, BranchSpec, two_branches
 from method.model.published import to_published
-from method.model.retrieval import Branch, RetrievalModel
+from method.model.retrieval import RetrievalModel
 from method.training.sharded_batch import Share
 from tests.helpers.reference_model import NaiveModel
 
 SMALL = Architecture(
-    action_width=10,
-    object_width=6,
-    object_sees="clip",
+    branches=two_branches(("i3d_feat", 10), ("clip_feat", 6), "i3d_q", 5.0),
     query_width=8,
     hidden_size=16,
     heads=4,
@@ -31,21 +28,38 @@ SMALL = Architecture(
     dropout=0.1,
     initializer_range=0.02,
     fusion="deformable",
-    fusion_asks="i3d_q",
     fusion_extent="valid",
     fusion_positions=False,
     fusion_heads=4,
     offset_groups=4,
     offset_count=3,
-    offset_scale=5.0,
     offset_kernel=3,
     temperatures=("action", "object"),
 )
 
+
+def changed(architecture: Architecture, **changes: Any) -> Architecture:
+    """The architecture with other fields; also with other branches, by the published options that make these.
+
+    action_width, object_width: None switches a branch off. query: whose frames attend, as --cross_attn_q names them.
+    """
+    if "branches" in changes:
+        return replace(architecture, **changes)
+    action, object_ = (architecture.branches[name] for name in ("action", "object"))
+    queries = {("action",): "i3d_q", ("object",): "clip_q", ("action", "object"): "double_q"}
+    widths = (changes.pop("action_width", action.width), changes.pop("object_width", object_.width))
+    first, second = (
+        (spec.key, width) if width else None for spec, width in zip((action, object_), widths, strict=True)
+    )
+    query = changes.pop("query", queries.get(tuple(architecture.fusions), "i3d_q"))
+    branches = two_branches(first, second, query, changes.pop("offset_scale", action.offset_scale))
+    return replace(architecture, **{"branches": branches, **changes})
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
-    f"{fusion}-{asks}-{extent}": {"fusion": fusion, "fusion_asks": asks, "fusion_extent": extent}
+    f"{fusion}-{query}-{extent}": {"fusion": fusion, "query": query, "fusion_extent": extent}
     for fusion, extent in (("deformable", "valid"), ("deformable", "padded"), ("attention", "valid"))
-    for asks in ("i3d_q", "clip_q", "double_q")
+    for query in ("i3d_q", "clip_q", "double_q")
 }
 VARIANTS |= {
     "positions-padded": {"fusion_positions": True, "fusion_extent": "padded"},
@@ -59,7 +73,7 @@ VARIANTS |= {
 
 def lively_model(**changes: Any) -> RetrievalModel:
     """A model in evaluation mode whose weights are large enough for every part to matter."""
-    model = RetrievalModel(replace(SMALL, **changes))
+    model = RetrievalModel(changed(SMALL, **changes))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -70,35 +84,15 @@ def lively_model(**changes: Any) -> RetrievalModel:
     return model.eval()
 
 
-class ManyBranches(nn.Module):
-    """Independent branches of any names, each a model with that one branch, in the place of a `RetrievalModel`."""
+def many_branches(names: Iterable[str]) -> RetrievalModel:
+    """A model with independent branches of these names, all of the same width."""
+    return lively_model(branches={name: BranchSpec(name, 10) for name in names}, fusion="none", temperatures=())
 
-    def __init__(self, branches: Iterable[str]) -> None:
-        super().__init__()
-        one_branch: dict[str, Any] = {"fusion": "none", "object_width": None, "temperatures": ()}
-        self.models = nn.ModuleDict({name: lively_model(**one_branch) for name in branches})
-        self.architecture = replace(SMALL, **one_branch)
-        self.eval()
 
-    @classmethod
-    def of(cls, branches: Iterable[str]) -> RetrievalModel:
-        return cast(RetrievalModel, cls(branches))
-
-    @property
-    def branches(self) -> nn.ModuleDict:
-        return self.models
-
-    def branch(self, name: str) -> Branch:
-        return self._model(name).branch("action")
-
-    def encode_videos(self, streams: Mapping[str, Ragged]) -> dict[str, Ragged]:
-        return {name: self._model(name).encode_videos({"action": streams[name]})["action"] for name in self.models}
-
-    def encode_queries(self, tokens: Ragged) -> dict[str, Tensor]:
-        return {name: self._model(name).encode_queries(tokens)["action"] for name in self.models}
-
-    def _model(self, name: str) -> RetrievalModel:
-        return cast(RetrievalModel, self.models[name])
+def branch_weights(branches: Iterable[str], first_weight: float) -> dict[str, float]:
+    """Weights in the fused score: the first branch has `first_weight`, the others share the rest equally."""
+    first, *others = branches
+    return {first: first_weight if others else 1.0} | dict.fromkeys(others, (1 - first_weight) / max(len(others), 1))
 
 
 def naive_twin(model: RetrievalModel) -> NaiveModel:
@@ -117,9 +111,9 @@ def whole_batch(streams: dict[str, Ragged], tokens: Ragged, labels_Q: torch.Tens
 
 
 def random_streams(architecture: Architecture, action: list[int], object_: list[int]) -> dict[str, Ragged]:
-    streams = {}
-    if architecture.action_width is not None:
-        streams["action"] = random_rows(action, architecture.action_width, 1)
-    if architecture.object_width is not None:
-        streams["object"] = random_rows(object_, architecture.object_width, 2)
-    return streams
+    """A stream of each branch; those beside action and object are as long as the former."""
+    lengths, seeds = {"object": object_}, {"action": 1, "object": 2}
+    return {
+        name: random_rows(lengths.get(name, action), spec.width, seeds.get(name, 3 + number))
+        for number, (name, spec) in enumerate(architecture.branches.items())
+    }

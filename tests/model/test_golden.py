@@ -53,7 +53,7 @@ def test_encodings_and_scores(case: str) -> None:
         np.testing.assert_allclose(rows.values, valid, atol=1e-5)
         np.testing.assert_allclose(queries[branch], golden.expected[f"{published}_query"], atol=1e-5)
         with torch.no_grad():
-            scores = similarity(golden.model.branch(branch).embed_frames(rows), queries[branch])
+            scores = similarity(golden.model.branch(branch).encode_videos(rows), queries[branch])
         np.testing.assert_allclose(scores.cosine_QB, golden.expected[f"{published}_cosine"], atol=1e-5)
         np.testing.assert_allclose(scores.cosine_QB, golden.expected[f"{published}_eval_scores"], atol=1e-5)
         np.testing.assert_allclose(scores.raw_QB, golden.expected[f"{published}_raw"], atol=1e-5)
@@ -63,7 +63,8 @@ def test_encodings_and_scores(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients(case: str) -> None:
     golden, c = golden_case(case), CASES[case]
-    settings = LossSettings(c["margin"], hard_pool_size=1, negative_weight=c["w"], label_smoothing=c["ls"])
+    weights = {"triplet": 1.0, "nce": 0.02, "negative_queries": c["w"]}
+    settings = LossSettings(c["margin"], hard_pool_size=1, label_smoothing=c["ls"], weights=weights)
     edits = golden_edits(case)
     share = whole_batch(golden.streams, golden.tokens, LABELS, edits)
     terms = training_losses(golden.model, share, settings, hard=True, edits=edits)

@@ -4,7 +4,6 @@ import argparse
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from method.model.retrieval import RetrievalModel
 from method.runtime.errors import InputError
 from method.training.checkpoint import load_model, write_checkpoint
 from tests.helpers.golden_case import SHAPES, golden_architecture, published_weights
+from tests.helpers.small_models import changed
 
 SMALL_CASE = "activitynet_small"
 LAUNCH = ["--phrase_action_branch", "--flow_feat", "--cross_branch_fusion", "--deformable_attn"]
@@ -141,7 +141,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"fusion": "none"}, rf"--cross_branch_fusion is True \({FIRST}\.\S+\), expected False; --deformable_attn.*"),
     ({"fusion": "attention"}, rf"--deformable_attn is True \({FIRST}\.to_offsets\.\S+\), expected False"),
     ({"fusion_positions": True}, rf"--fusion_positions is False \(no {FIRST}.pos_encoder_\*\), expected True"),
-    ({"fusion_asks": "double_q"}, r"--cross_attn_q double_q is False \(no \S+B1.to_offsets.\*\), expected True"),
+    ({"query": "double_q"}, r"--cross_attn_q double_q is False \(no \S+B1.to_offsets.\*\), expected True"),
     ({"offset_count": 5}, rf"--deformable_offset_num is 4 \({FIRST}.to_offsets.2.weight\), expected 5"),
     ({"offset_groups": 4}, rf"--deformable_offset_groups is 8 \({FIRST}.to_offsets.2.weight\), expected 4"),
     ({"offset_kernel": 5}, rf"--deformable_offset_kernel_size is 3 \({FIRST}.to_offsets.0.weight\), expected 5"),
@@ -153,7 +153,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
 def test_options_that_the_weights_contradict(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = published_file(tmp_path, lambda weights: None)
     with pytest.raises(InputError, match=f"{re.escape(str(path))}: weights do not fit the options: {message}$"):
-        load_model(path, replace(golden_architecture(SMALL_CASE), **changes))
+        load_model(path, changed(golden_architecture(SMALL_CASE), **changes))
 
 
 @pytest.mark.parametrize("value", [-3.0, 0.0, 0.07, 1e4])
@@ -169,10 +169,10 @@ EVERYWHERE = {"n_heads", "fusion_weight", "eval_context_bsz", "text_layer", "tex
 
 @pytest.mark.parametrize(("changes", "expected"), [
     ({}, {"deformable_heads", "deformable_offset_scale", "cross_attn_q"}),
-    ({"fusion_asks": "double_q"}, {"deformable_heads", "deformable_offset_scale"}),
+    ({"query": "double_q"}, {"deformable_heads", "deformable_offset_scale"}),
     ({"fusion": "attention"}, {"cross_attn_head", "cross_attn_q"}),
     ({"fusion": "none", "object_width": 24}, {"flow_feat"}),
 ], ids=str)  # fmt: skip
 def test_options_that_leave_no_trace(changes: dict[str, Any], expected: set[str]) -> None:
-    names = options_without_trace(replace(golden_architecture(SMALL_CASE), **changes))
+    names = options_without_trace(changed(golden_architecture(SMALL_CASE), **changes))
     assert set(names) == expected | EVERYWHERE

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from method.data.batch import Loader
-from method.data.dataset import CorpusVideos, FeatureReader, Queries, stream_keys
+from method.data.dataset import CorpusVideos, FeatureReader, Queries
 from method.data.features import FeatureFile
 from method.evaluation.corpus import Corpus, encode_corpus, encode_queries
 from method.evaluation.ranking import rank
@@ -52,9 +52,8 @@ class World:
     @property
     def reader(self) -> FeatureReader:
         a = self.model.architecture
-        streams = stream_keys(a.action_width, a.object_width, a.object_sees)
         files = FeatureFile(self.data.features), FeatureFile(self.data.texts)
-        return FeatureReader(*files, streams, a.query_width, a.max_frames, a.max_words)
+        return FeatureReader(*files, a.streams, a.query_width, a.max_frames, a.max_words)
 
     def encode(self) -> Corpus:
         self.encoded += 1

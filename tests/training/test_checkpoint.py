@@ -15,7 +15,7 @@ from method.model.weight_names import current_names
 from method.runtime.errors import InputError
 from method.runtime.files import sha256
 from method.training.checkpoint import load_model, model_content, stored_options, write_checkpoint
-from tests.helpers.small_models import SMALL, VARIANTS, lively_model
+from tests.helpers.small_models import SMALL, VARIANTS, changed, lively_model
 
 OPTIONS = {"bsz": 5, "dataset_name": "demo", "eval_ckpt": None, "lr": 1e-3}
 
@@ -120,7 +120,7 @@ def as_type(kind: torch.dtype, weights: dict[str, torch.Tensor]) -> None:
     ),
     (altered(architecture=None), "neither a published checkpoint nor one of ours"),
     (altered(architecture=[1]), "neither a published checkpoint nor one of ours"),
-    (altered(architecture=lambda a: a.pop("heads")), "not the architecture of a model: fields differ: 'heads'$"),
+    (altered(architecture=lambda a: a.pop("heads")), "not the architecture of a model: heads: missing field$"),
     (altered(options=None), "expected the options of its training under 'options'"),
     (altered(options=[1]), "expected the options of its training under 'options'"),
 ], ids=lambda value: value[:40] if isinstance(value, str) else "")  # fmt: skip
@@ -150,20 +150,35 @@ def test_tensors_that_are_no_arrays(tmp_path: Path, change: Callable[[torch.Tens
 
 SIZES = ("hidden_size", "heads", "query_width", "max_frames", "max_words", "offset_groups", "offset_count")
 NO_SIZES = [0, -1, 10**9, 10**30, "384", 16.0, True, None, [16], {}]
+NO_BRANCHES: list[Any] = [None, [], {"a": 3}]
 NO_ARCHITECTURES: list[tuple[dict[str, Any], str]] = [
     *(({name: value}, f"{name} is .*, expected a whole number from 1 to") for name in SIZES for value in NO_SIZES),
-    *(({"action_width": value}, "action_width is .*, expected None or a whole number") for value in (0, 10**9, "10")),
+    *(
+        ({"branches": {"action": {"key": "k", "width": value}}}, r"action\.width: expected a whole number from 1 to")
+        for value in (0, 10**9, "10", None)
+    ),
     *(({"dropout": value}, "dropout is .*, expected a fraction") for value in (-0.1, 1.0, float("nan"), "0.1", None)),
-    *(({"offset_scale": value}, "offset_scale is .*, expected a number") for value in (-1, float("inf"), 10**400, "5")),
+    *(
+        ({"branches": {"a": {"key": "k", "width": 1, "offset_scale": value}}}, r"a\.offset_scale: expected a number")
+        for value in (-1, float("inf"), 10**400, "5")
+    ),
     *(({"fusion": value}, "fusion is .*, expected one of none, attention, deformable") for value in ("x", None, [1])),
-    ({"fusion_asks": "x"}, "fusion_asks is 'x', expected one of i3d_q, clip_q, double_q"),
+    *(({"branches": kind}, "branches are .*, expected their fields by name") for kind in NO_BRANCHES),
+    ({"branches": {"a": {"key": "k"}}}, "width: missing field of branch 'a'"),
+    ({"branches": {"a": {"key": "k", "width": 1, "sees": 3}}}, "'sees': no such field of branch 'a'"),
+    ({"branches": {"fused": {"key": "k", "width": 1}}}, "fused: this name is reserved"),
+    ({"branches": {1: {"key": "k", "width": 1}}}, "1: expected a name"),
+    ({"beside": 3, "more": 4}, "'beside', 'more': no such field"),
+    ({"head": 3}, "head is 3, expected the name of a head"),
     ({"fusion_extent": 3}, "fusion_extent is 3, expected one of padded, valid"),
-    ({"object_sees": "rgb"}, "object_sees is 'rgb', expected one of i3d, clip"),
     ({"fusion_positions": 1}, "fusion_positions is 1, expected True or False"),
     ({"temperatures": "action"}, "temperatures is 'action', expected names of branches"),
     ({"temperatures": ("action", "x")}, "temperatures are not those of the branches action, object"),
-    ({"action_width": None}, "branches are object, the fusion is 'deformable'"),
-    ({"action_width": None, "object_width": None, "fusion": "none"}, "branches are none"),
+    (
+        {"branches": {"object": {"key": "k", "width": 1}}, "temperatures": ()},
+        "branches are object, none of which attends to another, the fusion is 'deformable'",
+    ),
+    ({"branches": {}, "fusion": "none"}, "branches are none"),
     ({"heads": 3}, "heads 3 do not divide the hidden_size 16"),
     ({"fusion_heads": 5}, "fusion_heads 5 do not divide"),
     ({"offset_groups": 6}, "offset_groups 6 do not divide"),
@@ -181,7 +196,7 @@ def test_what_no_model_can_be_is_refused(changes: dict[str, Any], message: str) 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_an_architecture_there_and_back(changes: dict[str, Any]) -> None:
-    architecture = replace(SMALL, **changes)
+    architecture = changed(SMALL, **changes)
     assert Architecture.from_dict(architecture.as_dict()) == architecture
 
 

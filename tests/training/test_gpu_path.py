@@ -39,7 +39,7 @@ from tests.helpers.reference_model import split_values
 from tests.helpers.small_models import VARIANTS, lively_model, random_rows, random_streams
 
 CPU = torch.device("cpu")
-LOSSES = LossSettings(0.2, 3, 0.5, 0.2)
+LOSSES = LossSettings(hard_pool_size=3, weights={"triplet": 1.0, "nce": 0.02, "negative_queries": 0.5})
 LABELS = [0, 0, 1, 2, 2, 2, 3]
 LENGTHS = {"mixed lengths": ([7, 1, 24, 12], [5, 9, 20, 1]), "equal lengths": ([9, 9, 9, 9], [6, 6, 6, 6])}
 VARIANT = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)

@@ -16,7 +16,7 @@ from tests.helpers.reference_step import NaiveStep
 from tests.helpers.small_models import VARIANTS, lively_model, random_rows, random_streams
 
 STEPS = 24
-LOSSES = LossSettings(margin=0.2, hard_pool_size=1, negative_weight=0.0, label_smoothing=0.0)
+LOSSES = LossSettings(margin=0.2, hard_pool_size=1)
 SCHEDULE = Schedule(peak=0.0005, warmup=0.1, steps=STEPS)
 
 

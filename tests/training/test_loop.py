@@ -22,7 +22,7 @@ from tests.helpers.small_models import lively_model
 
 
 def training(early_stop: int, epochs: int = 100) -> Training:
-    losses = LossSettings(0.2, 20, 0.005, 0.2)
+    losses = LossSettings()
     settings = LoopSettings(epochs, early_stop, 20, -1.0, "off", losses, 0)
     return Training(lively_model(), settings, Schedule(0.01, 0.1, 300), 0.01, torch.device("cpu"), None)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from method.data.edits import EditedQueries
 from method.model.losses import (
-    NCE_WEIGHT,
+    EditScores,
     LossSettings,
     best_own_frames,
     nce_loss,
@@ -31,7 +31,7 @@ LABELLED = pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
 
 
 def settings(pool: int = 1, margin: float = 0.2) -> LossSettings:
-    return LossSettings(margin, pool, negative_weight=0.005, label_smoothing=0.2)
+    return LossSettings(margin, pool)
 
 
 def scores(labels: list[int], seed: int = 0) -> torch.Tensor:
@@ -168,7 +168,9 @@ class EditedCase:
     def loss(self, temperature: torch.Tensor, smoothing: float) -> torch.Tensor:
         found = similarity(self.keys, self.queries)
         best = best_own_frames(self.keys, found, torch.tensor(self.labels))
-        return mean(negative_query_loss(best, self.queries, self.edited, self.owner, temperature, smoothing))
+        return mean(
+            negative_query_loss(EditScores(best, self.queries, self.edited, self.owner, temperature), smoothing)
+        )
 
     def naive(self, temperature: torch.Tensor, smoothing: float) -> torch.Tensor:
         keys, mask = reference_model.pad(reference_model.split_values(self.keys))
@@ -196,7 +198,8 @@ def test_label_smoothing_is_that_of_torch() -> None:
     """One caption, whose cosines with its best frame are known."""
     best, query = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])
     edited = torch.tensor([[0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]])
-    loss = mean(negative_query_loss(best, query, edited, torch.tensor([0, 0, 0]), torch.tensor(3.0), 0.3))
+    scores = EditScores(best, query, edited, torch.tensor([0, 0, 0]), torch.tensor(3.0))
+    loss = mean(negative_query_loss(scores, 0.3))
     logits = 3 * torch.tensor([[0.6, 0.8, 0.0, -1.0]])
     torch.testing.assert_close(loss, F.cross_entropy(logits, torch.tensor([0]), label_smoothing=0.3))
 
@@ -241,9 +244,7 @@ def test_terms_are_those_of_each_branch_and_weighted() -> None:
             *reference_model.pad(reference_model.split_values(keys[name])), queries[name]
         )
         torch.testing.assert_close(terms[f"{name}/triplet"], reference_model.hardest_triplet(cosine, labels, 0.2))
-        torch.testing.assert_close(
-            terms[f"{name}/nce"], NCE_WEIGHT * reference_model.nce(raw, labels), atol=1e-5, rtol=1e-4
-        )
+        torch.testing.assert_close(terms[f"{name}/nce"], 0.02 * reference_model.nce(raw, labels), atol=1e-5, rtol=1e-4)
     edited = model.branch("object").encode_queries(edits["object"].queries)
     own = [edited[edits["object"].owner_E == caption] for caption in range(len(labels))]
     padded, mask = reference_model.pad(reference_model.split_values(keys["object"]))

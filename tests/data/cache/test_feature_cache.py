@@ -23,7 +23,7 @@ from method.data.batch import EpochBatches, Loader, QueryBatch, VideoBatch
 from method.data.cache import feature_cache
 from method.data.cache.feature_cache import with_cache
 from method.data.cache.rows_file import PackedRows, PackedTable
-from method.data.dataset import TOKENS, CorpusVideos, FeatureReader, Queries, TrainingVideos, stream_keys
+from method.data.dataset import TOKENS, CorpusVideos, FeatureReader, Queries, TrainingVideos
 from method.data.features import FeatureFile
 from method.data.preprocessing import FloatRows
 from method.data.ragged import Ragged
@@ -32,14 +32,13 @@ from method.runtime.errors import InputError
 from method.runtime.progress import interruptible
 from tests.helpers.linked_files import WAYS, change, link
 from tests.helpers.poor_disk import refuse_all
-from tests.helpers.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset
+from tests.helpers.small_dataset import QUERY_WIDTH, STREAMS, SmallDataset
 
 TABLES = {"i3d_feat-6.rows": 10, "clip_feat-6.rows": 6, "tokens-3.rows": QUERY_WIDTH}
 
 
 def make_reader(small: SmallDataset, **changes: Any) -> FeatureReader:
-    streams = stream_keys(WIDTHS["i3d_feat"], WIDTHS["clip_feat"], "clip")
-    reader = FeatureReader(FeatureFile(small.features), FeatureFile(small.texts), streams, QUERY_WIDTH, 6, 3)
+    reader = FeatureReader(FeatureFile(small.features), FeatureFile(small.texts), STREAMS, QUERY_WIDTH, 6, 3)
     return replace(reader, **changes)
 
 
@@ -211,7 +210,7 @@ def test_other_versions_make_it_anew(
 def test_other_limits_and_streams_have_caches_of_their_own(small: SmallDataset) -> None:
     cache(small)
     before = identities(small.root)
-    for changes in ({"max_frames": 4}, {"max_tokens": 2}, {"streams": stream_keys(10, 10, "i3d")}):
+    for changes in ({"max_frames": 4}, {"max_tokens": 2}, {"streams": dict.fromkeys(STREAMS, STREAMS["action"])}):
         assert_same_features(cache(small, **changes), small, **changes)
     after = identities(small.root)
     assert set(after) == {*TABLES, "i3d_feat-4.rows", "clip_feat-4.rows", "tokens-2.rows"}

@@ -12,18 +12,18 @@ from method.data.batch import EpochBatches, Loader, VideoBatch
 from method.data.cache import gpu_tables
 from method.data.cache.feature_cache import with_cache
 from method.data.cache.gpu_tables import WithFeatures, free_memory, on_device
-from method.data.dataset import FeatureReader, TrainingVideos, stream_keys
+from method.data.dataset import FeatureReader, TrainingVideos
 from method.data.features import FeatureFile
 from method.data.splits import Split, check_split
 from method.runtime.errors import InputError
 from tests.helpers.runs import EPOCHS, assert_same_run
-from tests.helpers.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset, run_train
+from tests.helpers.small_dataset import QUERY_WIDTH, STREAMS, SmallDataset, run_train
 
 CPU = torch.device("cpu")
 
 
 def open_split(small: SmallDataset, sees: str = "clip") -> tuple[FeatureReader, Split]:
-    streams = stream_keys(WIDTHS["i3d_feat"], WIDTHS["clip_feat"] if sees == "clip" else WIDTHS["i3d_feat"], sees)
+    streams = STREAMS if sees == "clip" else dict.fromkeys(STREAMS, STREAMS["action"])
     reader = FeatureReader(FeatureFile(small.features), FeatureFile(small.texts), streams, QUERY_WIDTH, 6, 3)
     return reader, check_split("training split", small.train_txt, reader)
 
