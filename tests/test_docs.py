@@ -40,14 +40,11 @@ PROGRAMS = [
 ]
 # Described ahead of the change that brings it, and in the tree until then.
 PENDING = {
-    "docs/extending.md",
-    "method/model/losses.py",
-    "method/training/step.py",
     "method/ops/",
     "method/ops/cpu/",
     "method/ops/reference.py",
 }
-UNDER_CHANGE = {"model", "ops", "data", "negatives", "training", "evaluation"}
+UNDER_CHANGE = {"ops", "data", "negatives", "training", "evaluation"}
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _PATH = re.compile(r"(?:(?:method|utils|tests|docs|configs|benchmarks)/|do_|requirements)[\w./*-]*")
@@ -231,10 +228,10 @@ def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     np.savez(tmp_path / "scores.npz", query_ids=queries, video_ids=videos, action=scores, object=scores, fused=scores)
     monkeypatch.chdir(tmp_path)
     for fence in fences(page):
-        if fence.language == "python":
+        if fence.language == "python" and page.name != "extending.md":  # which has a test of its own
             exec(compile(fence.code, page.name, "exec"), {})
         elif fence.language == "yaml":
-            assert {f"--{key}" for key in yaml.safe_load(fence.code)} <= flags_of("method/train.py")
+            assert {f"--{key}" for key in yaml.safe_load(fence.code)} <= {"--base", *flags_of("method/train.py")}
         elif fence.language == "json":
             json.loads(fence.code)
 
