@@ -34,7 +34,8 @@ from benchmarks.measure import machine
 from method.config.options import choose_device, make_architecture, read_options
 from method.data.batch import EpochBatches, VideoBatch
 from method.data.cache.feature_cache import with_cache
-from method.data.splits import load_splits, open_features
+from method.data.dataset_files import open_features
+from method.data.splits import load_splits
 from method.evaluation.split_evaluator import SplitEvaluator
 from method.model.published import from_published, published_architecture, to_published
 from method.model.retrieval import RetrievalModel

@@ -24,8 +24,8 @@ from easydict import EasyDict
 
 from method.config.options import choose_device, make_architecture, plain, read_options
 from method.data.cache.feature_cache import with_cache
-from method.data.content import check_content
-from method.data.splits import DATA_FILES, check_split, describe, open_features
+from method.data.dataset_files import DATA_FILES, open_features
+from method.data.splits import check_content, check_split, describe
 from method.evaluation.report.input import ReportInput
 from method.evaluation.split_evaluator import SplitEvaluator, known_moments, write_results
 from method.ops.precision import enable_fast_matmul

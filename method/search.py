@@ -36,7 +36,7 @@ from method.config.options import choose_device, make_architecture, read_options
 from method.data.batch import Loader
 from method.data.captions import Caption, group_by_video, read_captions
 from method.data.dataset import CorpusVideos, FeatureReader
-from method.data.splits import open_features
+from method.data.dataset_files import open_features
 from method.evaluation.corpus import encode_corpus
 from method.evaluation.moments import durations, read_moments
 from method.evaluation.scorer import ScoringSettings

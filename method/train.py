@@ -32,8 +32,9 @@ from method.data.batch import EpochBatches, Loader, VideoBatch
 from method.data.cache.feature_cache import with_cache
 from method.data.cache.gpu_tables import WithFeatures, on_device
 from method.data.dataset import FeatureReader, TrainingVideos
+from method.data.dataset_files import open_features
 from method.data.edits import NegativeSource
-from method.data.splits import Split, load_splits, open_features
+from method.data.splits import Split, load_splits
 from method.evaluate import evaluate_checkpoint
 from method.evaluation.report.input import ReportInput
 from method.evaluation.split_evaluator import SplitEvaluator, known_moments, write_results

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from method.data.captions import read_captions
-from method.data.dataset import split_holdout
+from method.data.splits import split_holdout
 from method.evaluation.metrics import retrieval_metrics
 from method.runtime.files import read_json, sha256
 from method.training.checkpoint import read_checkpoint

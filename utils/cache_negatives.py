@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from method.config.flags import Parser
 from method.config.options import choose_device, make_architecture, read_options
 from method.data.captions import read_captions
-from method.data.splits import open_features
+from method.data.dataset_files import open_features
 from method.negatives.build_cache import Pools, make_cache
 from method.negatives.editor import CaptionEditor
 from method.negatives.online import cache_fingerprint, read_vocabularies

@@ -26,10 +26,10 @@ import torch
 from method.config.flags import Parser
 from method.config.options import choose_device, make_architecture, read_options
 from method.data.captions import group_by_video
-from method.data.content import check_content
 from method.data.dataset import FeatureReader
+from method.data.dataset_files import open_features
 from method.data.edits import NegativeSource
-from method.data.splits import Split, check_split, open_features, warn_train_test_overlap
+from method.data.splits import Split, check_content, check_split, warn_train_test_overlap
 from method.negatives.editor import CaptionEditor
 from method.negatives.online import open_negatives
 from method.negatives.vocabulary import KINDS, Kind, read_vocabulary

@@ -21,7 +21,7 @@ if __package__ in (None, ""):
 
 from method.config.flags import Parser, make_parser, user_path
 from method.config.options import CONFIGS, VOCABULARY_FILES, read_yaml
-from method.data.splits import DATA_FILES
+from method.data.dataset_files import DATA_FILES
 from method.runtime.errors import InputError, run_command, summarize
 from method.runtime.hub_environment import check_environment
 from utils.check_dataset import main as check_dataset

@@ -27,7 +27,7 @@ from torch import Tensor
 from method.config.flags import Parser, user_path
 from method.config.options import choose_device, read_options
 from method.data.captions import read_captions
-from method.data.splits import check_files
+from method.data.dataset_files import check_files
 from method.ops.precision import enable_fast_matmul
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import atomic_folder

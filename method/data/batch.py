@@ -1,4 +1,7 @@
-"""Batches: videos and captions as ragged rows, the order in which epochs draw them, and who reads them ahead."""
+"""Batches of videos and captions, the order of an epoch, and the loader.
+
+Letters: B videos, Q captions.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,19 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from method.data.captions import Caption
 from method.data.edits import PreparedEdits
 from method.data.ragged import Ragged
-from method.data.workers import PREFETCHED, init_worker, read_ahead, to_shared_memory
+from method.data.shared_memory import PREFETCHED, to_shared_memory
+from method.data.workers import init_worker, read_ahead
 from method.runtime import hardware
 from method.runtime.errors import InputError
 
 
 @dataclass(frozen=True)
 class VideoBatch:
-    """B videos and their Q captions; labels_Q[q] is the place in the batch of caption q's video.
+    """B videos and their Q captions, or videos alone.
 
-    A batch to be searched has no captions, and then no tokens.
-
-    edits: of the captions, where there is a source of them; they go to a device by their source.
+    streams: branch -> frames of the B videos. tokens: token features of the Q captions, None without captions.
+    labels_Q: index of each caption's video in the batch.
+    edits: hard negatives of the captions, if any; their source moves them to a device.
     """
 
     video_ids: tuple[str, ...]
@@ -38,7 +42,7 @@ class VideoBatch:
     edits: PreparedEdits | None = None
 
     def to(self, device: torch.device, non_blocking: bool = True) -> VideoBatch:
-        """The same batch on another device, but for its edits."""
+        """The same batch on another device, except its edits."""
         streams = {branch: rows.to(device, non_blocking) for branch, rows in self.streams.items()}
         tokens = self.tokens.to(device, non_blocking) if self.tokens is not None else None
         return replace(self, streams=streams, tokens=tokens, labels_Q=hardware.sent(self.labels_Q, device))
@@ -53,7 +57,7 @@ class VideoBatch:
 
 @dataclass(frozen=True)
 class QueryBatch:
-    """Captions and their token features."""
+    """Q captions and their token features."""
 
     captions: tuple[Caption, ...]
     tokens: Ragged
@@ -68,18 +72,17 @@ class QueryBatch:
 
 
 class EpochIndices(NamedTuple):
-    """The places of a batch's videos in their dataset, and the epoch that draws them: workers outlive one."""
+    """Indices of a batch's videos in the dataset, and the epoch, which persistent workers cannot know otherwise."""
 
     epoch: int
     indices: list[int]
 
 
 class EpochBatches(Sampler[EpochIndices]):
-    """The order of an epoch, from (seed, epoch) alone, so that a resumed run and any number of workers agree.
+    """Random batches that depend on (seed, epoch) alone, not on the number of workers or on where a run resumed.
 
-    `epoch` and `start`, the first batch that is drawn, are set before each pass. Of `count` processes each draws its
-    share of every batch. One whose share is empty draws the batch's first video, which then counts for nothing, to do
-    all that the others wait for.
+    `epoch` and `start`, the first batch to draw, are set before each pass. Each of `count` processes draws its shard of
+    every batch. A rank with an empty shard gets the batch's first video as a dummy, so that collective calls match.
     """
 
     def __init__(self, items: int, batch_size: int, seed: int, rank: int = 0, count: int = 1) -> None:
@@ -94,8 +97,8 @@ class EpochBatches(Sampler[EpochIndices]):
     def __len__(self) -> int:
         return -(-self.items // self.batch_size)
 
-    def share(self, batch: int) -> range:
-        """The places in a batch, counted from 0, of the videos that are this process's."""
+    def shard(self, batch: int) -> range:
+        """Positions, within a batch, of the videos of this process."""
         videos = min(self.batch_size, self.items - batch * self.batch_size)
         return range(videos * self.rank // self.count, videos * (self.rank + 1) // self.count)
 
@@ -103,20 +106,19 @@ class EpochBatches(Sampler[EpochIndices]):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.items).tolist()
         for batch in range(self.start, len(self)):
             videos = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            share = self.share(batch)
-            yield EpochIndices(self.epoch, videos[share.start : share.stop] or videos[:1])
+            shard = self.shard(batch)
+            yield EpochIndices(self.epoch, videos[shard.start : shard.stop] or videos[:1])
 
 
 class Loader:
-    """Batches of a dataset, read ahead by workers.
+    """A DataLoader of whole batches that raises errors in data in the main process.
 
     Args:
-        dataset: gives batches by `__getitems__`, or the InputError that reading one met, which is raised here, in the
-            main process.
-        batches: how many items a batch has, in order, or an EpochBatches; `__getitems__` is given the places of a
-            batch, or its EpochIndices.
-        workers: processes; 0 reads in this one.
-        pinned: whether batches are put into page-locked memory for a GPU.
+        dataset: `__getitems__` returns a batch, or the InputError that reading it raised.
+        batches: the batch size, to read in order, or an EpochBatches. `__getitems__` gets a list of indices or an
+            EpochIndices.
+        workers: number of data workers; 0 reads in this process.
+        pinned: copy batches to page-locked memory, for transfer to a GPU.
     """
 
     def __init__(self, dataset: Dataset[Any], batches: int | EpochBatches, workers: int, pinned: bool) -> None:
@@ -128,14 +130,14 @@ class Loader:
             **batched,
             collate_fn=to_shared_memory,
             num_workers=workers,
-            # Newer Pythons would start a server, whose children do not notice the main process's end.
+            # The forkserver, the default from Python 3.14, would be the parent of the workers and outlive this process.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             pin_memory=pinned,
             persistent_workers=workers > 0,
             prefetch_factor=PREFETCHED if workers else None,
-            # Page-locked memory, where there is a GPU, is a copy that is made as soon as a batch arrives.
+            # With a GPU, pinning copies each batch on arrival.
             worker_init_fn=partial(init_worker, copied=pinned and torch.cuda.is_available()),
-            # Its own generator: with the global one, looking at the data would change the dropout of a resumed run.
+            # With the global generator, iterating would change the dropout of a resumed run.
             generator=torch.Generator().manual_seed(0),
         )
 
@@ -148,5 +150,5 @@ class Loader:
                 try:
                     raise batch
                 finally:
-                    del batch  # an exception that its own frame holds keeps the workers waiting for garbage collection
+                    del batch  # a reference cycle through the traceback would keep the workers alive
             yield batch

@@ -1,6 +1,6 @@
-"""What the data workers read: batches of preprocessed features of videos and captions.
+"""Datasets of whole batches: videos with all their captions for training, videos and captions separately otherwise.
 
-A training batch has videos with all their captions. Evaluation reads videos and captions separately, each once.
+Letters: n frames, w tokens, N rows in total, D, I, Dq widths.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -23,22 +22,22 @@ from method.data.preprocessing import FloatRows, preprocess_query, preprocess_st
 from method.data.ragged import Ragged
 from method.runtime.errors import InputError
 
-TOKENS = "tokens"  # the table of the captions; those of the videos are called as their streams
+TOKENS = "tokens"  # key of the captions' source; those of videos have the keys of their streams
 
 
 class FeatureSource(Protocol):
-    """The rows of many items as the model sees them: one stream of all videos, or the tokens of all captions."""
+    """Preprocessed features of many items: one stream of all videos, or the tokens of all captions."""
 
     def gather(self, ids: Sequence[str]) -> Ragged:
-        """The rows of these items, one item after the other."""
+        """The features of these items, in this order."""
 
 
 @dataclass(frozen=True)
 class HDF5Source:
-    """A table that is read from its feature file and preprocessed each time.
+    """Reads features from a feature file and preprocesses them, each time.
 
-    names: what an array of the file is called, with {} in the place of the item's id.
-    preprocess: makes at most `max_rows` rows of an array.
+    names: name of an item's array, with {} for its id.
+    preprocess: called with an array and `max_rows`; returns at most so many rows.
     """
 
     file: FeatureFile
@@ -48,20 +47,20 @@ class HDF5Source:
     preprocess: Callable[[FloatRows, int], Tensor]
 
     def read(self, item_id: str) -> Tensor:
-        """The rows of one item, (n, D)."""
+        """The features of one item, (n, D)."""
         return self.preprocess(self.file.read(self.names.format(item_id), self.width), self.max_rows)
 
     def gather(self, ids: Sequence[str]) -> Ragged:
-        """The rows of these items, one item after the other."""
+        """The features of these items, in this order."""
         return Ragged.of([self.read(item_id) for item_id in ids])
 
 
 @dataclass(frozen=True)
 class FeatureReader:
-    """Reads videos and captions as the model sees them.
+    """Reads preprocessed features of videos and captions.
 
-    streams: branch -> (name of the feature stream, its width).
-    cached: tables that take the place of the feature files, by the names of their streams or TOKENS.
+    streams: branch -> (key of its feature stream, width).
+    cached: faster sources that replace the feature files, by key.
     """
 
     videos: FeatureFile
@@ -74,42 +73,44 @@ class FeatureReader:
 
     @property
     def hdf5_sources(self) -> dict[str, HDF5Source]:
-        """What the feature files hold, by the names of the streams or TOKENS."""
-        tables = {
+        """The feature files as sources, by key."""
+        sources = {
             key: HDF5Source(self.videos, f"{{}}/{key}", width, self.max_frames, preprocess_stream)
             for key, width in self.streams.values()
         }
-        return {**tables, TOKENS: HDF5Source(self.texts, "{}", self.query_width, self.max_tokens, preprocess_query)}
+        return {**sources, TOKENS: HDF5Source(self.texts, "{}", self.query_width, self.max_tokens, preprocess_query)}
 
     def source(self, key: str) -> FeatureSource:
-        """The table of a stream or TOKENS, the cached one where there are two."""
+        """The source of a stream or of TOKENS, cached if possible."""
         return self.cached.get(key) or self.hdf5_sources[key]
 
     def read_video(self, video_id: str) -> dict[str, Tensor]:
-        """The stream of each branch, (n, I) with n at most max_frames, from the feature file."""
-        tables = self.hdf5_sources
-        read = {key: tables[key].read(video_id) for key in tables if key != TOKENS}
+        """Branch -> frames (n, I) of a video, at most max_frames, from the feature file."""
+        sources = self.hdf5_sources
+        read = {key: sources[key].read(video_id) for key in sources if key != TOKENS}
         return {branch: read[key] for branch, (key, _) in self.streams.items()}
 
     def read_query(self, caption_id: str) -> Tensor:
-        """Token features (w, Dq) with w at most max_tokens, from the feature file."""
+        """Token features (w, Dq) of a caption, at most max_tokens, from the feature file."""
         return self.hdf5_sources[TOKENS].read(caption_id)
 
     def gather_videos(self, video_ids: Sequence[str]) -> dict[str, Ragged]:
-        """The streams of these videos for each branch."""
+        """Branch -> frames of these videos."""
         gathered = {key: self.source(key).gather(video_ids) for key in dict(self.streams.values())}
         return {branch: gathered[key] for branch, (key, _) in self.streams.items()}
 
     def gather_queries(self, caption_ids: Sequence[str]) -> Ragged:
-        """The token features of these captions."""
+        """Token features of these captions."""
         return self.source(TOKENS).gather(caption_ids)
 
 
 class TrainingVideos(Dataset[VideoBatch]):
-    """Videos with all their captions, and edits of these where there is a source of them; without a reader no features.
+    """Batches of videos with all their captions, and hard negatives if there is a source of them.
 
-    Like those below, it gives whole batches, and returns a mistake in a file instead of raising it: what a worker
-    raises reaches the user as a traceback.
+    Without a reader, batches have no features; `with_features` adds them later.
+
+    `__getitems__` returns an InputError instead of raising it, here and below: an exception in a worker would reach the
+    user as a traceback.
     """
 
     def __init__(
@@ -123,8 +124,8 @@ class TrainingVideos(Dataset[VideoBatch]):
         return len(self.videos)
 
     def __getitems__(self, drawn: EpochIndices) -> VideoBatch | InputError:
-        """A batch of the videos at the places that an epoch has drawn."""
-        videos = [self.videos[place] for place in drawn.indices]
+        """The batch of these videos."""
+        videos = [self.videos[index] for index in drawn.indices]
         video_ids, captions = tuple(video_id for video_id, _ in videos), tuple(chain(*(own for _, own in videos)))
         labels_Q = torch.repeat_interleave(torch.tensor([len(own) for _, own in videos]))
         batch = VideoBatch(video_ids, {}, captions, None, labels_Q)
@@ -139,13 +140,13 @@ class TrainingVideos(Dataset[VideoBatch]):
 
 
 def with_features(batch: VideoBatch, reader: FeatureReader) -> VideoBatch:
-    """The batch with the features of its videos and captions."""
+    """Add the features of the videos and captions to a batch."""
     tokens = reader.gather_queries([caption.id for caption in batch.captions])
     return replace(batch, streams=reader.gather_videos(batch.video_ids), tokens=tokens)
 
 
 class CorpusVideos(Dataset[VideoBatch]):
-    """Videos to be searched."""
+    """Batches of videos without captions."""
 
     def __init__(self, reader: FeatureReader, video_ids: Sequence[str]) -> None:
         self.reader = reader
@@ -154,9 +155,9 @@ class CorpusVideos(Dataset[VideoBatch]):
     def __len__(self) -> int:
         return len(self.video_ids)
 
-    def __getitems__(self, places: Sequence[int]) -> VideoBatch | InputError:
-        """A batch of the videos at these places."""
-        video_ids = tuple(self.video_ids[place] for place in places)
+    def __getitems__(self, indices: Sequence[int]) -> VideoBatch | InputError:
+        """The batch of these videos."""
+        video_ids = tuple(self.video_ids[index] for index in indices)
         try:
             streams = self.reader.gather_videos(video_ids)
         except InputError as error:
@@ -165,7 +166,7 @@ class CorpusVideos(Dataset[VideoBatch]):
 
 
 class Queries(Dataset[QueryBatch]):
-    """Captions to search with."""
+    """Batches of captions."""
 
     def __init__(self, reader: FeatureReader, captions: Sequence[Caption]) -> None:
         self.reader = reader
@@ -174,25 +175,10 @@ class Queries(Dataset[QueryBatch]):
     def __len__(self) -> int:
         return len(self.captions)
 
-    def __getitems__(self, places: Sequence[int]) -> QueryBatch | InputError:
-        """A batch of the captions at these places."""
-        captions = tuple(self.captions[place] for place in places)
+    def __getitems__(self, indices: Sequence[int]) -> QueryBatch | InputError:
+        """The batch of these captions."""
+        captions = tuple(self.captions[index] for index in indices)
         try:
             return QueryBatch(captions, self.reader.gather_queries([caption.id for caption in captions]))
         except InputError as error:
             return error
-
-
-def split_holdout(captions: Sequence[Caption], fraction: float, seed: int) -> tuple[list[Caption], list[Caption]]:
-    """Split captions into those of the training and of the held-out videos, both in their old order.
-
-    The share is of the videos, drawn by the seed alone. InputError when it leaves one side without a video.
-    """
-    videos = list(group_by_video(captions))
-    count = round(fraction * len(videos))
-    if fraction and not 0 < count < len(videos):
-        raise InputError(f"--holdout_fraction {fraction}: holds out {count} of {len(videos)} training videos")
-    drawn = np.random.default_rng([seed, 0x401D]).permutation(len(videos))[:count]
-    held_out = {videos[index] for index in drawn}
-    training = [caption for caption in captions if caption.video_id not in held_out]
-    return training, [caption for caption in captions if caption.video_id in held_out]

@@ -1,50 +1,28 @@
-"""The splits of a dataset, and the feature files they need, checked before the first step."""
+"""The splits of a dataset: captions, and checks of their features before the first step."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+
+import numpy as np
 
 from method.data.captions import Caption, group_by_video, read_captions
-from method.data.dataset import TOKENS, FeatureReader, split_holdout
-from method.data.features import FeatureFile
+from method.data.dataset import TOKENS, FeatureReader
 from method.runtime.errors import InputError, summarize
+from method.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
-
-RELEASED = ("activitynet", "charades", "tvr")  # what utils/download_data.py fetches
-DATA_FILES = ("video_feat_path", "text_feat_path", "caption_train_txt", "caption_test_txt")
-
-
-class ModelInputs(Protocol):
-    """What a model reads of the feature files; an `Architecture` is one."""
-
-    @property
-    def streams(self) -> Mapping[str, tuple[str, int]]:
-        """For each branch the name of its feature stream and its width."""
-
-    @property
-    def query_width(self) -> int:
-        """Width of the token features."""
-
-    @property
-    def max_frames(self) -> int:
-        """Frames of a video after sampling, at most."""
-
-    @property
-    def max_words(self) -> int:
-        """Tokens of a caption, at most."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Captions of one split and, from the headers of the files, how long everything is.
+    """The captions of a split, and the lengths of its features as stored.
 
-    frames: branch -> rows of each video's stream as stored. tokens: rows of each caption's token features as stored.
+    frames: branch -> video id -> frames. tokens: caption id -> tokens.
     """
 
     name: str
@@ -54,69 +32,14 @@ class Split:
 
     @property
     def video_ids(self) -> list[str]:
-        """Videos in the order in which the caption file first mentions them."""
+        """Videos in the order of their first captions."""
         return list(group_by_video(self.captions))
 
 
-def check_files(paths: Mapping[str, Path | None], dataset: str, root: Path) -> None:
-    """InputError naming every file of a dataset below `root` that is missing, where it belongs and how to get it."""
-    unnamed = [f"--{flag}" for flag, path in paths.items() if path is None]
-    if unnamed:
-        raise InputError(
-            f"{', '.join(unnamed)}: dataset {dataset} names no such file in its YAML file, nor does a flag"
-        )
-    missing = {flag: path for flag, path in paths.items() if path is not None and not path.exists()}
-    if missing:
-        named = [f"--{flag}: no {path}" for flag, path in missing.items()]
-        raise InputError(
-            f"the files of dataset {dataset} are not all there: {summarize(named, shown=len(named))}; "
-            f"{_remedy(missing.values(), dataset, root)}"
-        )
-
-
-def _remedy(missing: Iterable[Path], dataset: str, root: Path) -> str:
-    """How to get files: by a command only if it would put them where they are looked for."""
-    if all(path.is_relative_to(root / "dataset" / f"{dataset}_i3d") for path in missing):
-        if dataset in RELEASED:
-            place = "" if root == Path.cwd() else f" --root_path {shlex.quote(str(root))}"
-            return f"put them there, or fetch the released ones with: python utils/download_data.py {dataset}{place}"
-        if dataset == "demo":
-            command = f"python utils/make_demo_dataset.py --out {shlex.quote(str(root))} --tiny_roberta"
-            return f"write the demo with: {command}"
-    return "put them there, or name other files by these flags or in the dataset's YAML file"
-
-
-def open_features(
-    paths: Mapping[str, Path | None],
-    dataset: str,
-    inputs: ModelInputs,
-    root: Path,
-    needed: Sequence[str] = DATA_FILES,
-) -> FeatureReader:
-    """Open the feature files of a dataset for a model.
-
-    Args:
-        paths: of `DATA_FILES`, by flag; may hold more.
-        dataset: its name, for messages.
-        inputs: what the model reads.
-        root: the folder that holds `dataset/`, for messages.
-        needed: the files that have to exist.
-
-    Raises:
-        InputError: naming every missing file of `needed`.
-    """
-    check_files({name: paths[name] for name in needed}, dataset, root)
-    videos, texts = (paths[name] for name in ("video_feat_path", "text_feat_path"))
-    assert videos is not None
-    assert texts is not None
-    files = FeatureFile(videos), FeatureFile(texts)
-    return FeatureReader(*files, inputs.streams, inputs.query_width, inputs.max_frames, inputs.max_words)
-
-
 def check_split(name: str, path: Path, reader: FeatureReader) -> Split:
-    """Read one split's captions and check that every video and caption has features of the right width.
+    """Read the captions of a split and check that every video and caption has features of the right width.
 
-    Only the headers of the feature files are read, so that this takes seconds for a hundred thousand captions.
+    Reads only headers of the feature files: seconds for a hundred thousand captions.
     """
     captions = read_captions(path)
     split = Split(name, captions, {}, {})
@@ -128,24 +51,51 @@ def check_split(name: str, path: Path, reader: FeatureReader) -> Split:
     return Split(name, captions, frames, tokens)
 
 
+def check_content(split: Split, reader: FeatureReader) -> str:
+    """Warn of arrays that are all zeros, as an interrupted extraction leaves them; returns a digest of the features.
+
+    Only the middle row of every array is read, and more of an array where that row is zero. The digest depends on
+    content alone, not on files, so that a copy of a dataset has the same.
+
+    Raises:
+        InputError: if all arrays of a stream, or all token features, are zeros.
+    """
+    digest = hashlib.sha256()
+    for key, source in reader.hdf5_sources.items():
+        ids = [caption.id for caption in split.captions] if key == TOKENS else split.video_ids
+        zeros = []
+        for item_id in progress_bar(ids, f"{split.name}: sampling {key}", "item"):
+            name = source.names.format(item_id)
+            middle = source.file.read_middle(name, source.width)
+            digest.update(middle.tobytes())
+            if not middle.any() and not source.file.read(name, source.width).any():
+                zeros.append(name)
+        if zeros:
+            what = f"{source.file.path}: {len(zeros)} of {len(ids)} {key} arrays of the {split.name} are all zeros"
+            if len(zeros) == len(ids):
+                raise InputError(f"{what}, expected features")
+            log.warning("%s, the first is %r; was feature extraction interrupted?", what, zeros[0])
+    return digest.hexdigest()
+
+
 def sampled_lengths(reader: FeatureReader, splits: Iterable[Split]) -> dict[str, dict[str, int]]:
-    """For each table, by the name of its stream or TOKENS, the rows of every item of the splits that the model sees."""
-    seen: dict[str, dict[str, int]] = {key: {} for key in reader.hdf5_sources}
+    """Length of every item of the splits after sampling, by the key of its source."""
+    lengths: dict[str, dict[str, int]] = {key: {} for key in reader.hdf5_sources}
     for split in splits:
         for branch, (key, _) in reader.streams.items():
-            seen[key] |= {
+            lengths[key] |= {
                 video_id: min(split.frames[branch][video_id], reader.max_frames) for video_id in split.video_ids
             }
-        seen[TOKENS] |= {caption.id: min(split.tokens[caption.id], reader.max_tokens) for caption in split.captions}
-    return seen
+        lengths[TOKENS] |= {caption.id: min(split.tokens[caption.id], reader.max_tokens) for caption in split.captions}
+    return lengths
 
 
-def warn_train_test_overlap(first: Split, second: Split) -> None:
-    """Log a warning when a video is in both splits: what was trained on would be reported on."""
-    evaluated = set(second.video_ids)
-    shared = [repr(video_id) for video_id in first.video_ids if video_id in evaluated]
-    if shared:
-        log.warning("%d videos are in both %s and %s: %s", len(shared), first.name, second.name, summarize(shared))
+def warn_train_test_overlap(training: Split, evaluated: Split) -> None:
+    """Warn if a video is in both splits."""
+    both = set(training.video_ids).intersection(evaluated.video_ids)
+    if both:
+        shown = summarize([repr(video_id) for video_id in training.video_ids if video_id in both])
+        log.warning("%d videos are in both %s and %s: %s", len(both), training.name, evaluated.name, shown)
 
 
 def describe(split: Split) -> str:
@@ -153,9 +103,32 @@ def describe(split: Split) -> str:
     return f"{split.name}: {len(split.video_ids)} videos, {len(split.captions)} captions"
 
 
+def split_holdout(captions: Sequence[Caption], fraction: float, seed: int) -> tuple[list[Caption], list[Caption]]:
+    """Split captions into those of training and of held-out videos, in their order.
+
+    Args:
+        captions: of all training videos.
+        fraction: of the videos to hold out; 0 holds out none.
+        seed: of the random choice.
+
+    Raises:
+        InputError: if one side has no video.
+    """
+    videos = list(group_by_video(captions))
+    count = round(fraction * len(videos))
+    if fraction and not 0 < count < len(videos):
+        raise InputError(f"--holdout_fraction {fraction}: holds out {count} of {len(videos)} training videos")
+    held_out = {videos[index] for index in np.random.default_rng([seed, 0x401D]).permutation(len(videos))[:count]}
+    training = [caption for caption in captions if caption.video_id not in held_out]
+    return training, [caption for caption in captions if caption.video_id in held_out]
+
+
 @dataclass(frozen=True)
 class Splits:
-    """The splits to train on, to select the epoch by and to report, and all captions of the training file."""
+    """The splits of a training run.
+
+    selecting: split on which the epoch is selected. training_file: all captions of the training file.
+    """
 
     training: Split
     selecting: Split
@@ -172,15 +145,15 @@ def load_splits(
     seed: int = 0,
     max_videos: int | None = None,
 ) -> Splits:
-    """Check the caption files of both splits and divide the training videos.
+    """Read and check both caption files, and hold out training videos if requested.
 
     Args:
         train_captions: caption file to train on.
-        test_captions: caption file to report.
-        reader: of the features that every caption and video needs.
-        holdout_fraction: of the training videos, held out to select the epoch; 0 selects on the reported split.
-        seed: of the draw of held-out videos.
-        max_videos: train on the first of them only.
+        test_captions: caption file to report on.
+        reader: of the features of both.
+        holdout_fraction: of the training videos, to select the epoch on; with 0 the reported split selects it.
+        seed: of the choice of held-out videos.
+        max_videos: train on the first so many only.
     """
     whole = check_split("training split", train_captions, reader)
     reported = check_split("evaluated split", test_captions, reader)

@@ -1,11 +1,10 @@
-"""The processes that read ahead: what they leave to the main process, and what it says when one of them dies."""
+"""Data workers: signals and exit of a worker process, and one-line errors when one cannot start or dies."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import ctypes
-import dataclasses
 import multiprocessing.queues
 import os
 import re
@@ -14,49 +13,44 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 
+from method.data.shared_memory import REMEDY, reuse_memory
 from method.runtime.errors import InputError
 
-_Batch = TypeVar("_Batch")
-
-PREFETCHED = 2  # batches that each worker is asked for ahead
-
 _PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
-_REMEDY = "fewer --num_workers need less memory, 0 none of /dev/shm (containers get more of it by --shm-size)"
 
 
 def init_worker(worker: int, copied: bool) -> None:
-    """Leave signals to the main process, and end when it ends, even by SIGKILL (at once on Linux, else in seconds).
+    """Ignore the signals that the main process handles, and exit when it does, even by SIGKILL.
 
-    copied: whether the main process copies each batch before it asks for another, so that its memory can be used again.
+    Args:
+        worker: its number.
+        copied: whether the main process copies each batch on arrival, so that its memory can be reused.
     """
-    _memory.recycles = copied
+    reuse_memory(copied)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Job schedulers send SIGTERM to all processes of a job; the main one has a step to end first.
+    # Job schedulers send SIGTERM to all processes of a job, but the main one first finishes its step.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    for crash in (signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE):  # torch would print a line of its own
+    for crash in (signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE):  # torch's handlers print a line
         signal.signal(crash, signal.SIG_DFL)
-    sys.excepthook = lambda *error: None  # of connections that the main process has cut; the rest it gets as values
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_give_up)  # type: ignore[attr-defined]
-    if sys.platform == "linux":
+    sys.excepthook = lambda *error: None  # connections closed by the main process; errors in data are returned
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_exit)  # type: ignore[attr-defined]
+    if sys.platform == "linux":  # elsewhere, torch's watchdog notices within seconds
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _give_up(error: Exception, batch: object) -> NoReturn:
-    """End the worker; Python would drop the batch, for which the main process would wait forever."""
-    os.write(2, f"a data worker cannot hand over a batch ({error})\n".encode())
+def _exit(error: Exception, batch: object) -> NoReturn:
+    """Exit the worker; Python would drop the batch and the main process would wait for it forever."""
+    os.write(2, f"a data worker cannot send a batch ({error})\n".encode())
     os._exit(1)
 
 
 @atexit.register
-def _end_workers() -> None:
-    """End the workers that are left; the multiprocessing module would ask them with SIGTERM and wait."""
+def _kill_workers() -> None:
+    """Kill the remaining workers; the multiprocessing module would send SIGTERM, which they ignore, and wait."""
     workers = multiprocessing.active_children()
     if workers:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -64,85 +58,14 @@ def _end_workers() -> None:
         worker.kill()
 
 
-def to_shared_memory(batch: _Batch) -> _Batch | InputError:
-    """In a worker, the batch with its tensors in shared memory, or what to tell the user when there is no room."""
-    if get_worker_info() is not None:
-        _memory.end_batch()
-        try:
-            _share(batch)
-        except (OSError, RuntimeError) as error:
-            return _no_room(error)
-    return batch
-
-
-def allocate_rows(count: int, width: int, dtype: type[np.floating[Any]] = np.float32) -> Tensor:
-    """Memory for rows, in a worker shared, so that handing them over copies nothing; InputError for no room."""
-    if get_worker_info() is None:
-        return torch.from_numpy(np.empty((count, width), dtype))  # of large pages, which PyTorch does not ask for
-    rows = torch.from_numpy(np.empty(0, dtype))
-    try:
-        memory = _memory.take(count * width * rows.itemsize)
-    except (OSError, RuntimeError) as error:
-        raise _no_room(error) from error
-    return rows.set_(memory, 0, (count, width), (width, 1))
-
-
-class _SharedMemory:
-    """What a worker's batches lie in.
-
-    The pages of fresh shared memory have to be found and cleared, which takes several times as long as filling them.
-    """
-
-    def __init__(self) -> None:
-        self.recycles = False
-        # A worker is asked for a batch when the main process has the one PREFETCHED before; those since may be unread.
-        self._sets: list[list[torch.UntypedStorage]] = [[] for _ in range(PREFETCHED + 1)]
-        self._taken = 0
-
-    def end_batch(self) -> None:
-        """From here on give the memory of the batch that lies longest back."""
-        self._sets.append(self._sets.pop(0))
-        self._taken = 0
-
-    def take(self, size: int) -> torch.UntypedStorage:
-        """Memory of that many bytes or more that no other part of this batch has."""
-        if not self.recycles:
-            return torch.UntypedStorage._new_shared(size)
-        own, place = self._sets[0], self._taken
-        self._taken += 1
-        if place == len(own):
-            own.append(torch.UntypedStorage._new_shared(0))
-        if len(own[place]) < size:
-            own[place] = torch.UntypedStorage._new_shared(size + size // 8)  # the next may be a little larger
-        return own[place]
-
-
-_memory = _SharedMemory()
-
-
-def _no_room(error: Exception) -> InputError:
-    return InputError(f"no shared memory for a batch ({str(error).splitlines()[0]}); {_REMEDY}")
-
-
-def _share(value: Any) -> None:
-    if isinstance(value, Tensor):
-        value.share_memory_()  # type: ignore[no-untyped-call,unused-ignore]
-    elif isinstance(value, dict):
-        for part in value.values():
-            _share(part)
-    elif dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            _share(getattr(value, field.name))
-
-
 def read_ahead(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The batches of a loader with workers; InputError when one of them cannot be started or dies."""
-    with _plain_failures():
-        _expect_semaphores(3 * loader.num_workers + 8)
+    """The batches of a loader with workers. InputError if a worker cannot be started or dies."""
+    with _errors_in_one_line():
+        _check_semaphores(3 * loader.num_workers + 8)
         batches = iter(loader)
-    _deaths.watch()
+    _deaths.install()
     while True:
-        with _plain_failures(), _deaths.interrupt():
+        with _errors_in_one_line(), _deaths.raised_here():
             try:
                 batch = next(batches)
             except StopIteration:
@@ -150,22 +73,22 @@ def read_ahead(loader: DataLoader[Any]) -> Iterator[Any]:
         yield batch
 
 
-def _expect_semaphores(count: int) -> None:
-    """OSError unless there are so many; torch, if it got only some, would leave behind what complains at the exit."""
+def _check_semaphores(count: int) -> None:
+    """OSError unless `count` semaphores are available; torch, given only some, prints tracebacks at exit."""
     semaphores = [multiprocessing.Semaphore() for _ in range(count)]
     semaphores.clear()
 
 
 @contextlib.contextmanager
-def _plain_failures() -> Iterator[None]:
+def _errors_in_one_line() -> Iterator[None]:
     try:
         yield
-    except (ConnectionError, EOFError, FileNotFoundError) as error:  # the other end of a queue has gone
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # the worker's end of a queue is gone
         raise _death(str(error)) from error
     except OSError as error:
-        raise InputError(f"data workers cannot be started ({error.strerror or error}); {_REMEDY}") from error
+        raise InputError(f"data workers cannot be started ({error.strerror or error}); {REMEDY}") from error
     except RuntimeError as error:
-        if "open files" in str(error) or "ancdata" in str(error):  # of a message that should have brought one
+        if "open files" in str(error) or "ancdata" in str(error):  # a descriptor was lost in transfer
             raise InputError("too many open files: raise the limit (ulimit -n), or use fewer --num_workers") from error
         if "DataLoader worker" not in str(error):
             raise
@@ -174,15 +97,15 @@ def _plain_failures() -> Iterator[None]:
 
 def _death(report: str) -> InputError:
     cause = re.search(r"by signal: ([\w ]+)", report)
-    how = f"was killed ({cause[1].strip()})" if cause else "ended unexpectedly"
-    return InputError(f"a data worker {how}: is memory short, or an HDF5 file damaged? {_REMEDY}")
+    how = f"was killed ({cause[1].strip()})" if cause else "exited unexpectedly"
+    return InputError(f"a data worker {how}: out of memory, or a corrupt HDF5 file? {REMEDY}")
 
 
 class _Deaths:
-    """What torch's handler of SIGCHLD reports of workers.
+    """Deaths of workers, as reported by torch's SIGCHLD handler.
 
-    It would raise wherever the main process happens to be, even where Python can only ignore it; here it interrupts
-    the waiting for a batch, and what happens at another time is raised before the next one.
+    That handler raises wherever the main process happens to be, even where Python can only ignore it. This one raises
+    while a batch is awaited, and otherwise before the next one.
     """
 
     def __init__(self) -> None:
@@ -190,8 +113,8 @@ class _Deaths:
         self._report: RuntimeError | None = None
         self._waiting = False
 
-    def watch(self) -> None:
-        """Take the handler's place; it is there when torch has started workers from the main thread."""
+    def install(self) -> None:
+        """Wrap torch's handler, which it installs when workers are started from the main thread."""
         handler = signal.getsignal(signal.SIGCHLD)
         if threading.current_thread() is threading.main_thread() and callable(handler) and handler != self._receive:
             self._handler = handler
@@ -206,8 +129,8 @@ class _Deaths:
             self._report = report
 
     @contextlib.contextmanager
-    def interrupt(self) -> Iterator[None]:
-        """Raise within this block what is or has been reported."""
+    def raised_here(self) -> Iterator[None]:
+        """Raise the RuntimeError of a death reported before or within this block."""
         self._waiting = True
         try:
             if self._report is not None:

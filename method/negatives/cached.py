@@ -14,7 +14,7 @@ import torch
 from method.data.captions import Caption
 from method.data.edits import EditedQueries, PreparedEdits
 from method.data.ragged import Layout, Ragged
-from method.data.workers import allocate_rows
+from method.data.shared_memory import allocate_rows
 from method.negatives.blocks import Rows, checksum
 from method.negatives.cache import REMEDY, blocks_of, open_block, read_manifest
 from method.negatives.editor import draw_evenly

@@ -11,8 +11,8 @@ import torch
 from method.config.branches import negative_branches
 from method.data.captions import Caption
 from method.data.dataset import FeatureReader
+from method.data.dataset_files import check_files
 from method.data.edits import EditedQueries, NegativeSource, PreparedEdits
-from method.data.splits import check_files
 from method.negatives.cache import fingerprint
 from method.negatives.cached import CachedNegatives
 from method.negatives.editor import CaptionEditor

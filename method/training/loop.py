@@ -107,7 +107,7 @@ class Training:
         asked = time.perf_counter()
         for batch in self.processes.in_lockstep(bar):
             self.stopwatch.add("data", time.perf_counter() - asked)
-            if not order.share(progress.step):
+            if not order.shard(progress.step):
                 batch = replace(batch, video_ids=(), captions=(), labels_Q=batch.labels_Q[:0], edits=None)
             terms = self.step(batch)
             progress.step += 1

@@ -14,9 +14,8 @@ import torch
 
 from method.config.flags import AUTO
 from method.config.options import plain
-from method.data.content import check_content
 from method.data.dataset import FeatureReader
-from method.data.splits import Split
+from method.data.splits import Split, check_content
 from method.runtime.errors import InputError, shown
 from method.runtime.files import digest_of, read_json
 from method.runtime.run_folder import BEST, LAST, METRICS, OPTIONS, RunFolder, is_evaluation, new_run, run_parent

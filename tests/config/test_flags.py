@@ -13,7 +13,7 @@ from easydict import EasyDict
 
 from method.config.flags import IGNORED, make_parser
 from method.config.options import make_architecture, read_options
-from method.data.splits import DATA_FILES
+from method.data.dataset_files import DATA_FILES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FLAGS = {action.dest for action in make_parser("")._actions} - {"help"}

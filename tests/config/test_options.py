@@ -19,7 +19,7 @@ from method.config.options import (
     read_options,
     read_yaml,
 )
-from method.data.splits import DATA_FILES
+from method.data.dataset_files import DATA_FILES
 from method.runtime.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

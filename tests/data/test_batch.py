@@ -1,5 +1,7 @@
 """Batches and the order in which epochs draw them."""
 
+from itertools import chain
+
 import h5py
 import numpy as np
 import pytest
@@ -18,24 +20,24 @@ def reader(small: SmallDataset) -> FeatureReader:
     return FeatureReader(FeatureFile(small.features), FeatureFile(small.texts), STREAMS, QUERY_WIDTH, 12, 5)
 
 
-def test_an_epoch_draws_every_video_once_in_an_order_of_its_own() -> None:
+def test_every_epoch_draws_every_video_once_in_another_order() -> None:
     order = EpochBatches(11, 4, seed=3)
     epochs = []
     for order.epoch in range(3):
         assert all(drawn.epoch == order.epoch for drawn in order)
-        batches = [places for _, places in order]
+        batches = [indices for _, indices in order]
         assert [len(batch) for batch in batches] == [4, 4, 3]
         assert len(order) == 3
         assert sorted(index for batch in batches for index in batch) == list(range(11))
         epochs.append(batches)
     assert epochs[0] != epochs[1] != epochs[2]
     order.epoch = 1
-    assert [places for _, places in order] == epochs[1]
+    assert [indices for _, indices in order] == epochs[1]
     other = EpochBatches(11, 4, seed=4)
-    assert [places for _, places in other] != epochs[0]
+    assert [indices for _, indices in other] != epochs[0]
 
 
-def test_an_order_is_taken_up_in_the_middle() -> None:
+def test_an_epoch_can_start_at_any_batch() -> None:
     order = EpochBatches(11, 4, seed=3)
     whole = list(order)
     for order.start in range(4):
@@ -43,15 +45,15 @@ def test_an_order_is_taken_up_in_the_middle() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_processes_share_each_batch_in_its_order(count: int) -> None:
+def test_processes_shard_each_batch_in_order(count: int) -> None:
     whole = list(EpochBatches(11, 4, seed=3))
     orders = [EpochBatches(11, 4, seed=3, rank=rank, count=count) for rank in range(count)]
     for step, drawn in enumerate(zip(*orders, strict=True)):
-        shares = [share for _, share in drawn]
-        real = [share if order.share(step) else [] for share, order in zip(shares, orders, strict=True)]
-        assert [item for share in real for item in share] == whole[step].indices
-        assert max(map(len, real)) - min(map(len, real)) <= 1
-        assert all(share == whole[step].indices[:1] for share, own in zip(shares, real, strict=True) if not own)
+        shards = [indices if order.shard(step) else [] for (_, indices), order in zip(drawn, orders, strict=True)]
+        assert list(chain(*shards)) == whole[step].indices
+        assert max(map(len, shards)) - min(map(len, shards)) <= 1
+        for (_, indices), own in zip(drawn, shards, strict=True):
+            assert indices == (own or whole[step].indices[:1])  # an empty shard gets a dummy
 
 
 def test_any_number_of_workers_gives_the_same_batches(small: SmallDataset, reader: FeatureReader) -> None:
@@ -74,7 +76,7 @@ def test_any_number_of_workers_gives_the_same_batches(small: SmallDataset, reade
         assert torch.equal(one.tokens.values, other.tokens.values)
 
 
-def test_loading_draws_no_random_number_of_the_program(small: SmallDataset, reader: FeatureReader) -> None:
+def test_loading_leaves_the_global_generator_alone(small: SmallDataset, reader: FeatureReader) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(Loader(Queries(reader, small.captions()), 3, workers=0, pinned=False))
@@ -82,7 +84,7 @@ def test_loading_draws_no_random_number_of_the_program(small: SmallDataset, read
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_mistake_of_a_worker_is_raised_in_the_main_process(
+def test_an_error_in_a_worker_is_raised_in_the_main_process(
     small: SmallDataset, reader: FeatureReader, workers: int
 ) -> None:
     with h5py.File(small.features, "r+") as videos:

@@ -9,8 +9,9 @@ import pytest
 
 from method.data.captions import Caption
 from method.data.dataset import FeatureReader
+from method.data.dataset_files import RELEASED, check_files
 from method.data.features import FeatureFile
-from method.data.splits import RELEASED, Split, check_files, check_split, describe, warn_train_test_overlap
+from method.data.splits import Split, check_split, describe, warn_train_test_overlap
 from method.runtime.errors import InputError
 from tests.helpers.small_dataset import QUERY_WIDTH, STREAMS, WIDTHS, SmallDataset
 from utils.download_data import RELEASES

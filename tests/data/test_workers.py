@@ -1,4 +1,4 @@
-"""The memory that batches of data workers lie in."""
+"""The memory of batches from data workers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from torch.utils.data import Dataset
 
 from method.data import batch
 from method.data.batch import EpochBatches, EpochIndices, Loader
-from method.data.workers import PREFETCHED, allocate_rows, init_worker, to_shared_memory
+from method.data.shared_memory import PREFETCHED, allocate_rows, to_shared_memory
+from method.data.workers import init_worker
 
 ITEMS, WORKERS, EPOCHS = 40, 2, 3
 
 
 @dataclass
 class Numbered:
-    """A batch of two matrices of the item's number, and the files that they lie in."""
+    """Two matrices filled with the index of the item, and [process, inode of each matrix's shared memory]."""
 
     narrow: Tensor
     wide: Tensor
@@ -36,7 +37,7 @@ class Items(Dataset[Numbered]):
 
 
 def read_all() -> tuple[list[tuple[int, Tensor, Tensor]], Tensor]:
-    """Copies of all batches, with the numbers that they should have, and the files they lay in."""
+    """Copies of all batches with their expected values, and where each was stored."""
     order = EpochBatches(ITEMS, batch_size=1, seed=0)
     loader = Loader(Items(), order, WORKERS, pinned=False)
     batches, files = [], []
@@ -47,7 +48,7 @@ def read_all() -> tuple[list[tuple[int, Tensor, Tensor]], Tensor]:
     return batches, torch.stack(files)
 
 
-def test_what_is_copied_at_once_lies_in_memory_that_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_reused_when_batches_are_copied_on_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "init_worker", lambda worker, copied: init_worker(worker, copied=True))
     batches, files = read_all()
     for item, narrow, wide in batches:
@@ -55,19 +56,19 @@ def test_what_is_copied_at_once_lies_in_memory_that_is_used_again(monkeypatch: p
         assert torch.equal(wide, torch.full((3 + item % 7, 9), float(item)))
     for worker in files[:, 0].unique():
         own = files[files[:, 0] == worker, 1:]
-        assert own.unique().numel() < len(own)  # two for each batch if they were fresh
-        for place in range(len(own) - PREFETCHED):  # but what may be read yet is let alone
-            assert own[place : place + PREFETCHED + 1].unique().numel() == 2 * (PREFETCHED + 1)
+        assert own.unique().numel() < len(own)  # each batch would have two of its own
+        for first in range(len(own) - PREFETCHED):  # batches that may be unread are intact
+            assert own[first : first + PREFETCHED + 1].unique().numel() == 2 * (PREFETCHED + 1)
 
 
-def test_what_is_not_copied_keeps_its_memory() -> None:
+def test_memory_is_not_reused_otherwise() -> None:
     order = EpochBatches(ITEMS, batch_size=1, seed=0)
     kept = list(Loader(Items(), order, WORKERS, pinned=False))
     for (_, (item,)), read in zip(order, kept, strict=True):
         assert torch.equal(read.wide, torch.full((3 + item % 7, 9), float(item)))
 
 
-def test_outside_of_workers_nothing_is_shared() -> None:
+def test_nothing_is_shared_outside_of_workers() -> None:
     rows: Sequence[Tensor] = [to_shared_memory(allocate_rows(2, 3)) for _ in range(2)]  # type: ignore[misc]
     assert not rows[0].is_shared()
     assert rows[0].data_ptr() != rows[1].data_ptr()

@@ -90,7 +90,7 @@ def share_of_batch(
 ) -> tuple[VideoBatch, dict[str, EditedQueries]]:
     """A process's videos with their captions, and the edits of these."""
     order = EpochBatches(case.videos, case.videos, 0, processes.rank, processes.count)
-    videos = list(order.share(0)) or [0]
+    videos = list(order.shard(0)) or [0]
     streams = random_streams(model.architecture, ACTION[: case.videos], OBJECT[: case.videos])
     owners = [video for video in range(case.videos) for _ in range(CAPTIONS[video])]
     places = [place for place, owner in enumerate(owners) if owner in videos]
@@ -102,7 +102,7 @@ def share_of_batch(
         tokens=Ragged.of([tokens[place] for place in places]),
         labels_Q=torch.tensor([videos.index(owners[place]) for place in places]),
     )
-    if not order.share(0):
+    if not order.shard(0):
         return replace(batch, video_ids=(), captions=(), labels_Q=batch.labels_Q[:0]), {}
     edits = {name: edits_of(name, places) for name in model.architecture.temperatures if case.edited}
     return batch, {name: made for name, made in edits.items() if made is not None}

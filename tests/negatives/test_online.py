@@ -10,7 +10,7 @@ import torch
 
 from method.data.captions import Caption
 from method.data.edits import EditedQueries, NegativeSource, PreparedEdits
-from method.data.workers import to_shared_memory
+from method.data.shared_memory import to_shared_memory
 from method.negatives.build_cache import Pools, make_cache
 from method.negatives.online import OnlineNegatives, cache_fingerprint, open_negatives, read_vocabularies
 from method.negatives.vocabulary import KINDS, Kind

@@ -28,7 +28,7 @@ import numpy as np
 from method.data.dataset import HDF5Source
 from method.data.preprocessing import FloatRows
 from method.data.ragged import Layout, Ragged
-from method.data.workers import allocate_rows
+from method.data.shared_memory import allocate_rows
 from method.runtime.errors import InputError
 from method.runtime.files import atomic_writer
 

@@ -1,4 +1,4 @@
-"""What the content of features tells: whether they are others of the same lengths, and whether they are zeros."""
+"""The check of feature content: the digest, and arrays of zeros."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
-from method.data.content import check_content
 from method.data.dataset import FeatureReader
 from method.data.features import FeatureFile
-from method.data.splits import check_split
+from method.data.splits import check_content, check_split
 from method.runtime.errors import InputError
 from tests.helpers.linked_files import link
 from tests.helpers.small_dataset import QUERY_WIDTH, STREAMS, SmallDataset

@@ -1,0 +1,90 @@
+"""The files of a dataset: found, or a message how to get them, and opened for a model."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from method.data.dataset import FeatureReader
+from method.data.features import FeatureFile
+from method.runtime.errors import InputError, summarize
+
+RELEASED = ("activitynet", "charades", "tvr")  # what utils/download_data.py fetches
+DATA_FILES = ("video_feat_path", "text_feat_path", "caption_train_txt", "caption_test_txt")
+
+
+class ModelInputs(Protocol):
+    """What a model reads of the feature files; an `Architecture` is one."""
+
+    @property
+    def streams(self) -> Mapping[str, tuple[str, int]]:
+        """For each branch the name of its feature stream and its width."""
+
+    @property
+    def query_width(self) -> int:
+        """Width of the token features."""
+
+    @property
+    def max_frames(self) -> int:
+        """Frames of a video after sampling, at most."""
+
+    @property
+    def max_words(self) -> int:
+        """Tokens of a caption, at most."""
+
+
+def check_files(paths: Mapping[str, Path | None], dataset: str, root: Path) -> None:
+    """InputError naming every missing file of a dataset below `root`, and how to get it."""
+    unnamed = [f"--{flag}" for flag, path in paths.items() if path is None]
+    if unnamed:
+        raise InputError(
+            f"{', '.join(unnamed)}: dataset {dataset} names no such file in its YAML file, nor does a flag"
+        )
+    missing = {flag: path for flag, path in paths.items() if path is not None and not path.exists()}
+    if missing:
+        named = [f"--{flag}: no {path}" for flag, path in missing.items()]
+        raise InputError(
+            f"the files of dataset {dataset} are not all there: {summarize(named, shown=len(named))}; "
+            f"{_remedy(missing.values(), dataset, root)}"
+        )
+
+
+def _remedy(missing: Iterable[Path], dataset: str, root: Path) -> str:
+    """How to get these files; names a command only if that would write them to these paths."""
+    if all(path.is_relative_to(root / "dataset" / f"{dataset}_i3d") for path in missing):
+        if dataset in RELEASED:
+            place = "" if root == Path.cwd() else f" --root_path {shlex.quote(str(root))}"
+            return f"put them there, or fetch the released ones with: python utils/download_data.py {dataset}{place}"
+        if dataset == "demo":
+            command = f"python utils/make_demo_dataset.py --out {shlex.quote(str(root))} --tiny_roberta"
+            return f"write the demo with: {command}"
+    return "put them there, or name other files by these flags or in the dataset's YAML file"
+
+
+def open_features(
+    paths: Mapping[str, Path | None],
+    dataset: str,
+    inputs: ModelInputs,
+    root: Path,
+    needed: Sequence[str] = DATA_FILES,
+) -> FeatureReader:
+    """Open the feature files of a dataset for a model.
+
+    Args:
+        paths: flag -> path, at least of `DATA_FILES`.
+        dataset: its name, for messages.
+        inputs: of the model.
+        root: folder that contains `dataset/`, for messages.
+        needed: the files that must exist.
+
+    Raises:
+        InputError: naming every missing file of `needed`.
+    """
+    check_files({name: paths[name] for name in needed}, dataset, root)
+    videos, texts = (paths[name] for name in ("video_feat_path", "text_feat_path"))
+    assert videos is not None
+    assert texts is not None
+    files = FeatureFile(videos), FeatureFile(texts)
+    return FeatureReader(*files, inputs.streams, inputs.query_width, inputs.max_frames, inputs.max_words)
