@@ -1,4 +1,4 @@
-"""Caption files: one `VIDEOID#enc#K the caption` a line; the video id is all before the first `#`."""
+"""Caption files: one `VIDEOID#enc#K the caption` per line; the video id is everything before the first `#`."""
 
 import re
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ class Caption:
 
 
 def read_captions(path: Path) -> list[Caption]:
-    """Read a caption file in its order.
+    """Read a caption file; byte-order marks, any line ends, tabs after the id and blank lines are accepted.
 
-    A byte-order mark, Windows line ends, tabs after the id and blank lines are accepted. InputError for a file that is
-    missing, empty or not text, a line without `#` in its id or without a caption, and a caption id that occurs twice.
+    Raises:
+        InputError: for a file that is missing, empty or not text, a line without id or caption, and a repeated id.
     """
     captions: dict[str, Caption] = {}
     problems = []
@@ -49,7 +49,7 @@ def read_captions(path: Path) -> list[Caption]:
 
 
 def group_by_video(captions: Sequence[Caption]) -> dict[str, list[Caption]]:
-    """Captions of each video, videos in the order in which they are first mentioned."""
+    """Captions of each video; videos in the order of their first captions."""
     videos: dict[str, list[Caption]] = {}
     for caption in captions:
         videos.setdefault(caption.video_id, []).append(caption)

@@ -1,4 +1,4 @@
-"""Arrays in files, mapped where the file system can."""
+"""Memory-mapped arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from method.runtime.files import tolerated
 
 
 def map_array(file: Path | BinaryIO, dtype: npt.DTypeLike, shape: tuple[int, ...], offset: int = 0) -> npt.NDArray[Any]:
-    """An array that a file holds from byte `offset` on, mapped read-only; read where files cannot be mapped.
+    """Map an array that starts at byte `offset` of a file, read-only; read it if the file system cannot map files.
 
     ValueError for a file that is too short.
     """

@@ -46,7 +46,7 @@ def retrieval_metrics(ranks: Ranks) -> dict[str, float]:
 
 
 def distinct_scores(ranks: Mapping[str, Ranks]) -> dict[str, Ranks]:
-    """The ranks worth showing: of each branch and fused; of one branch alone, whose fused score is its own.
+    """The ranks worth showing: those of each branch and fused, or of the only branch, whose fused score is its own.
 
     The last one is the main score of the model.
     """
@@ -65,7 +65,7 @@ def all_finite(scores_qV: Tensor) -> bool:
 def non_finite_score(scores: Mapping[str, Tensor]) -> str | None:
     """Name of the first of the branches' scores (q, V) and 'fused' that is not all finite; None when all are.
 
-    Whatever the weights, the fused score is not finite where a branch's is not, so that good scores are read once.
+    The fused score is not finite where a branch's is not, whatever the weights, so finite scores are read only once.
     """
     if all_finite(scores[FUSED]):
         return None

@@ -141,8 +141,8 @@ def read_moments(path: Path, caption_ids: Collection[str]) -> dict[str, TrueMome
     clipped to their video; those left empty are skipped with a warning, and so are captions not in `caption_ids`.
 
     Raises:
-        InputError: naming file and line, for a line that is no such object, times that are not numbers or out of
-            order, and a caption that occurs twice.
+        InputError: naming the line, for one that is not such an object, for times that are not numbers or not in
+            order, and for a caption that occurs twice.
     """
     if not path.exists():
         log.info("no ground-truth moments (%s not found); moment metrics are skipped", path)

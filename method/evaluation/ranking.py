@@ -66,7 +66,7 @@ def evaluate(
 ) -> Evaluation:
     """Encode every video and every caption once and rank all videos for each caption.
 
-    The model is put into evaluation mode and back.
+    The model is in evaluation mode meanwhile.
 
     Args:
         model: on `device`.
@@ -74,8 +74,8 @@ def evaluate(
         queries: batches of the captions of this process.
         device: where to compute.
         settings: how to score.
-        scores_in: folder on whose disk rank 0 keeps the scores; None keeps only ranks.
-        processes: that share the work, see `method.evaluation.sharding`; each gets the result.
+        scores_in: folder on whose disk rank 0 stores the scores; None: compute only ranks.
+        processes: the process group that shares the work (`method.evaluation.sharding`); each rank gets the result.
 
     Raises:
         InputError: for scores that are not finite, or a caption whose video is not among the videos.

@@ -1,8 +1,8 @@
 """A growing buffer of rows that does not fragment memory.
 
-A small tensor that outlives the large ones allocated around it splits the memory that they free. If one such tensor
-stays of every batch, the process soon holds many times what it uses. Rows that stay are therefore copied into chunks
-large enough for the allocator to map each of them by itself.
+A small tensor that outlives the large ones allocated around it splits the memory that they free. With one such tensor
+per batch, a process soon holds many times the memory it uses. Rows are therefore copied into chunks large enough for
+the allocator to map each separately.
 
 Letters: n rows of a batch, D width.
 """

@@ -1,4 +1,4 @@
-"""Score matrices on disk: those of a large split would not fit into memory.
+"""Score matrices on disk, since those of a large split do not fit into memory.
 
 Letters: Q queries, q queries of a block, V videos.
 """
@@ -24,10 +24,10 @@ Scores = npt.NDArray[np.float32]
 class ScoreFiles:
     """(Q, V) scores by name, written in blocks of queries, in any order, to unnamed temporary files.
 
-    The operating system removes the files however the process ends.
+    The operating system removes the files when the process exits, even if it is killed.
 
     Args:
-        folder: on whose disk the files are created.
+        folder: determines the disk.
         queries: Q.
         videos: V.
     """

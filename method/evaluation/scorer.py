@@ -51,14 +51,14 @@ class ScoringSettings:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], model: RetrievalModel) -> ScoringSettings:
-        """The settings that the command line asks for, for a model. InputError when all weights are 0."""
+        """The settings on the command line, for a model. InputError when all weights are 0."""
         try:
             weights = fused_weights(model.architecture.branches, options["fusion_weight"])
         except ValueError as error:
             raise InputError(f"--fusion_weight {options['fusion_weight']}: {error}") from error
         names = [name for name in model.branches if not model.branch(name).scores_by_cosine]
         heads = {name: model.branch(name).score for name in names}
-        return cls(weights, options["eval_memory_mb"], options["eval_amp"], heads)
+        return cls(weights, memory_mb=options["eval_memory_mb"], precision=options["eval_amp"], heads=heads)
 
     def fuse(self, scores: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of the branches' scores; of one branch, its scores themselves."""

@@ -1,4 +1,4 @@
-"""Evaluate models on one split, and write what was found to a run folder."""
+"""Evaluate models on one split, and write the results to a run folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def known_moments(path: Path | None, split: Split) -> dict[str, TrueMoment]:
 
 
 class SplitEvaluator:
-    """Evaluates models on one split, with the same data workers each time."""
+    """Evaluates models on one split with persistent data workers."""
 
     def __init__(
         self,
@@ -62,13 +62,13 @@ class SplitEvaluator:
         self.queries = Loader(Queries(reader, own_captions), size, workers, pinned)
 
     def evaluate(self, model: RetrievalModel, scores_in: Path | None = None) -> Evaluation:
-        """Evaluate a model; scores are kept on the disk of the folder `scores_in`, if one is given."""
+        """Evaluate a model; scores are stored on the disk of the folder `scores_in`, if given."""
         settings = ScoringSettings.from_options(self.options, model)
         return evaluate(model, self.videos, self.queries, self.device, settings, scores_in, self.processes)
 
 
 def write_results(folder: RunFolder, given: ReportInput, sha256: str) -> None:
-    """Write metrics.json, scores.npz if scores were kept, and the report if requested; log the recalls.
+    """Write metrics.json, scores.npz if scores were stored, and the report if requested; log the recalls.
 
     `sha256` is the digest of the evaluated checkpoint, whose file may have been replaced by now.
     """

@@ -26,7 +26,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, rows: Ragged) -> Ragged:
         """Attend from all rows (N, D) of each sequence to its valid rows."""
-        # One product for the three projections. Their weights are separate, since the optimizer clips each by itself.
+        # One product for three projections; their weights are separate because the optimizer clips each tensor.
         layers = (self.query, self.key, self.value)
         weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
         projected_NE = F.linear(rows.values, weight, bias)

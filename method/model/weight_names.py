@@ -1,4 +1,4 @@
-"""Current names of weights that were saved from inside of a wrapper, or by an earlier version."""
+"""Current names of weights that were saved from a wrapped model or by an earlier version."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import Tensor
 from method.model.published import is_published
 from method.runtime.errors import InputError
 
-# What DataParallel and DistributedDataParallel, torch.compile, FSDP and activation checkpointing put into the names of
-# the weights below them. No module of the models here has such a name.
+# Name parts added by DataParallel and DistributedDataParallel, torch.compile, FSDP and activation checkpointing. No
+# module of the model has such a name.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# Parts of names that have changed since a checkpoint may have been written.
+# Name parts that earlier versions used.
 _RENAMED = {"words": "tokens", "asking_positions": "query_positions", "answering_positions": "context_positions"}
 _OWN = ("branches.", "fusions.", "temperatures.")
 
 
 def current_names(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The same weights without the names of wrappers, wherever in a name these stand, and without former names.
+    """Remove the names of wrappers, anywhere in a name, and replace former names.
 
     Args:
-        weights: name -> weight, of ours or published.
+        weights: name -> weight, with current, former or published names.
         source: name of the file, for errors.
 
     Raises:
-        InputError: two weights have one name then, or all names begin with something else that does not belong there.
+        InputError: for two weights that get the same name, and for an unknown prefix of all names.
     """
     unwrapped: dict[str, Tensor] = {}
     for name, weight in weights.items():
@@ -42,7 +42,7 @@ def current_names(weights: Mapping[str, Tensor], source: str) -> dict[str, Tenso
 
 
 def _shared_prefix(weights: Mapping[str, Tensor]) -> str:
-    """What all names begin with before those of a model begin; "" when there is nothing of the kind."""
+    """The prefix of all names that precedes those of a model, or ""."""
     parts = next(iter(weights), "").split(".")
     for end in range(1, len(parts)):
         prefix = ".".join(parts[:end]) + "."

@@ -46,7 +46,7 @@ __all__ = [
 def backend(tensor: Tensor) -> Backend:
     """The implementation for tensors on this device.
 
-    InputError when A3PRVR_OPS asks for one that does not exist, or that cannot run.
+    InputError if A3PRVR_OPS names one that does not exist or cannot run.
     """
     chosen = os.environ.get(VARIABLE, "")
     if chosen not in ("", "reference", "cpu"):
@@ -65,7 +65,7 @@ def backend(tensor: Tensor) -> Backend:
 
 @cache
 def _cpu_backend() -> Backend | ImportError:
-    """The Numba backend, imported when first needed (half a second), or why it cannot be."""
+    """The Numba backend, imported when first needed (half a second), or the reason why it cannot be."""
     try:
         from method.ops import cpu
     except ImportError as error:
@@ -136,7 +136,7 @@ def map_videos(function: Callable[..., Tensor], *sequences: Ragged) -> Tensor:
 def checkpointed(function: Callable[..., Result], rows: Tensor, *arguments: Any) -> Result:
     """`function(rows, *arguments)`; on a CPU recomputed in the backward pass instead of stored.
 
-    For what takes a small part of a step's time and a large part of its memory.
+    For a part that takes little of a step's time and much of its memory.
     """
     if backend(rows).CHUNK_ROWS is None:
         return function(rows, *arguments)

@@ -25,7 +25,7 @@ class MLP(nn.Module):
 class SamplingPoints(NamedTuple):
     """Where each query frame samples the context frames of its video.
 
-    index_NJG2: the two context frames, of all K, between which a channel group of a point lies.
+    index_NJG2: indices of the two context frames, among all K, that a channel group of a point interpolates.
     weight_NJG2: their interpolation weights.
     lengths, context_lengths: query and context frames of each video.
     """
@@ -39,7 +39,7 @@ class SamplingPoints(NamedTuple):
 class Backend(Protocol):
     """One implementation of the operations; `method.ops` documents them.
 
-    CHUNK_ROWS: whether and how finely work is divided by videos to fit the cache, with activation checkpointing.
+    CHUNK_ROWS: rows of a chunk of videos that fits the cache; None for no chunks and no activation checkpointing.
     """
 
     CHUNK_ROWS: int | None

@@ -88,13 +88,13 @@ def open_index(path: Path, made_from: MadeFrom, encode: Callable[[], Corpus], re
     """
     if rebuild or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(path.with_suffix(".lock"), f"waiting for another process that is making {path}"):
+        with exclusive_lock(path.with_suffix(".lock"), f"waiting for another process that is building {path}"):
             if rebuild or not path.exists():
-                _make(path, made_from, encode())
+                _build(path, made_from, encode())
     return _read(path, made_from)
 
 
-def _make(path: Path, made_from: MadeFrom, corpus: Corpus) -> None:
+def _build(path: Path, made_from: MadeFrom, corpus: Corpus) -> None:
     for left_over in path.parent.glob(f".{path.name}.*.part"):  # left by a killed process; no other one is writing
         left_over.unlink(missing_ok=True)
     keys = {name: frames.values.cpu() for name, frames in corpus.frames.items()}
@@ -119,7 +119,7 @@ def _save(content: Mapping[str, Any], file: BinaryIO) -> None:
     try:
         torch.save(content, file)
     except RuntimeError as error:
-        # torch hides that the disk is full.
+        # torch hides the OSError of a full disk.
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
@@ -146,7 +146,7 @@ def _content(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             for record in archive.namelist():
-                if "/data/" not in record:  # the embeddings have their own, faster checksums
+                if "/data/" not in record:  # the embeddings have faster checksums
                     archive.read(record)
         content = _load(path)
     except Exception as error:  # torch has no common exception for corrupt files
@@ -171,9 +171,11 @@ def _features(reader: FeatureReader, video_ids: Sequence[str]) -> list[Any]:
     for branch, (key, width) in sorted(reader.streams.items()):
         rows = reader.videos.check([f"{video_id}/{key}" for video_id in video_ids], width)
         found.append([branch, key, width, list(rows.values())])
-        if linked := reader.videos.linked(rows):  # what other files hold, told by what a copy of the dataset keeps
-            kept = ("address", "size", "modified")
-            found.append([[name, [[file[part] for part in kept] for file in files]] for name, files in linked.items()])
+        if linked := reader.videos.linked(rows):  # identified by what survives copying the dataset
+            portable = ("address", "size", "modified")
+            found.append(
+                [[name, [[file[part] for part in portable] for file in files]] for name, files in linked.items()]
+            )
     for video_id in video_ids[:: max(1, len(video_ids) // _SAMPLED_VIDEOS)]:
         streams = reader.read_video(video_id)
         found.append([hashlib.sha256(streams[branch].numpy().tobytes()).hexdigest() for branch in sorted(streams)])

@@ -23,9 +23,9 @@ def as_json(answer: Answer, split: str, videos: int) -> dict[str, Any]:
         query       text; caption_id, video_id and right_rank of a caption of the dataset, else null. right_rank is the
                     rank of its own video as in evaluation, null if that is not in the corpus
         corpus      split and number of videos
-        note        what to know about the query, or null
+        note        a remark on the query, or null
         seconds     from the query to the answer
-        error       only of a query that could not be answered: why; it has no results
+        error       only if the query failed: the reason; results is empty
         results     best first: rank, video_id, score, scores (of each branch and 'fused'), duration (seconds or null),
                     best_frames: of each branch, the centre of its best frame, as a fraction of the video
                     moment: start, end and peak as fractions of the video, the timeline's score at the peak, and
@@ -54,7 +54,7 @@ def as_json(answer: Answer, split: str, videos: int) -> dict[str, Any]:
 
 
 def failure_as_json(query: str, message: str, split: str, videos: int) -> dict[str, Any]:
-    """The JSON of a query that could not be answered: that of an answer without results, and `error`."""
+    """The JSON of a query that failed: no results, and `error`."""
     failed = Answer(Caption("", "", query), [], None, None, 0.0)
     return {**as_json(failed, split, videos), "error": message}
 

@@ -54,7 +54,7 @@ class Answer:
 
     caption: the query; a sentence of the user has no id and no video.
     right_rank: rank of the caption's own video as in evaluation, if it is in the corpus.
-    note: what the user should know about the query.
+    note: a remark on the query for the user.
     seconds: from the query to the answer.
     """
 
@@ -128,7 +128,7 @@ class Searcher:
         if len(text) > MAX_CHARACTERS:
             raise InputError(f"a query of {len(text)} characters, expected at most {MAX_CHARACTERS}")
         with self._lock:
-            encoder = self._text_encoder()  # not part of the answer's time
+            encoder = self._text_encoder()  # not counted in `seconds`
             started = time.perf_counter()
             batch = QueryBatch((Caption("", "", text),), encoder.encode([text]))
             note = None
@@ -191,7 +191,7 @@ class Searcher:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether no byte of the command line or of a terminal was left undecoded."""
+    """Whether all bytes from the command line or the terminal could be decoded."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,10 +1,10 @@
-"""The feature cache: every stream and all token features sampled and normalised once, a packed table for each.
+"""The feature cache: every stream and all token features, preprocessed once, in a file each.
 
-It lies in `<feature file>.cache/` beside the feature file, or in `<feature file>-<digest of its path>.cache/` below a
-folder of the user's, which several datasets may share: `i3d_feat-128.rows` has the frames of all videos that a run has
-needed so far, at most 128 of each. A table is rebuilt when its feature file, a file that this one links to or the
-preprocessing has changed, and grows when a run needs more items. What stands in the way of a cache never stops a run:
-it goes on with the feature files and says so.
+The files are in `<feature file>.cache/` next to the feature file, or in `<feature file>-<digest of its path>.cache/`
+below `--feature_cache`, so that datasets can share that folder. `i3d_feat-128.rows` has the frames, at most 128 per
+video, of all videos that a run has needed so far. A file is rebuilt when the feature file, a file that this one links
+to, or the preprocessing has changed, and when a run needs more items. A run without a usable cache logs why, and reads
+the feature files.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from method.runtime.progress import poll, progress_bar
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # counts up whenever the preprocessing changes
-LEFT_FREE = 1 << 30  # bytes on the disk, for the files of the run
-_ITEMS_A_BATCH = 16
-_BYTES_A_WORKER = 1 << 26
+FORMAT = 1  # incremented whenever the preprocessing changes
+LEFT_FREE = 1 << 30  # bytes kept free on the disk, for the files of the run
+_ITEMS_PER_BATCH = 16
+_BYTES_PER_WORKER = 1 << 26
 _COMPARED_ITEMS = 8
 
 
 class _NotCached(Exception):
-    """Why there is no cache."""
+    """There is no cache, for the reason given."""
 
 
 class _Unusable(Exception):
-    """Why a file cannot be used; `kept` are the items of one that only lacks others."""
+    """A file of the cache cannot be used, for the reason given; `kept` are valid items to keep when it is rebuilt."""
 
     def __init__(self, reason: str, kept: Sequence[str] = ()) -> None:
         super().__init__(reason)
@@ -54,45 +54,42 @@ class _Unusable(Exception):
 def with_cache(
     reader: FeatureReader, splits: Iterable[Split], location: Path | str | None, workers: int
 ) -> FeatureReader:
-    """The reader with a cache of all that the splits need; one line says what could not be cached, and why.
+    """A reader that uses the cache, filled first with the items that are missing.
 
-    Of several processes one makes a table and the others wait for it.
+    Of several processes one fills the cache and the others wait for it. What cannot be cached is a warning.
 
     Args:
         reader: of the feature files.
-        splits: of which to cache the items.
-        location: folder of the cache, None: beside each feature file, 'off': no cache.
-        workers: processes that read the feature files.
+        splits: whose items to cache.
+        location: folder of the cache; None: next to each feature file; 'off': no cache.
+        workers: data workers that read the feature files.
 
     Raises:
-        InputError: for features that training would refuse too.
+        InputError: for features that training would also refuse.
     """
     if location == "off":
         return reader
     folder = Path(location) if location else None
-    tables: dict[str, FeatureSource] = {}
+    cached: dict[str, FeatureSource] = {}
     failures: dict[str, str] = {}
-    counts = sampled_lengths(reader, splits)
+    lengths = sampled_lengths(reader, splits)
     for key, source in reader.hdf5_sources.items():
-        cache = _Cache(key, _place(folder, source.file.path) / f"{key}-{source.max_rows}.rows", source, counts[key])
+        path = _cache_folder(folder, source.file.path) / f"{key}-{source.max_rows}.rows"
         try:
-            tables[key] = cache.open_or_make(workers)
+            cached[key] = _Cache(key, path, source, lengths[key]).open_or_build(workers)
         except _NotCached as reason:
             failures[key] = str(reason)
         except OSError as error:
-            failures[key] = f"{error.filename or cache.path}: {error.strerror or error}"
+            failures[key] = f"{error.filename or path}: {error.strerror or error}"
     if failures:
-        log.warning(
-            "no feature cache of %s (%s): the feature files are read in every epoch; --feature_cache DIR puts it "
-            "elsewhere, off does without",
-            ", ".join(failures),
-            summarize(list(dict.fromkeys(failures.values()))),
-        )
-    return replace(reader, cached=tables)
+        remedy = "use --feature_cache DIR for another folder, or off"
+        log.warning("no feature cache of %s (%s): every epoch reads the feature files; %s",
+                    ", ".join(failures), summarize(list(dict.fromkeys(failures.values()))), remedy)  # fmt: skip
+    return replace(reader, cached=cached)
 
 
-def _place(folder: Path | None, source: Path) -> Path:
-    """The folder of a feature file's cache."""
+def _cache_folder(folder: Path | None, source: Path) -> Path:
+    """The folder that caches a feature file."""
     if folder is None:
         return source.with_name(f"{source.name}.cache")
     return folder / f"{source.name}-{digest_of(os.path.realpath(source))[:12]}.cache"
@@ -100,43 +97,43 @@ def _place(folder: Path | None, source: Path) -> Path:
 
 @dataclass(frozen=True)
 class _Cache:
-    """A table's place in the cache. counts: rows of every item that it must have."""
+    """One file of the cache, for one source; lengths: rows of every item that it must have."""
 
     key: str
     path: Path
     source: HDF5Source
-    counts: Mapping[str, int]
+    lengths: Mapping[str, int]
 
-    def open_or_make(self, workers: int) -> PackedTable:
-        """The table, made first if there is none that fits."""
-        # Folders of the user's used to be without the digest, which is of no harm as long as a single dataset uses one.
+    def open_or_build(self, workers: int) -> PackedTable:
+        """Open the file, and build it first unless there is a valid one."""
+        # Before folders were named with a digest; such a file is still valid if it is this dataset's.
         earlier = self.path.parent.with_name(f"{self.source.file.path.name}.cache") / self.path.name
         for path in dict.fromkeys([self.path, earlier]):
             with contextlib.suppress(_Unusable):
                 return replace(self, path=path)._open()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         folder = self.path.parent
-        with exclusive_lock(folder / ".lock", f"waiting for another process that fills {folder}", poll=poll):
-            for left_over in folder.glob(".*.part"):  # of a process that was killed
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(folder / ".lock", f"waiting for another process that is filling {folder}", poll=poll):
+            for left_over in folder.glob(".*.part"):  # left by a killed process
                 left_over.unlink()
             try:
-                return self._open()  # another process has made it meanwhile
+                return self._open()  # another process has built it meanwhile
             except _Unusable as reason:
-                self._make(reason, workers)
+                self._build(reason, workers)
         try:
             return self._open()
         except _Unusable as reason:
             raise _NotCached(f"{self.path}: {reason}") from reason
 
     @property
-    def _made_from(self) -> dict[str, Any]:
-        """What the content depends on. The versions count because their sums may differ in the last bit."""
+    def _provenance(self) -> dict[str, Any]:
+        """What the content depends on; sums of other library versions may differ in the last bit."""
         preprocessing = {"names": self.source.names, "width": self.source.width, "max_rows": self.source.max_rows}
         versions = {"format": FORMAT, "torch": str(torch.__version__), "numpy": np.__version__}
         return {**self.source.file.state(), **preprocessing, **versions}
 
     def _linked(self, ids: Iterable[str]) -> dict[str, str]:
-        """Of the items that lie in other files than the feature file itself: a digest of what tells these files."""
+        """For each item that is stored in files linked from the feature file: a digest of the state of these files."""
         names = {self.source.names.format(item_id): item_id for item_id in ids}
         return {names[name]: digest_of(files) for name, files in self.source.file.linked(names).items()}
 
@@ -144,60 +141,61 @@ class _Cache:
         try:
             rows = PackedRows(self.path)
         except InputError as error:
-            raise _Unusable("it is damaged") from error
+            raise _Unusable("corrupt") from error
         except FileNotFoundError as error:
             raise _Unusable("") from error
         except OSError as error:
             raise _Unusable(str(error)) from error
-        expected = self._made_from
+        expected = self._provenance
         if changed := [name for name, value in expected.items() if rows.made_from.get(name) != value]:
-            raise _Unusable(f"it was made from something else ({', '.join(changed)} changed)")
-        before, now = rows.made_from.get("linked", {}), self._linked(self.counts)
-        if any(item_id in rows and before.get(item_id) != now.get(item_id) for item_id in self.counts):
-            raise _Unusable("files that the feature file links to have changed")
-        if missing := sum(item_id not in rows for item_id in self.counts):
-            raise _Unusable(f"it lacks {missing} of {len(self.counts)} items", kept=rows.ids)
-        if rows.lengths(list(self.counts)) != list(self.counts.values()) or not self._agrees(rows):
-            raise _Unusable("it is not what the feature file gives")
+            raise _Unusable(f"outdated ({', '.join(changed)} changed)")
+        before, now = rows.made_from.get("linked", {}), self._linked(self.lengths)
+        if any(item_id in rows and before.get(item_id) != now.get(item_id) for item_id in self.lengths):
+            raise _Unusable("outdated (files that the feature file links to changed)")
+        if missing := sum(item_id not in rows for item_id in self.lengths):
+            raise _Unusable(f"{missing} of {len(self.lengths)} items are missing", kept=rows.ids)
+        if rows.lengths(list(self.lengths)) != list(self.lengths.values()) or not self._agrees(rows):
+            raise _Unusable("it differs from the feature file")
         return PackedTable(rows, self.source)
 
     def _agrees(self, rows: PackedRows) -> bool:
-        """Whether some items, short and long ones, are to the bit what the feature file gives."""
-        ids = sorted(self.counts, key=self.counts.__getitem__)
-        for place in np.linspace(0, len(ids) - 1, min(len(ids), _COMPARED_ITEMS)).astype(int):
-            expected_nD = self.source.read(ids[place]).numpy()
+        """Whether a sample of items, short and long, is bit-identical to the feature file."""
+        ids = sorted(self.lengths, key=self.lengths.__getitem__)
+        for index in np.linspace(0, len(ids) - 1, min(len(ids), _COMPARED_ITEMS)).astype(int):
+            expected_nD = self.source.read(ids[index]).numpy()
             found_nD = np.empty_like(expected_nD)
-            if not rows.read_into(ids[place], found_nD) or found_nD.tobytes() != expected_nD.tobytes():
+            if not rows.read_into(ids[index], found_nD) or found_nD.tobytes() != expected_nD.tobytes():
                 return False
         return True
 
-    def _make(self, reason: _Unusable, workers: int) -> None:
-        ids = list(dict.fromkeys([*reason.kept, *self.counts]))
+    def _build(self, reason: _Unusable, workers: int) -> None:
+        ids = list(dict.fromkeys([*reason.kept, *self.lengths]))
         if str(reason):
-            log.info("%s: %s; it is rebuilt", self.path, reason)
+            log.info("rebuilding %s: %s", self.path, reason)
         if not reason.kept:
-            self.path.unlink(missing_ok=True)  # of no use to anyone, and its room may be needed
-        mean_rows = sum(self.counts.values()) / len(self.counts)
+            self.path.unlink(missing_ok=True)  # its space may be needed
+        mean_rows = sum(self.lengths.values()) / len(self.lengths)
         size = int(len(ids) * mean_rows * self.source.width * torch.float32.itemsize)
         free = free_bytes(self.path.parent)
         if size + LEFT_FREE > free:
-            raise _NotCached(f"{self.path.parent}: {in_bytes(size)} and {in_bytes(LEFT_FREE)} to spare are needed, "
-                f"{in_bytes(free)} are free")  # fmt: skip
+            raise _NotCached(f"{self.path.parent}: needs {in_bytes(size)} and {in_bytes(LEFT_FREE)} to spare, "
+                f"{in_bytes(free)} free")  # fmt: skip
         log.info("caching %s of %d items: about %s in %s (%s free)",
                  self.key, len(ids), in_bytes(size), self.path, in_bytes(free))  # fmt: skip
         linked = self._linked(ids)
-        made_from = {**self._made_from, "linked": linked} if linked else self._made_from
+        made_from = {**self._provenance, "linked": linked} if linked else self._provenance
         write_rows(self.path, made_from, ids, self.source.width, self._read(ids, size, workers))
 
     def _read(self, ids: Sequence[str], size: int, workers: int) -> Iterator[Ragged]:
-        loader = Loader(_Items(self.source, ids), _ITEMS_A_BATCH, min(workers, size // _BYTES_A_WORKER), pinned=False)
+        workers = min(workers, size // _BYTES_PER_WORKER)
+        loader = Loader(_Items(self.source, ids), _ITEMS_PER_BATCH, workers, pinned=False)
         yield from progress_bar(loader, f"caching {self.key}", "batch")
         if self.source.file.has_changed():
-            raise _NotCached(f"{self.source.file.path}: it was written to while it was read")
+            raise _NotCached(f"{self.source.file.path}: modified while it was being read")
 
 
 class _Items(Dataset[Ragged]):
-    """The items of a table as its feature file gives them."""
+    """Batches of items of a source."""
 
     def __init__(self, source: HDF5Source, ids: Sequence[str]) -> None:
         self.source = source
@@ -206,9 +204,9 @@ class _Items(Dataset[Ragged]):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitems__(self, places: Sequence[int]) -> Ragged | InputError:
-        """The rows of the items at these places."""
+    def __getitems__(self, indices: Sequence[int]) -> Ragged | InputError:
+        """The features of these items."""
         try:
-            return self.source.gather([self.ids[place] for place in places])
+            return self.source.gather([self.ids[index] for index in indices])
         except InputError as error:
             return error

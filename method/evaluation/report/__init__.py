@@ -1,4 +1,4 @@
-"""The report of an evaluation: what is drawn once its metrics are written."""
+"""The report of an evaluation, drawn after its metrics are written."""
 
 import contextlib
 import logging
@@ -18,7 +18,7 @@ def drawing(what: str) -> Iterator[None]:
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         yield
-    except Exception as error:  # of any kind: the metrics are written, and drawing is not worth losing the exit status
+    except Exception as error:  # any error: the metrics are written, and a missing figure is no reason to fail
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         log.warning("%s could not be drawn, the metrics are complete (%s)", what, reason)
     finally:

@@ -57,9 +57,9 @@ def kernel(*signatures: tuple[Any, ...]) -> Callable[[Callable[..., None]], Any]
             compiled = nb.njit(cache=True, **_OPTIONS)(function)
             try:
                 _compile(compiled, types)
-            except Exception:  # the cache is damaged
+            except Exception:  # corrupt cache
                 compiled = nb.njit(cache=True, **_OPTIONS)(function)
-                compiled.recompile()  # of nothing yet: empties the cache
+                compiled.recompile()  # nothing is compiled yet, so this only clears the cache
                 _compile(compiled, types)
         except Exception:  # no directory to cache in, or no space left
             compiled = nb.njit(**_OPTIONS)(function)
@@ -199,7 +199,7 @@ def zero_dropped_16_bit(values_V, seed, thresholds, guide, start, stop):
 
 @kernel((_FLOATS, nb.float32, nb.int64, nb.int64, _FLOATS))
 def relu_dropout_backward(output_V, scale, start, stop, grad_V):
-    """Turn the gradient of `relu_dropout`'s output into that of its input, in place: zero outputs have none."""
+    """Replace the gradient of `relu_dropout`'s output by that of its input; zero outputs have none."""
     first, end = start * BLOCK_VALUES, min(stop * BLOCK_VALUES, output_V.shape[0])
     block_V, grad_block_V = output_V[first:end], grad_V[first:end]
     for v in range(block_V.shape[0]):
@@ -213,7 +213,7 @@ _BUCKET = (nb.types.UniTuple(_INTS, 3), nb.int64, nb.int64)  # starts, lengths a
 
 @kernel((_FLOATS_2, _FLOATS_5, *_BUCKET), (_BF16_2, _BF16_5, *_BUCKET))
 def split_heads(rows_NE, heads_XbHMd, bucket, start, stop):
-    """Copy the X * H heads of each row apart, zeros after the end of a sequence."""
+    """Copy the X * H heads of each row to separate matrices, padded with zeros."""
     starts_b, lengths_b, _ = bucket
     parts, _, heads, _, width = heads_XbHMd.shape
     for sequence in range(start, stop):
@@ -258,7 +258,7 @@ def _softmax(logits_M, factor, attn_M):
         attn_M[m] *= inverse
 
 
-# Factor of the logits, scale of dropout, its seed.
+# Factor of the logits, scale and seed of dropout.
 _SOFTMAX = (nb.float32, nb.float32, nb.types.Tuple(_SEED), *_BUCKET)
 
 
@@ -283,7 +283,7 @@ def softmax_dropout(logits_bHMM, factor, scale, seed, bucket, start, stop):
 
 @kernel((_FLOATS_4, _FLOATS_4, *_SOFTMAX), (_BF16_4, _BF16_4, *_SOFTMAX))
 def softmax_dropout_backward(logits_bHMM, grad_bHMM, factor, scale, seed, bucket, start, stop):
-    """Replace logits by what `softmax_dropout` gives, and its gradient by that of the logits."""
+    """Replace logits by the result of `softmax_dropout`, and its gradient by that of the logits."""
     starts_b, lengths_b, valid_b = bucket
     heads, longest = logits_bHMM.shape[1:3]
     buffer_2M = np.empty((2, longest), np.float32)
@@ -465,7 +465,7 @@ def _hidden_row_backward(
 
 @kernel(_BACKWARD, _BACKWARD_BF16)
 def deformable_attention_backward(inputs, scale, seed, cu_queries, start, stop, sums, cu_context, grad_sums, grads):
-    """Write the gradients of the inputs, and once more what the forward pass wrote.
+    """Write the gradients of the inputs, and recompute the outputs of the forward pass.
 
     Gradients of biases are separate for each video. cu_context: cumulative context frames of the videos.
     """

@@ -96,7 +96,7 @@ class _Bucket:
 
     def softmax_dropout(self, factor: float, seed: DropoutSeed, *squares_SMM: Tensor) -> None:
         """Replace logits by dropout(softmax(factor * logits)), and its gradient, if given, by that of the logits."""
-        # Kernels know float32 and bf16 only.
+        # Kernels support float32 and bf16 only.
         inputs = [square.float() if square.dtype == torch.float16 else square for square in squares_SMM]
         kernel = kernels.softmax_dropout if len(inputs) == 1 else kernels.softmax_dropout_backward
         arrays = [as_array(square.unflatten(0, (-1, self.heads))) for square in inputs]

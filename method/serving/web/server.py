@@ -1,7 +1,7 @@
 """The web page of the search: a search box, ranked videos with their timelines, and the videos themselves.
 
 Flask escapes in templates and serves ranges of files, and most of its dependencies come with torch and tensorboard
-anyway. Waitress serves it with threads, so that no video blocks a query.
+anyway. Waitress serves it with threads, so that videos do not block queries.
 
 The page is self-contained: it works without network, and its content security policy forbids anything else.
 """
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 MAX_RESULTS = 200
 _EXAMPLES = 6
-# Waitress lets a thread wait for a client that does not read once this many bytes are to be sent. None ever should:
-# video files are sent from the disk by the loop that serves all clients, and pages are small.
+# With this many unsent bytes, Waitress blocks a thread until the client reads. It never should: video files are sent
+# by the event loop, and pages are small.
 _UNSENT_BYTES = 1 << 40
 _SECURITY = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -184,22 +184,22 @@ def _send(path: Path, kind: str) -> BaseResponse:
         _settle_range(path.stat().st_size)
         response = send_file(path, mimetype=kind, conditional=True, max_age=3600)
         if response.status_code == 206 and "wsgi.file_wrapper" in request.environ:
-            # The server sends a file from where it stands, as many bytes as are announced (PEP 3333). A part as
-            # Werkzeug makes it would be handed over in pieces by a thread that waits for the client.
+            # Waitress sends a wrapped file from its current position, without blocking a thread (PEP 3333); a range
+            # that Werkzeug wraps would be sent piecewise by a thread that waits for the client.
             part = path.open("rb")
             part.seek(response.content_range.start or 0)
             response.response.close()  # type: ignore[union-attr]
             response.response = wrap_file(request.environ, part)
         return response
-    except OSError:  # gone meanwhile, or not ours to read
+    except OSError:  # removed meanwhile, or not readable
         abort(404)
 
 
 def _settle_range(size: int) -> None:
-    """Adapt the request's Range header to a file where Werkzeug would answer 416 and RFC 9110 (14.1.2, 14.2) not.
+    """Adapt the Range header where Werkzeug would respond 416 but RFC 9110 (14.1.2, 14.2) would not.
 
-    Ignored are units other than bytes, what is no range, several ranges, and any range of another method than GET. The
-    last N bytes of a shorter file are all of it.
+    Units other than bytes, malformed and multiple ranges, and ranges of methods other than GET are ignored. The last N
+    bytes of a shorter file are the whole file.
     """
     asked = request.range
     if asked is None or asked.units != "bytes" or len(asked.ranges) != 1 or request.method != "GET":
@@ -209,7 +209,7 @@ def _settle_range(size: int) -> None:
 
 
 def _host_name(host: str) -> str:
-    """The name in a Host header, without its port, a final dot and capitals, which make no difference.
+    """The name in a Host header, in lower case, without its port and a final dot.
 
     >>> _host_name("LocalHost.:8000"), _host_name("[::1]:8000"), _host_name("127.0.0.1")
     ('localhost', '::1', '127.0.0.1')

@@ -22,13 +22,13 @@ _ORDER = list(_TYPES)
 class VideoFolder:
     """Finds the file of a video.
 
-    The folder is read once, so that an id, which is data and may hold anything, is only ever looked up and never made
-    into a path. A file matches an id with its name without extension, its name, or its path below the folder without
-    extension; case matters in all but the extension. Of several that match, the one nearest to the folder is taken,
-    then the type that browsers like best, then the first by name.
+    The folder is read once, and ids, which are untrusted, are looked up but never used as paths. A file matches an id
+    by its name with or without extension, or by its path below the folder without extension; only the extension is
+    case-insensitive. Of several matches, the least nested one is used, then the one with the best browser support,
+    then the first by name.
 
     Args:
-        path: the folder; with None nothing is found.
+        path: the folder; None: finds nothing.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -41,13 +41,13 @@ class VideoFolder:
                 self._files.setdefault(name, []).append(file)
 
     def find(self, video_id: str) -> tuple[Path, str] | None:
-        """The file of a video and its type; None when there is none, or when it is a link that leaves the folder."""
+        """The file of a video and its type; None if there is none, or if it is a link to outside of the folder."""
         if self._root is None:
             return None
         for file in self._files.get(_normal(video_id), []):
             try:
                 path = (self._root / file).resolve(strict=True)
-            except (OSError, RuntimeError):  # gone, or links in a circle
+            except (OSError, RuntimeError):  # removed, or a cycle of links
                 continue
             if path.is_relative_to(self._root) and path.is_file():
                 return path, _TYPES[_suffix(file)]
@@ -65,7 +65,7 @@ class VideoFolder:
 
 
 def _video_files(root: Path) -> Iterator[str]:
-    """Paths of the video files below a folder, relative to it; linked and hidden folders are left out."""
+    """Paths of the video files below a folder, relative to it; linked and hidden folders are skipped."""
     for folder, inside, files in os.walk(root):
         inside[:] = [name for name in inside if not name.startswith(".")]
         relative = Path(folder).relative_to(root)
@@ -89,5 +89,5 @@ def _suffix(name: str) -> str:
 
 
 def _normal(name: str) -> str:
-    """One spelling of characters that Unicode spells in several ways: some file systems change it."""
+    """Unicode NFC; some file systems change the normalization of names."""
     return unicodedata.normalize("NFC", name)

@@ -1,4 +1,4 @@
-"""The feature cache: to the bit what the feature files give, made once, and never used when it does not fit."""
+"""The feature cache: bit-identical to the feature files, built once, and never used when outdated."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def assert_same_features(ours: FeatureReader, small: SmallDataset, **changes: An
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_same_batches_with_and_without(small: SmallDataset, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_cache, "_BYTES_A_WORKER", 100)
+    monkeypatch.setattr(feature_cache, "_BYTES_PER_WORKER", 100)
     passes: list[list[VideoBatch | QueryBatch]] = []
     for reader in (cache(small, workers=workers), make_reader(small)):
         training, evaluated = splits_of(small, reader)
@@ -98,7 +98,9 @@ def test_the_same_batches_with_and_without(small: SmallDataset, workers: int, mo
             assert all(same(ours.streams[branch], theirs.streams[branch]) for branch in theirs.streams)
 
 
-def test_nothing_but_a_few_items_is_read_a_second_time(small: SmallDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_reads_only_a_sample_of_the_feature_files(
+    small: SmallDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[str] = []
     read = FeatureFile.read
 
@@ -117,7 +119,7 @@ def test_nothing_but_a_few_items_is_read_a_second_time(small: SmallDataset, monk
     assert len(seen) == 3 * 8
 
 
-def test_where_it_lies(small: SmallDataset, tmp_path: Path) -> None:
+def test_the_folder_of_the_cache(small: SmallDataset, tmp_path: Path) -> None:
     cache(small)
     beside = files(tmp_path / "dataset")
     assert set(beside) == set(TABLES)
@@ -132,7 +134,7 @@ def test_where_it_lies(small: SmallDataset, tmp_path: Path) -> None:
         assert beside[name].stat().st_size > 20 * 2 * width * 4
 
 
-def test_size_and_place_are_said_before(small: SmallDataset, caplog: pytest.LogCaptureFixture) -> None:
+def test_size_and_place_are_logged_first(small: SmallDataset, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         cache(small)
     said = [message for message in caplog.messages if "caching" in message]
@@ -144,7 +146,7 @@ def test_size_and_place_are_said_before(small: SmallDataset, caplog: pytest.LogC
     assert not caplog.messages
 
 
-# What makes it another
+# What makes it outdated
 
 
 def rewrite(path: Path, name: str) -> None:
@@ -171,7 +173,7 @@ CHANGES: dict[str, tuple[Callable[[SmallDataset], Any], set[str]]] = {
 
 
 @pytest.mark.parametrize(("change", "stale"), CHANGES.values(), ids=CHANGES)
-def test_a_changed_file_gives_another_cache(small: SmallDataset, change: Callable[..., Any], stale: set[str]) -> None:
+def test_a_changed_file_rebuilds_the_cache(small: SmallDataset, change: Callable[..., Any], stale: set[str]) -> None:
     cache(small)
     before = identities(small.root)
     change(small)
@@ -181,8 +183,8 @@ def test_a_changed_file_gives_another_cache(small: SmallDataset, change: Callabl
     assert {name for name in after if after[name] != before[name]} == stale
 
 
-def test_a_file_that_lies_about_its_times(small: SmallDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a file system keeps no times, the items that are read again show the change."""
+def test_a_change_on_a_file_system_without_times(small: SmallDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sampled items show it."""
     monkeypatch.setattr("method.data.features.state_of", lambda path: {"size": 0})
     cache(small)
     with h5py.File(small.features, "r+") as file:
@@ -194,7 +196,7 @@ def test_a_file_that_lies_about_its_times(small: SmallDataset, monkeypatch: pyte
 @pytest.mark.parametrize(("module", "name"), [
     ("method.data.cache.feature_cache", "FORMAT"), ("torch", "__version__"), ("numpy", "__version__"),
 ])  # fmt: skip
-def test_other_versions_make_it_anew(
+def test_other_versions_rebuild_it(
     small: SmallDataset, module: str, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache(small)
@@ -204,10 +206,10 @@ def test_other_versions_make_it_anew(
         cache(small)
     assert all(identities(small.root)[table] != before[table] for table in TABLES)
     expected = "format" if name == "FORMAT" else module
-    assert sum(f"made from something else ({expected} changed); it is rebuilt" in m for m in caplog.messages) == 3
+    assert sum(m.startswith("rebuilding ") and f": outdated ({expected} changed)" in m for m in caplog.messages) == 3
 
 
-def test_other_limits_and_streams_have_caches_of_their_own(small: SmallDataset) -> None:
+def test_other_limits_and_streams_have_their_own_files(small: SmallDataset) -> None:
     cache(small)
     before = identities(small.root)
     for changes in ({"max_frames": 4}, {"max_tokens": 2}, {"streams": dict.fromkeys(STREAMS, STREAMS["action"])}):
@@ -217,7 +219,7 @@ def test_other_limits_and_streams_have_caches_of_their_own(small: SmallDataset) 
     assert {name: after[name] for name in before} == before
 
 
-def test_a_part_uses_the_whole_and_the_whole_extends_a_part(small: SmallDataset) -> None:
+def test_a_split_uses_the_cache_of_both_and_both_extend_that_of_one(small: SmallDataset) -> None:
     reader = make_reader(small)
     training, evaluated = splits_of(small, reader)
     with_cache(reader, [evaluated], None, 0)
@@ -231,7 +233,7 @@ def test_a_part_uses_the_whole_and_the_whole_extends_a_part(small: SmallDataset)
     assert identities(small.root) == larger
 
 
-def test_two_parts_in_turn_do_not_push_each_other_out(small: SmallDataset) -> None:
+def test_splits_cached_in_turn_share_a_file(small: SmallDataset) -> None:
     reader = make_reader(small)
     training, evaluated = splits_of(small, reader)
     for part in (training, evaluated):
@@ -242,10 +244,10 @@ def test_two_parts_in_turn_do_not_push_each_other_out(small: SmallDataset) -> No
     assert identities(small.root) == both
 
 
-# What stands in its way
+# Errors
 
 
-def test_bad_rows_are_refused_as_without(small: SmallDataset) -> None:
+def test_bad_rows_raise_the_same_error_as_without_a_cache(small: SmallDataset) -> None:
     with h5py.File(small.features, "r+") as videos:
         videos["T03/clip_feat"][1, 1] = np.nan
     for workers in (0, 1):
@@ -315,13 +317,13 @@ def test_a_damaged_item_whose_source_has_changed(small: SmallDataset) -> None:
 
 @contextlib.contextmanager
 def immutable(folder: Path) -> Iterator[None]:
-    """A folder in whose place a file stands, which not even root can write into."""
+    """A file in place of a folder, in which not even root can write."""
     folder.touch()
     yield
     folder.unlink()
 
 
-def test_no_place_to_write(small: SmallDataset, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unwritable_folder(small: SmallDataset, caplog: pytest.LogCaptureFixture) -> None:
     place = small.features.with_name(f"{small.features.name}.cache")
     with immutable(place):
         assert_same_features(cache(small), small)
@@ -331,7 +333,7 @@ def test_no_place_to_write(small: SmallDataset, caplog: pytest.LogCaptureFixture
     assert set(files(small.root)) == {"tokens-3.rows"}
 
 
-def test_too_little_room(
+def test_too_little_space(
     small: SmallDataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     usage = shutil.disk_usage(small.root)
@@ -340,11 +342,11 @@ def test_too_little_room(
     assert set(files(small.root)) == {"clip_feat-6.rows"}  # about 2,600 bytes, the others 4,400 and more
     (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert line.startswith("no feature cache of i3d_feat, tokens (")
-    assert "and 1.1 GB to spare are needed, 1.1 GB are free" in line
+    assert "and 1.1 GB to spare, 1.1 GB free" in line
     assert_same_features(reader, small)
 
 
-def test_a_disk_that_fills_up_on_the_way(
+def test_a_disk_that_fills_up_meanwhile(
     small: SmallDataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(descriptor: int) -> None:
@@ -360,14 +362,14 @@ def test_a_disk_that_fills_up_on_the_way(
     assert not [path for path in small.root.rglob("*.cache/*") if path.name != ".lock"]
 
 
-def test_a_source_that_changes_while_it_is_read(small: SmallDataset, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_feature_file_modified_while_it_is_read(small: SmallDataset, caplog: pytest.LogCaptureFixture) -> None:
     reader = make_reader(small)
     splits = splits_of(small, reader)
 
     with interruptible(lambda: os.utime(small.features)):
         with_cache(reader, splits, None, 0)
     assert set(files(small.root)) == {"tokens-3.rows"}
-    assert f"{small.features}: it was written to while it was read" in caplog.text
+    assert f"{small.features}: modified while it was being read" in caplog.text
     assert_same_features(cache(small), small)
     assert set(files(small.root)) == set(TABLES)
 
@@ -376,7 +378,7 @@ class Stop(Exception):
     pass
 
 
-def test_interrupted_and_begun_again(small: SmallDataset) -> None:
+def test_interrupted_and_restarted(small: SmallDataset) -> None:
     reader = make_reader(small)
     splits = splits_of(small, reader)
 
@@ -403,7 +405,7 @@ def test_interrupted_and_begun_again(small: SmallDataset) -> None:
     assert_same_features(cache(small), small)
 
 
-def test_what_a_killed_process_left_is_removed(small: SmallDataset) -> None:
+def test_leftovers_of_a_killed_process_are_removed(small: SmallDataset) -> None:
     folder = small.features.with_name(f"{small.features.name}.cache")
     folder.mkdir()
     (folder / ".i3d_feat-6.rows.abc.part").write_bytes(b"half")
@@ -415,13 +417,13 @@ def test_what_a_killed_process_left_is_removed(small: SmallDataset) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_linked_file_that_changes_gives_another_cache(small: SmallDataset, way: str) -> None:
+def test_a_changed_linked_file_rebuilds_the_cache(small: SmallDataset, way: str) -> None:
     part = link(small.features, way)
     for number, (file, state) in enumerate(((part, "a part"), (small.features, "the links"), (part, "nothing"))):
         cache(small)
         before = identities(small.root)
         if state == "a part":
-            change(file, "T03")  # not among the items that are compared at the start
+            change(file, "T03")  # not in the sample
         elif state == "the links":
             os.utime(file)
         assert_same_features(cache(small), small)
@@ -430,7 +432,7 @@ def test_a_linked_file_that_changes_gives_another_cache(small: SmallDataset, way
         assert {name for name in after if after[name] != before[name]} == stale, number
 
 
-def test_a_link_that_leads_elsewhere_gives_another_cache(small: SmallDataset) -> None:
+def test_a_changed_link_rebuilds_the_cache(small: SmallDataset) -> None:
     part = link(small.features, "chain")
     cache(small)
     with h5py.File(part.with_name("middle.hdf5"), "r+") as middle:
@@ -439,7 +441,7 @@ def test_a_link_that_leads_elsewhere_gives_another_cache(small: SmallDataset) ->
     assert_same_features(cache(small), small)
 
 
-def test_a_part_of_other_items_is_none_of_this_run(small: SmallDataset) -> None:
+def test_a_changed_linked_file_of_other_items_does_not_matter(small: SmallDataset) -> None:
     part = link(small.features, "external")
     other = part.with_name("other.hdf5")
     with h5py.File(part, "r+") as source, h5py.File(small.features, "r+") as file, h5py.File(other, "w") as target:
@@ -474,7 +476,7 @@ def test_datasets_of_the_same_file_names_share_a_folder(tmp_path: Path, caplog: 
     assert not caplog.messages
 
 
-def test_a_folder_named_without_a_digest_stays_in_use(small: SmallDataset, tmp_path: Path) -> None:
+def test_a_folder_named_without_a_digest_is_still_read(small: SmallDataset, tmp_path: Path) -> None:
     shared = tmp_path / "cache"
     cache(small)
     shared.mkdir()
@@ -485,7 +487,7 @@ def test_a_folder_named_without_a_digest_stays_in_use(small: SmallDataset, tmp_p
     assert identities(small.root) == before
     rewrite(small.features, "T03/clip_feat")
     assert_same_features(cache(small, shared), small)
-    assert len(list(shared.glob("*.cache"))) == 3  # that of another dataset, for all one knows, is left alone
+    assert len(list(shared.glob("*.cache"))) == 3  # it may be that of another dataset
 
 
 # Poor file systems
@@ -500,7 +502,7 @@ def test_a_cache_on_a_poor_disk(small: SmallDataset, monkeypatch: pytest.MonkeyP
 # Several processes
 
 
-def test_the_second_waits_for_the_first(small: SmallDataset, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_process_waits_for_the_first(small: SmallDataset, caplog: pytest.LogCaptureFixture) -> None:
     folder = small.features.with_name(f"{small.features.name}.cache")
     folder.mkdir()
     caplog.set_level(logging.INFO)
@@ -510,7 +512,7 @@ def test_the_second_waits_for_the_first(small: SmallDataset, caplog: pytest.LogC
 
         def release() -> None:
             nonlocal waited
-            if f"waiting for another process that fills {folder}" in caplog.messages and not waited:
+            if f"waiting for another process that is filling {folder}" in caplog.messages and not waited:
                 waited = 1
                 fcntl.flock(lock, fcntl.LOCK_UN)
 
@@ -522,7 +524,7 @@ def test_the_second_waits_for_the_first(small: SmallDataset, caplog: pytest.LogC
 
 
 def _make(small: SmallDataset, results: Any) -> None:
-    torch.set_num_threads(1)  # a process that is forked has none of the others
+    torch.set_num_threads(1)  # a forked process has no OpenMP threads
     assert_same_features(cache(small), small)
     results.put(identities(small.root))
 

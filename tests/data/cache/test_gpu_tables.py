@@ -41,7 +41,7 @@ def batches_on_device(reader: FeatureReader, split: Split) -> list[VideoBatch]:
 @pytest.mark.parametrize("sees", ["clip", "i3d"])
 @pytest.mark.parametrize("cached", [False, True])
 def test_the_same_batches(small: SmallDataset, sees: str, cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_tables, "_ITEMS_A_BATCH", 5)
+    monkeypatch.setattr(gpu_tables, "_ITEMS_PER_BATCH", 5)
     reader, split = open_split(small, sees)
     source = with_cache(reader, [split], None, 0) if cached else reader
     for ours, theirs in zip(
