@@ -33,7 +33,7 @@ def test_id_video_and_text(tmp_path: Path) -> None:
     "empty lines": "\n\na#0 one\n   \n\t\nb#0 two\n\n",
     "space around": "  a#0 one \n\tb#0 two\t\n",
 }.values())  # fmt: skip
-def test_what_is_accepted_reads_the_same(tmp_path: Path, content: str | bytes) -> None:
+def test_accepted_variants_read_the_same(tmp_path: Path, content: str | bytes) -> None:
     assert read_captions(written(tmp_path, content)) == [Caption("a#0", "a", "one"), Caption("b#0", "b", "two")]
 
 
@@ -61,7 +61,7 @@ def test_unusual_lines(tmp_path: Path, line: str, expected: Caption) -> None:
     ("\n".join(f"line {i}" for i in range(9)), r"found 'line 4'; and 4 more$"),
 ], ids=["no #", "no caption", "no video id", "duplicate", "duplicate behind an empty line", "empty", "blank",
     "not UTF-8", "many"])  # fmt: skip
-def test_what_is_refused(tmp_path: Path, content: str | bytes, message: str) -> None:
+def test_refused_files(tmp_path: Path, content: str | bytes, message: str) -> None:
     path = written(tmp_path, content)
     with pytest.raises(InputError, match=message) as caught:
         read_captions(path)
@@ -76,7 +76,7 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
         read_captions(tmp_path)
 
 
-def test_videos_in_the_order_of_their_first_mention() -> None:
+def test_videos_are_in_the_order_of_their_first_captions() -> None:
     captions = [Caption(id_, id_[0], "") for id_ in ("b#0", "a#0", "b#1", "c#0", "a#1")]
     grouped = group_by_video(captions)
     assert {video: [caption.id for caption in own] for video, own in grouped.items()} == {

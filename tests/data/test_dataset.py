@@ -1,4 +1,4 @@
-"""What a data worker hands over: a video, its captions, or the mistake that reading one met."""
+"""Batches from datasets, and errors in files, which are returned."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +26,7 @@ def reader(small: SmallDataset) -> FeatureReader:
     return FeatureReader(FeatureFile(small.features), FeatureFile(small.texts), STREAMS, QUERY_WIDTH, 6, 3)
 
 
-def test_a_training_batch_is_videos_with_all_their_captions(small: SmallDataset, reader: FeatureReader) -> None:
+def test_a_training_batch_has_all_captions_of_its_videos(small: SmallDataset, reader: FeatureReader) -> None:
     captions = read_captions(small.train_txt)
     dataset = TrainingVideos(reader, captions)
     assert len(dataset) == 12
@@ -71,12 +71,12 @@ def test_corpus_and_queries(small: SmallDataset, reader: FeatureReader) -> None:
     assert torch.equal(query.tokens.values, reader.read_query(captions[5].id))
 
 
-def test_branches_may_see_the_same_stream(reader: FeatureReader) -> None:
+def test_branches_can_share_a_stream(reader: FeatureReader) -> None:
     streams = replace(reader, streams=dict.fromkeys(STREAMS, STREAMS["action"])).gather_videos(["T00", "T01"])
     assert torch.equal(streams["action"].values, streams["object"].values)
 
 
-def test_mistakes_are_handed_over_not_raised(small: SmallDataset, reader: FeatureReader) -> None:
+def test_errors_are_returned_not_raised(small: SmallDataset, reader: FeatureReader) -> None:
     with h5py.File(small.features, "r+") as videos:
         videos["T01/clip_feat"][2, 1] = np.nan
     with h5py.File(small.texts, "r+") as texts:
@@ -92,7 +92,7 @@ def test_mistakes_are_handed_over_not_raised(small: SmallDataset, reader: Featur
 
 
 class Numbers:
-    """A source whose edits are the numbers of the epochs; there are none of the third."""
+    """A source whose edits are the epoch number; the third epoch raises an error."""
 
     def count_editable(self) -> dict[Kind, int]:
         return {}
@@ -112,7 +112,7 @@ class Numbers:
 def test_edits_are_those_of_the_epoch(
     small: SmallDataset, reader: FeatureReader, workers: int, with_features: bool
 ) -> None:
-    """Though workers outlive it; a mistake of their source is raised as that of a feature file."""
+    """Although workers are persistent; an error of the source is raised like that of a feature file."""
     dataset = TrainingVideos(reader if with_features else None, read_captions(small.train_txt), Numbers())
     order = EpochBatches(12, 5, seed=0)
     loader = Loader(dataset, order, workers, pinned=False)
@@ -127,20 +127,20 @@ def test_edits_are_those_of_the_epoch(
         next(iter(loader))
 
 
-def test_the_stream_that_no_branch_sees_is_not_read(small: SmallDataset, reader: FeatureReader) -> None:
+def test_an_unused_stream_is_not_read(small: SmallDataset, reader: FeatureReader) -> None:
     with h5py.File(small.features, "r+") as videos:
         del videos["T01/clip_feat"]
     action_only = replace(reader, streams={"action": STREAMS["action"]})
     assert set(action_only.read_video("T01")) == {"action"}
 
 
-def test_holdout_divides_the_videos() -> None:
+def test_holdout_splits_videos() -> None:
     captions = [Caption(f"v{video}#{k}", f"v{video}", "") for k in range(2) for video in range(20)]
     kept, held_out = split_holdout(captions, 0.25, seed=3)
     videos = [{caption.video_id for caption in part} for part in (kept, held_out)]
     assert [len(part) for part in videos] == [15, 5]
     assert not videos[0] & videos[1]
-    # Every caption is on its video's side, in the old order.
+    # Every caption is on the side of its video, in the original order.
     for part, own in zip((kept, held_out), videos, strict=True):
         assert part == [caption for caption in captions if caption.video_id in own]
     assert split_holdout(captions, 0.25, seed=3) == (kept, held_out)

@@ -41,7 +41,7 @@ def rewrite(path: Path, name: str, way: str) -> None:
     ("T03#enc#0", "other numbers", False),
     ("E03/clip_feat", "other numbers", True),  # of the other split
 ])  # fmt: skip
-def test_the_digest_is_that_of_the_numbers(small: SmallDataset, name: str, way: str, same: bool) -> None:
+def test_the_digest_depends_on_values(small: SmallDataset, name: str, way: str, same: bool) -> None:
     before = check(small)
     rewrite(small.texts if "#" in name else small.features, name, way)
     assert (check(small) == before) == same
@@ -56,7 +56,7 @@ def test_the_digest_of_a_copy_and_of_links_is_the_same(small: SmallDataset) -> N
     assert check(small) == before
 
 
-def test_zeros_are_counted_and_named(small: SmallDataset, caplog: pytest.LogCaptureFixture) -> None:
+def test_arrays_of_zeros_are_a_warning(small: SmallDataset, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("T03/clip_feat", "T05/clip_feat"):
         rewrite(small.features, name, "zeros")
     with h5py.File(small.features, "r+") as file:
@@ -68,7 +68,7 @@ def test_zeros_are_counted_and_named(small: SmallDataset, caplog: pytest.LogCapt
     )
 
 
-def test_nothing_but_zeros_is_refused(small: SmallDataset) -> None:
+def test_a_stream_of_zeros_is_refused(small: SmallDataset) -> None:
     for video in small.videos_of(small.train_txt):
         rewrite(small.features, f"{video}/i3d_feat", "zeros")
     with pytest.raises(InputError, match="12 of 12 i3d_feat arrays of the training split are all zeros, expected"):

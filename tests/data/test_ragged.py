@@ -31,7 +31,7 @@ def test_pad_equals_a_loop_and_unpad_is_its_inverse(lengths: list[int]) -> None:
 
 @given(LENGTHS, st.data())
 @settings(deadline=None, max_examples=60)
-def test_layout_says_where_each_row_is(lengths: list[int], data: st.DataObject) -> None:
+def test_layout_equals_a_loop(lengths: list[int], data: st.DataObject) -> None:
     valid = [data.draw(st.integers(1, length)) for length in lengths]
     layout = Layout.of(lengths, valid)
     places = [(owner, position) for owner, length in enumerate(lengths) for position in range(length)]
@@ -57,7 +57,7 @@ def test_extended_adds_zero_rows_that_valid_removes(lengths: list[int], data: st
 
 
 @pytest.mark.parametrize("lengths", [[4, 1, 3], [3, 3]], ids=["ragged", "dense"])
-def test_gradients_pass_through_and_padding_has_none(lengths: list[int]) -> None:
+def test_gradients_of_padding(lengths: list[int]) -> None:
     rows = Ragged.of(sequences(lengths))
     values = rows.values.clone().requires_grad_()
     weights = torch.rand(len(lengths), max(lengths), 3)
@@ -73,7 +73,7 @@ def test_a_sequence_needs_a_valid_row(lengths: list[int], valid: list[int] | Non
         Layout.of(lengths, valid)
 
 
-def test_other_widths_and_devices_keep_the_layout() -> None:
+def test_values_and_devices_can_change() -> None:
     rows = Ragged.of(sequences([2, 4, 1]))
     wider = rows.with_values(rows.values.repeat(1, 2))
     assert wider.layout is rows.layout
@@ -83,7 +83,7 @@ def test_other_widths_and_devices_keep_the_layout() -> None:
     assert len(moved) == 3
 
 
-def test_whatever_is_made_of_a_layout_lies_where_it_does() -> None:
+def test_all_tensors_are_on_the_device_of_the_layout() -> None:
     rows = Ragged.of(sequences([2, 4, 1])).extended([3, 4, 2]).to("meta")
     for part in (rows, rows.valid(), rows.extended([5, 4, 2]), *rows.split([1, 2])):
         layout = part.layout
@@ -97,13 +97,13 @@ def test_whatever_is_made_of_a_layout_lies_where_it_does() -> None:
     ([3, 3], [3, 2], True),
     ([3, 2], [3, 2], True),
 ])  # fmt: skip
-def test_a_mask_only_where_it_hides_something(lengths: list[int], valid: list[int], masked: bool) -> None:
+def test_no_mask_without_padding(lengths: list[int], valid: list[int], masked: bool) -> None:
     assert (Layout.of(lengths, valid).mask_BL is not None) == masked
 
 
 @given(LENGTHS, st.data())
 @settings(deadline=None, max_examples=60)
-def test_split_gives_the_same_sequences(lengths: list[int], data: st.DataObject) -> None:
+def test_split_keeps_the_sequences(lengths: list[int], data: st.DataObject) -> None:
     rows = Ragged.of(sequences(lengths)).extended([length + 1 for length in lengths])
     first = data.draw(st.integers(0, len(lengths)))
     parts = [part for part in rows.split([first, len(lengths) - first]) if len(part)]

@@ -1,4 +1,4 @@
-"""What is found out before the first step."""
+"""Checks before the first step."""
 
 import logging
 from pathlib import Path
@@ -23,7 +23,7 @@ def reader_of(small: SmallDataset, **widths: int) -> FeatureReader:
     return FeatureReader(FeatureFile(small.features), FeatureFile(small.texts), streams, widths["query"], 12, 5)
 
 
-def test_a_split_knows_how_long_everything_is(small: SmallDataset) -> None:
+def test_a_split_has_all_lengths(small: SmallDataset) -> None:
     split = check_split("evaluated split", small.test_txt, reader_of(small))
     assert split.video_ids == [f"E{i:02d}" for i in range(8)]
     assert describe(split) == "evaluated split: 8 videos, 20 captions"
@@ -35,7 +35,7 @@ def test_a_split_knows_how_long_everything_is(small: SmallDataset) -> None:
         assert split.tokens == {caption.id: len(texts[caption.id]) for caption in split.captions}
 
 
-def test_nothing_but_headers_is_read(small: SmallDataset) -> None:
+def test_only_headers_are_read(small: SmallDataset) -> None:
     with h5py.File(small.features, "r+") as videos:
         for video in small.videos_of(small.test_txt):
             videos[video]["i3d_feat"][:] = np.nan
@@ -68,7 +68,7 @@ def split(name: str, videos: list[str]) -> Split:
     return Split(name, [Caption(f"{video}#0", video, "") for video in videos], {}, {})
 
 
-def test_a_video_in_both_splits_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_train_test_overlap_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         warn_train_test_overlap(split("one", ["a", "b"]), split("other", ["c", "d"]))
         assert not caplog.records
@@ -87,7 +87,7 @@ def test_missing_files_are_all_named(tmp_path: Path) -> None:
     assert "--b" not in message
 
 
-def test_files_that_are_not_named_at_all(tmp_path: Path) -> None:
+def test_files_without_a_path(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--text_feat_path: dataset mine names no such file"):
         check_files({"video_feat_path": tmp_path, "text_feat_path": None}, "mine", tmp_path)
 
@@ -98,7 +98,7 @@ def test_files_that_are_not_named_at_all(tmp_path: Path) -> None:
     ("demo", "dataset/demo_i3d/FeatureData", "python utils/make_demo_dataset.py --out {root} --tiny_roberta"),
     ("mine", "dataset/mine_i3d/FeatureData", None),
 ])  # fmt: skip
-def test_only_a_command_that_brings_the_files_is_advised(
+def test_a_command_is_suggested_only_if_it_writes_the_files(
     tmp_path: Path, dataset: str, place: str, command: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing = {"video_feat_path": tmp_path / place / "features.hdf5"}
@@ -113,5 +113,5 @@ def test_only_a_command_that_brings_the_files_is_advised(
             check_files(missing, dataset, tmp_path)
 
 
-def test_what_is_advised_can_be_downloaded() -> None:
+def test_suggested_datasets_can_be_downloaded() -> None:
     assert sorted(RELEASED) == sorted(RELEASES)

@@ -36,7 +36,7 @@ class Encoded:
         return [f"v{place}" for place in range(len(next(iter(self.frames.values()))))]
 
     def corpus(self, chunk: int = 7) -> Corpus:
-        """The videos, joined from chunks of so many frames."""
+        """The videos, joined from chunks of `chunk` frames."""
         frames = {
             name: FrameEmbeddings.join(torch.cat(own).split(chunk), [len(f) for f in own])
             for name, own in self.frames.items()
@@ -44,14 +44,14 @@ class Encoded:
         return Corpus(self.video_ids, frames)
 
     def queries(self) -> QuerySet:
-        """The captions; they belong to the videos in turn."""
+        """The captions, assigned to the videos in turn."""
         names = self.video_ids
         owners = [names[place % len(names)] for place in range(len(next(iter(self.vectors.values()))))]
         captions = [Caption(f"{owner}#{place}", owner, "") for place, owner in enumerate(owners)]
         return QuerySet(captions, self.vectors)
 
     def scores(self, weight: float) -> dict[str, torch.Tensor]:
-        """Every caption against every video, one after the other; the first branch has the weight."""
+        """Scores by a loop over captions and videos; `weight` is that of the first branch."""
         scores = {
             name: torch.tensor([[float((own.float() @ query).max()) for own in self.frames[name]] for query in queries])
             for name, queries in self.vectors.items()
@@ -60,7 +60,7 @@ class Encoded:
         return {**scores, "fused": torch.stack([weights[name] * own for name, own in scores.items()]).sum(0)}
 
     def best_frames(self) -> dict[str, list[list[int]]]:
-        """The first frame that has the score, by a loop."""
+        """The best frame, the first of equals, by a loop."""
         return {
             name: [[first_highest((own.float() @ query).tolist()) for own in self.frames[name]] for query in queries]
             for name, queries in self.vectors.items()
@@ -68,14 +68,14 @@ class Encoded:
 
 
 def first_highest(values: list[float]) -> int:
-    """Where the highest value stands first."""
+    """Index of the first maximum."""
     return values.index(max(values))
 
 
 def random_encoded(
     videos: int, queries: int, longest: int, width: int = 4, branches: Iterable[str] = BRANCHES
 ) -> Encoded:
-    """Videos of 1 to `longest` frames, other lengths for each branch."""
+    """Videos of 1 to `longest` frames, with different lengths per branch."""
     generator = torch.Generator().manual_seed(1)
     frames, vectors = {}, {}
     for name in branches:

@@ -1,4 +1,4 @@
-"""What a process holds while it evaluates: not the sum of its tensors, but what the system has given it."""
+"""Memory that a process takes from the system while it evaluates, beyond the sum of its tensors."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from method.evaluation.row_buffer import RowBuffer
 REPOSITORY = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
-# Sizes at which what stayed of each block used to make a process hold 1,100 MiB more.
+# At these sizes, tensors kept from each block fragmented 1,100 MiB.
 RANKING = """
 import torch
 from method.data.captions import Caption
@@ -37,16 +37,16 @@ print(memory_mb(torch.device("cpu")) - before)
 """
 
 
-def test_a_process_that_ranks_many_blocks_holds_what_one_takes() -> None:
+def test_many_blocks_take_no_more_memory_than_one() -> None:
     done = subprocess.run(
         [sys.executable, "-c", RANKING], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=120
     )
-    assert 10 < float(done.stdout) < 3 * 64  # what lies free between what is used comes on top
+    assert 10 < float(done.stdout) < 3 * 64  # includes fragmentation
 
 
 @pytest.mark.parametrize("batches", [[], [0], [3], [1, 2, 5, 0, 9, 4], [4, 4], [11]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_come_back_in_their_order(batches: list[int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_drained_in_order(batches: list[int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_buffer, "_CHUNK_BYTES", 4 * 3 * dtype.itemsize)  # four rows
     rows = [torch.randn(count, 3) for count in batches]
     buffer = RowBuffer(3, dtype, CPU)
@@ -67,7 +67,7 @@ def test_rows_are_copies() -> None:
     assert next(iter(buffer.drain())).sum() == 6
 
 
-def test_chunks_are_large_enough_to_be_mapped_one_by_one() -> None:
+def test_chunks_are_mapped_separately() -> None:
     buffer = RowBuffer(384, torch.float32, CPU)
     buffer.append(torch.ones(1, 384))
     (chunk,) = buffer.drain()

@@ -14,7 +14,7 @@ from tests.helpers import reference_model
 from tests.helpers.golden_case import GOLDEN, draw
 
 
-def test_golden_ranks_and_figures() -> None:
+def test_golden_ranks_and_metrics() -> None:
     with np.load(GOLDEN / "metrics.npz") as file:
         golden = dict(file)
     scores = draw("metrics/scores", (300, 150))
@@ -57,7 +57,7 @@ def test_one_video_and_one_caption() -> None:
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=50))
 @settings(deadline=None, max_examples=100)
-def test_figures_equal_their_definitions(ranks: list[int]) -> None:
+def test_metrics_equal_their_definitions(ranks: list[int]) -> None:
     metrics = retrieval_metrics(np.array(ranks))
     for k in RECALL_AT:
         assert metrics[f"r{k}"] == pytest.approx(100 * sum(rank <= k for rank in ranks) / len(ranks))
@@ -74,7 +74,7 @@ def test_no_captions() -> None:
         retrieval_metrics(np.array([], dtype=np.int64))
 
 
-def test_scores_that_are_no_numbers() -> None:
+def test_scores_that_are_not_finite() -> None:
     assert all_finite(torch.ones(2, 2))
     for bad in (torch.nan, torch.inf, -torch.inf):
         assert not all_finite(torch.tensor([[1.0, bad]]))
@@ -84,9 +84,7 @@ def test_scores_that_are_no_numbers() -> None:
 @pytest.mark.parametrize("weight", [0.0, 0.3, 0.7, 1.0])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("name", ["action", "object"])
-def test_the_branch_that_breaks_the_fused_score_is_named_whatever_its_weight(
-    name: str, bad: float, weight: float
-) -> None:
+def test_the_branch_with_non_finite_scores_is_named_whatever_its_weight(name: str, bad: float, weight: float) -> None:
     scores = {"action": torch.rand(3, 40), "object": torch.rand(3, 40)}
     assert non_finite_score({**scores, "fused": fuse(scores, {"action": weight, "object": 1 - weight})}) is None
     scores[name][1, 37] = bad

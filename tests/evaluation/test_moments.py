@@ -47,7 +47,7 @@ def test_timelines_are_resampled_linearly_between_frame_centres(frames: int, len
 
 
 @pytest.mark.parametrize(("action", "object_"), [(6, 4), (4, 6), (5, 5), (1, 1), (1, 7)])
-def test_timelines_are_cosines_on_one_clock_fused_as_scores_are(action: int, object_: int) -> None:
+def test_timelines_are_resampled_cosines_fused_like_scores(action: int, object_: int) -> None:
     keys = {"action": unit_rows(action, 8, 1), "object": unit_rows(object_, 8, 2)}
     vectors = {"action": unit_rows(3, 8, 3), "object": unit_rows(3, 8, 4)}
     length = max(action, object_)
@@ -96,7 +96,7 @@ def test_a_timeline_without_a_peak_gives_the_whole_video(timeline: list[float]) 
 
 
 @given(st.lists(st.integers(-100, 100), min_size=1, max_size=30), st.integers(1, 9), st.integers(-50, 50))
-def test_the_span_grows_as_the_loop_that_defines_it(values: list[int], scale: int, shift: int) -> None:
+def test_the_span_equals_a_loop(values: list[int], scale: int, shift: int) -> None:
     level = (min(values) + max(values)) / 2
     peak = values.index(max(values))
     first, behind = peak, peak + 1
@@ -136,7 +136,7 @@ def row(name: str, start: float, end: float, duration: float) -> dict[str, Any]:
     return {"cap_id": name, "start": start, "end": end, "duration": duration}
 
 
-def test_moments_are_read_and_cut_to_their_video(tmp_path: Path) -> None:
+def test_moments_are_read_and_clipped_to_their_video(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "m", row("a", 1, 2.5, 10), "", row("b", -1, 12, 10) | {"caption": "more"})
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     moments = read_moments(path, {"a", "b", "c"})
@@ -144,15 +144,13 @@ def test_moments_are_read_and_cut_to_their_video(tmp_path: Path) -> None:
     assert (moments["a"].span, moments["a"].ratio) == ((0.1, 0.25), 0.15)
 
 
-def test_a_missing_file_is_said_and_means_that_nothing_is_known(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_missing_file_is_logged_and_gives_no_moments(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert read_moments(tmp_path / "none.jsonl", {"a"}) is None
     assert str(tmp_path / "none.jsonl") in caplog.text
 
 
-def test_what_cannot_count_is_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unusable_moments_are_skipped_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [row("a", 1, 2, 10), row("x", 1, 2, 10), row("b", 11, 12, 10), row("c", 3, 3, 10)]
     assert list(read_moments(write_rows(tmp_path / "m", *rows), {"a", "b", "c"}) or {}) == ["a"]
     unknown, outside = (record.getMessage() for record in caplog.records)
@@ -187,7 +185,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: Any, said: str) -> None:
     assert said in str(error.value)
 
 
-def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_binary_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "m").write_bytes(b'{"cap_id": "\xff"}')
     with pytest.raises(InputError, match=r"line 1: byte 13 \(0x[0-9a-f]+\) is not UTF-8"):
         read_moments(tmp_path / "m", {"a"})
@@ -205,7 +203,7 @@ def axis_videos() -> tuple[Corpus, QuerySet]:
     return Corpus(list(seen), {"action": keys}), QuerySet(captions, {"action": things[list(asked.values())]})
 
 
-def test_moment_metrics_of_a_case_made_by_hand() -> None:
+def test_moment_metrics_of_a_handmade_case() -> None:
     evaluation = rank(*axis_videos(), settings_of(0.5, branches=["action"]))
     assert evaluation.ranks["fused"].tolist() == [1, 2, 1, 3]
     known = {
@@ -234,14 +232,14 @@ def test_moment_metrics_of_a_case_made_by_hand() -> None:
     assert "not of the paper" in metrics["about"]
 
 
-def test_without_any_known_moment_there_are_no_metrics() -> None:
+def test_no_moment_metrics_without_annotated_moments() -> None:
     evaluation = rank(*axis_videos(), settings_of(0.5, branches=["action"]))
     assert moment_metrics(evaluation, {}) is None
     assert moment_metrics(evaluation, {"other": TrueMoment(0, 1, 2)}) is None
 
 
 @pytest.mark.parametrize("changes", [{}, {"fusion": "none", "object_width": None, "temperatures": ("action",)}])
-def test_moment_metrics_equal_one_caption_after_the_other(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_moment_metrics_equal_a_loop_over_captions(tmp_path: Path, changes: dict[str, Any]) -> None:
     captions = some_captions(30)
     known = some_moments(captions, every=2)
     evaluation = report_input(captions, known, tmp_path / "model.ckpt", **changes).evaluation

@@ -1,4 +1,4 @@
-"""Whole evaluations against the naive twin, what is kept of the scores, and what an evaluation refuses."""
+"""Whole evaluations against the naive twin, stored scores, and errors."""
 
 from pathlib import Path
 from tempfile import gettempdir
@@ -94,7 +94,7 @@ def naive_scores(model: RetrievalModel, split: Split, weight: float, video_batch
 
 
 @pytest.mark.parametrize("branches", [("audio",), ("action", "object"), ("object", "audio"), ("a", "b", "c", "d", "e")])
-def test_ranks_and_scores_are_those_of_a_loop_in_any_blocks_for_any_branches(
+def test_ranks_and_scores_equal_a_loop(
     branches: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = random_encoded(40, 60, 20, branches=branches)
@@ -161,7 +161,7 @@ def test_one_branch_off(changes: dict[str, Any], branch: str) -> None:
     np.testing.assert_array_equal(evaluation.scores["fused"], evaluation.scores[branch])
 
 
-def test_the_model_is_left_in_its_mode_and_without_gradients() -> None:
+def test_the_mode_of_the_model_is_restored_and_no_gradients_are_kept() -> None:
     model = lively_model().train()
     split = Split(model)
     first, second = split.evaluate(model), split.evaluate(model)
@@ -175,14 +175,14 @@ def test_the_model_is_left_in_its_mode_and_without_gradients() -> None:
     assert model.training
 
 
-def test_scores_are_kept_only_when_asked_for() -> None:
+def test_scores_are_stored_only_if_requested() -> None:
     model = lively_model()
     split = Split(model)
     assert evaluate(model, split.video_batches(3), split.query_batches(4), CPU, settings_of(0.5)).scores is None
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_is_near_and_its_scores_are_float32(precision: str, tmp_path: Path) -> None:
+def test_half_precision_is_close_with_float32_scores(precision: str, tmp_path: Path) -> None:
     model = lively_model()
     split = Split(model, videos=12)
     batches = split.video_batches(3), split.query_batches(4)
@@ -218,8 +218,8 @@ def test_everything_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == {"videos": len(split.videos), "queries": len(split.queries)}
 
 
-def test_videos_that_are_all_the_same_rank_last() -> None:
-    """A model that has collapsed must not look good."""
+def test_a_collapsed_model_ranks_last() -> None:
+    """All videos tie."""
     model = lively_model()
     split = Split(model, videos=23)
     one = split.videos[2].streams
@@ -240,7 +240,7 @@ def test_a_caption_without_its_video() -> None:
         split.evaluate(model)
 
 
-def test_a_video_that_is_there_twice() -> None:
+def test_a_repeated_video() -> None:
     encoded = random_encoded(3, 2, 4)
     corpus = encoded.corpus()
     twice = Corpus([corpus.video_ids[0], *corpus.video_ids[:2]], corpus.frames)
@@ -266,7 +266,7 @@ def test_broken_weights(weight: str, branch: str, value: float) -> None:
         Split(model).evaluate(model)
 
 
-def test_encoded_rows_belong_to_their_videos() -> None:
+def test_encoded_frames_belong_to_their_videos() -> None:
     model = lively_model()
     split = Split(model)
     corpus = encode_corpus(model, split.video_batches(2), CPU)

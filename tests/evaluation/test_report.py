@@ -61,7 +61,7 @@ def test_the_recall_curve_counts_ranks_up_to_k(count: int, videos: int) -> None:
 
 
 @pytest.mark.parametrize("videos", [1, 2, 5, 6, 10, 100, 101, 199, 200, 2179, 4430, 100_000])
-def test_rank_bins_hold_every_rank_once(videos: int) -> None:
+def test_rank_bins_partition_the_ranks(videos: int) -> None:
     bins = data.rank_bins(videos)
     assert bins[0][0] == 1
     assert bins[-1][1] == videos
@@ -74,7 +74,7 @@ def test_rank_bins_hold_every_rank_once(videos: int) -> None:
 
 
 @pytest.mark.parametrize("branches", [("action", "object"), ("action", "object", "audio"), ("a", "b", "c", "d")])
-def test_fusion_outcomes_and_agreement_equal_a_caption_at_a_time(branches: tuple[str, ...]) -> None:
+def test_fusion_outcomes_and_agreement_equal_a_loop(branches: tuple[str, ...]) -> None:
     ranks = {name: random_ranks(400, 12, seed) for seed, name in enumerate((*branches, "fused"))}
     fused = ranks["fused"]
     naive = []
@@ -111,7 +111,7 @@ def test_sumr_of_a_group_is_the_metric_of_its_captions() -> None:
 
 
 @pytest.mark.parametrize("values", [[4], [4, 4, 4], [1, 2], list(range(100)), [1] * 90 + [7, 8, 9], [3, 9, 9, 9, 9]])
-def test_even_bins_hold_every_value_once(values: list[int]) -> None:
+def test_even_bins_partition_the_values(values: list[int]) -> None:
     bins, labels = data.even_bins(np.array(values), 5)
     assert len(labels) == len(bins) <= 5
     for value in values:
@@ -121,7 +121,7 @@ def test_even_bins_hold_every_value_once(values: list[int]) -> None:
     assert set(places.tolist()) == set(range(len(bins)))  # none is empty
 
 
-def test_breakdowns_say_how_many_captions_each_bin_has(tmp_path: Path) -> None:
+def test_breakdowns_count_the_captions_of_each_bin(tmp_path: Path) -> None:
     captions = some_captions(40, ("one", "one two three", "one two three four"))
     moments = some_moments(captions, every=2)
     given = report_input(captions, moments, tmp_path)
@@ -146,7 +146,7 @@ def test_breakdowns_say_how_many_captions_each_bin_has(tmp_path: Path) -> None:
     assert [b.name for b in without if not b.groups] == ["moment_ratio", "moment_ratio_ten"]
 
 
-def test_the_worst_captions_and_what_outranks_them_are_those_of_the_full_scores(tmp_path: Path) -> None:
+def test_worst_captions_and_their_winners_equal_the_full_scores(tmp_path: Path) -> None:
     evaluation = evaluation_of(tmp_path, 60)
     assert evaluation.scores is not None
     fused, ranks = evaluation.scores["fused"], evaluation.ranks["fused"]
@@ -163,7 +163,7 @@ def test_the_worst_captions_and_what_outranks_them_are_those_of_the_full_scores(
             assert [caption.video_id for caption in winner.captions] == [winner.video_id] * len(winner.captions)
 
 
-def test_what_ties_with_the_right_video_outranks_it(tmp_path: Path) -> None:
+def test_a_tie_outranks_the_right_video(tmp_path: Path) -> None:
     evaluation = evaluation_of(tmp_path, 2)
     zeros = {name: replace(rows, values=rows.values * 0) for name, rows in evaluation.corpus.frames.items()}
     tied = replace(
@@ -175,14 +175,14 @@ def test_what_ties_with_the_right_video_outranks_it(tmp_path: Path) -> None:
     assert [[winner.video_id for winner in failure.winners] for failure in failures] == [["V1"], ["V0"], ["V0"]]
 
 
-def test_captions_that_no_ranking_can_tell_apart_are_counted(tmp_path: Path) -> None:
+def test_ambiguous_captions_are_counted(tmp_path: Path) -> None:
     texts = {"A#0": "A cat.", "A#1": "a  cat", "B#0": "a cat", "B#1": "A dog", "C#0": "two dogs", "C#1": "Two dogs."}
     assert repeated_captions([Caption(name, name[0], text) for name, text in texts.items()]) == 3
     failures = worst_captions(report_input(some_captions(20), {}, tmp_path).evaluation, 5, 3)
     assert all(failure.same_text for failure in failures)
 
 
-def test_timelines_hold_each_branch_on_its_own_clock(tmp_path: Path) -> None:
+def test_timelines_have_each_branch_at_its_own_rate(tmp_path: Path) -> None:
     captions = some_captions(6)
     moments = some_moments(captions)
     evaluation = report_input(captions, moments, tmp_path).evaluation
@@ -267,7 +267,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Path, ReportInput]:
-    """A report with everything in it, of captions that try to be markup."""
+    """A report with every part, of captions that contain markup."""
     folder = tmp_path_factory.mktemp("run")
     captions = some_captions(130, HOSTILE)
     given = report_input(captions, some_moments(captions, every=2), folder / "<model>.ckpt")
@@ -276,7 +276,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Path, Repo
     return Page(path), path.parent, given
 
 
-def test_the_page_needs_nothing_but_itself(reported: tuple[Page, Path, ReportInput]) -> None:
+def test_the_page_is_self_contained(reported: tuple[Page, Path, ReportInput]) -> None:
     page, folder, _ = reported
     assert page.open == []
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "b", "form"})
@@ -293,7 +293,7 @@ def test_the_page_needs_nothing_but_itself(reported: tuple[Page, Path, ReportInp
         assert target[1:] in ids if target.startswith("#") else (folder / target).is_file()
 
 
-def test_text_of_captions_and_paths_stays_text(reported: tuple[Page, Path, ReportInput]) -> None:
+def test_captions_and_paths_are_escaped(reported: tuple[Page, Path, ReportInput]) -> None:
     page, _, given = reported
     shown = {failure.caption.text for failure in worst_captions(given.evaluation, WORST, WINNERS)}
     assert shown
@@ -302,7 +302,7 @@ def test_text_of_captions_and_paths_stays_text(reported: tuple[Page, Path, Repor
     assert "<model>.ckpt, epoch 7" in page.text.replace("  ", " ").replace(" ,", ",")
 
 
-def test_every_part_is_there_when_moments_are_known(reported: tuple[Page, Path, ReportInput]) -> None:
+def test_a_report_with_moments_has_every_part(reported: tuple[Page, Path, ReportInput]) -> None:
     page, folder, given = reported
     headings = [
         *("Results", "Recall over K", "Ranks", "Where fusion helps and hurts", "By caption length"),
@@ -331,7 +331,7 @@ def test_every_part_is_there_when_moments_are_known(reported: tuple[Page, Path, 
     assert f"score a query, {len(given.evaluation.caption_ids)} at once" in page.text
 
 
-def test_the_tables_beside_the_page_hold_the_same_numbers(reported: tuple[Page, Path, ReportInput]) -> None:
+def test_tables_equal_the_page(reported: tuple[Page, Path, ReportInput]) -> None:
     _, folder, given = reported
     evaluation = given.evaluation
 
@@ -360,9 +360,7 @@ def test_the_tables_beside_the_page_hold_the_same_numbers(reported: tuple[Page, 
     ("videos", "changes"),
     [(1, {}), (1, ONE_BRANCH), (3, {"fusion": "none", "action_width": None, "temperatures": ("object",)})],
 )
-def test_small_corpora_and_single_branches_are_reported_and_say_so(
-    tmp_path: Path, videos: int, changes: dict[str, Any]
-) -> None:
+def test_reports_of_small_corpora_and_single_branches(tmp_path: Path, videos: int, changes: dict[str, Any]) -> None:
     captions = some_captions(videos)
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "timelines_9.png").touch()  # of an earlier report
@@ -379,7 +377,7 @@ def test_small_corpora_and_single_branches_are_reported_and_say_so(
 
 
 @pytest.mark.parametrize("branches", [("action", "object", "audio"), ("<b>", "audio", "c d", "d", "e", "f")])
-def test_many_branches_are_reported_each_with_its_own_style(tmp_path: Path, branches: tuple[str, ...]) -> None:
+def test_each_branch_has_its_own_style(tmp_path: Path, branches: tuple[str, ...]) -> None:
     captions = some_captions(40)
     given = report_input(captions, some_moments(captions), tmp_path / "model.ckpt", branches)
     page = Page(write_report(tmp_path, given))
@@ -397,7 +395,7 @@ def test_many_branches_are_reported_each_with_its_own_style(tmp_path: Path, bran
     assert all(f",{name}," in timeline for name in (*branches, "fused"))
 
 
-def test_styles_go_by_position_but_action_object_and_fused_keep_theirs() -> None:
+def test_known_scores_have_fixed_styles_others_go_by_position() -> None:
     for theme in (LIGHT, DARK):
         published = score_styles(["action", "object", "fused"], theme)
         more = score_styles(["audio", "object", "action", "speech", "fused"], theme)
@@ -408,7 +406,7 @@ def test_styles_go_by_position_but_action_object_and_fused_keep_theirs() -> None
         assert len({str(style.line) for style in own.values()}) == 5
 
 
-def test_tensorboard_takes_the_figures_which_look_the_same_under_other_settings_of_matplotlib(tmp_path: Path) -> None:
+def test_figures_ignore_the_settings_of_matplotlib(tmp_path: Path) -> None:
     evaluation = evaluation_of(tmp_path, 12)
     with rc_context({"axes.facecolor": "red", "font.size": 40}):
         figures = figures_for_tensorboard(evaluation)
@@ -430,7 +428,7 @@ def test_tensorboard_takes_the_figures_which_look_the_same_under_other_settings_
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_whose_figures_cannot_be_drawn_is_finished_and_says_so(
+def test_a_drawing_error_is_a_warning(
     small: SmallDataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*arguments: object) -> None:
@@ -447,12 +445,12 @@ def test_a_run_whose_figures_cannot_be_drawn_is_finished_and_says_so(
     assert not (run / "report").exists()
 
 
-def test_an_interruption_of_drawing_is_one() -> None:
+def test_drawing_can_be_interrupted() -> None:
     with pytest.raises(KeyboardInterrupt), drawing("the report"):
         raise KeyboardInterrupt
 
 
-def test_the_backend_of_a_notebook_is_ignored_and_kept() -> None:
+def test_the_matplotlib_backend_is_ignored_and_kept() -> None:
     """In a process of its own: Matplotlib looks at the variable when it is first imported."""
     code = """if True:
         import os
@@ -468,7 +466,7 @@ def test_the_backend_of_a_notebook_is_ignored_and_kept() -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, f"{backend}\n", "")
 
 
-def test_evaluation_reports_moments_where_the_file_is_and_the_page_when_asked(
+def test_moments_are_reported_if_annotated_and_the_page_if_requested(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = SmallDataset(tmp_path)

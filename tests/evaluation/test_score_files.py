@@ -1,4 +1,4 @@
-"""Scores on the disk: equal to those in memory, refused by a full disk, gone with the process."""
+"""Scores on disk equal those in memory; a full disk is an error."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ def test_scores_on_disk_equal_those_in_memory(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_blocks_may_come_in_any_order(tmp_path: Path) -> None:
+def test_blocks_can_be_written_in_any_order(tmp_path: Path) -> None:
     scores_QV = torch.arange(12, dtype=torch.float32).view(4, 3)
     kept = ScoreFiles(tmp_path, 4, 3)
     for first in (3, 0, 2, 1):
@@ -42,7 +42,7 @@ def test_a_transposed_matrix_is_written_row_by_row(tmp_path: Path) -> None:
     assert kept.read()["fused"].tolist() == [[1, 3, 5], [2, 4, 6]]
 
 
-def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_full_disk_is_named_and_leaves_no_file(tmp_path: Path) -> None:
     encoded = random_encoded(videos=300, queries=200, longest=4)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300 * 100 * 4, hard))

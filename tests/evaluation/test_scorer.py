@@ -26,7 +26,7 @@ HALVES = ("bf16", "fp16")
 
 
 @pytest.mark.parametrize("piece", [1, 4, 500])
-def test_every_video_is_found_again_in_the_joined_embeddings(piece: int) -> None:
+def test_joined_embeddings_have_every_video(piece: int) -> None:
     encoded = random_encoded(videos=25, queries=1, longest=6)
     corpus = encoded.corpus(piece)
     for name, frames in encoded.frames.items():
@@ -38,7 +38,7 @@ def test_every_video_is_found_again_in_the_joined_embeddings(piece: int) -> None
             assert torch.equal(corpus.video(place)[name], own)
 
 
-def test_buckets_hold_every_video_once_and_copy_nothing() -> None:
+def test_buckets_are_views_of_every_video() -> None:
     encoded = random_encoded(videos=25, queries=1, longest=6)
     for name, keys in encoded.corpus().frames.items():
         places = []
@@ -51,7 +51,7 @@ def test_buckets_hold_every_video_once_and_copy_nothing() -> None:
         assert len(keys.buckets) == len(set(keys.lengths))
 
 
-def test_joining_frees_the_pieces_on_the_way() -> None:
+def test_joining_frees_each_chunk() -> None:
     alive: list[weakref.ref[torch.Tensor]] = []
 
     def pieces() -> Iterator[torch.Tensor]:
@@ -66,7 +66,7 @@ def test_joining_frees_the_pieces_on_the_way() -> None:
     assert len(alive) == 4
 
 
-def test_rows_and_lengths_that_disagree_are_refused() -> None:
+def test_other_numbers_of_rows_than_lengths_are_refused() -> None:
     for rows in (3, 5):
         with pytest.raises(ValueError, match=f"{rows} frame embeddings, expected 4"):
             FrameEmbeddings.join([torch.ones(rows, 2)], [2, 2])
@@ -91,8 +91,8 @@ def test_blocks_equal_a_loop(memory_mb: int, videos: int, queries: int, longest:
 
 
 @pytest.mark.parametrize("product", [1, 2**20])
-def test_best_frames_are_the_first_that_have_the_score(product: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole numbers, so that frames tie exactly; one video in a block, or all of one length."""
+def test_best_frames_are_the_first_of_equals(product: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Integers, so that frames tie exactly; one video per block, or all of one length."""
     monkeypatch.setattr(scorer_module, "_MAX_PRODUCT", product)
     generator = torch.Generator().manual_seed(3)
     encoded = random_encoded(videos=30, queries=20, longest=9)
@@ -117,7 +117,7 @@ def test_best_frames_are_the_first_that_have_the_score(product: int, monkeypatch
 
 
 class Allocations(TorchDispatchMode):
-    """Bytes of the tensors made inside, as long as they live; `peak` is the most at one time."""
+    """Tracks the bytes of live tensors allocated inside; `peak` is the maximum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class Allocations(TorchDispatchMode):
 
 
 def peak_of(encoded: Encoded, memory_mb: int) -> tuple[int, int]:
-    """Most bytes alive while ranking, beside keys and vectors, and in how many blocks of queries."""
+    """Peak bytes while ranking, besides embeddings, and the number of blocks of queries."""
     corpus, queries = encoded.corpus(), encoded.queries()
     blocks = math.ceil(len(queries.captions) / Scorer(corpus, settings_of(0.5, memory_mb)).query_block)
     with Allocations() as allocations:
@@ -155,9 +155,7 @@ def peak_of(encoded: Encoded, memory_mb: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("videos", "queries", "longest"), [(50, 1500, 128), (1000, 150, 8), (2000, 80, 4)])
-def test_ranking_stays_within_its_memory_however_many_videos_and_captions(
-    videos: int, queries: int, longest: int, precision: str
-) -> None:
+def test_ranking_stays_within_its_memory_budget(videos: int, queries: int, longest: int, precision: str) -> None:
     encoded = in_half(random_encoded(videos, queries, longest, width=8), precision)
     results = 3 * 2 * 8 * queries  # the ranks, while they are joined
     for memory_mb in (1, 2):
@@ -166,7 +164,7 @@ def test_ranking_stays_within_its_memory_however_many_videos_and_captions(
         assert blocks > 1
 
 
-def test_blocks_grow_in_number_with_videos_and_captions_and_not_in_size() -> None:
+def test_larger_splits_have_more_blocks_not_larger_ones() -> None:
     def blocks(videos: int, queries: int) -> int:
         return peak_of(random_encoded(videos, queries, 3), 1)[1]
 
@@ -180,14 +178,14 @@ def test_blocks_grow_in_number_with_videos_and_captions_and_not_in_size() -> Non
 
 
 def in_half(encoded: Encoded, precision: str) -> Encoded:
-    """Keys kept in half precision and vectors rounded to it, as the encoders give them."""
+    """Frame embeddings in half precision and query embeddings rounded to it, as encoding returns them."""
     dtype = PRECISIONS[precision]
     frames = {name: [rows.to(dtype) for rows in own] for name, own in encoded.frames.items()}
     return Encoded(frames, {name: rows.to(dtype).float() for name, rows in encoded.vectors.items()})
 
 
 @pytest.mark.parametrize("precision", HALVES)
-def test_matmul_precision_half_precision_are_exact_and_summed_in_float32(precision: str) -> None:
+def test_half_precision_products_are_exact_and_summed_in_float32(precision: str) -> None:
     encoded = in_half(random_encoded(30, 20, 9, width=48), precision)
     corpus = encoded.corpus()
     scores, frames = Scorer(corpus, settings_of(0.3, 8)).scores_and_frames(encoded.vectors)
@@ -203,7 +201,7 @@ def test_matmul_precision_half_precision_are_exact_and_summed_in_float32(precisi
 
 
 @pytest.mark.parametrize("precision", HALVES)
-def test_half_precision_leaves_ranks_of_videos_that_differ_alone(precision: str) -> None:
+def test_half_precision_ties_no_videos_that_differ(precision: str) -> None:
     encoded = random_encoded(60, 60, 9, width=64)
     for name in BRANCHES:  # each caption is near a frame of its video
         near = torch.stack([own[-1] for own in encoded.frames[name]])
@@ -215,7 +213,7 @@ def test_half_precision_leaves_ranks_of_videos_that_differ_alone(precision: str)
         assert (rounded[name] == ranks_Q).all()
 
 
-def test_the_precision_of_products_is_put_back() -> None:
+def test_matmul_precision_is_restored() -> None:
     before = torch.get_float32_matmul_precision()
     with contextlib.suppress(KeyboardInterrupt), matmul_precision(torch.bfloat16):
         assert torch.get_float32_matmul_precision() == "medium"

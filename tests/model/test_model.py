@@ -1,4 +1,4 @@
-"""The model against its naive twin, and what its results must not depend on."""
+"""The model against its naive twin, and invariances of its results."""
 
 from typing import Any
 
@@ -62,7 +62,7 @@ def test_equals_the_naive_twin(changes: dict[str, Any]) -> None:
 
 
 @VALID
-def test_a_video_depends_on_nothing_but_itself(changes: dict[str, Any]) -> None:
+def test_a_video_is_independent_of_its_batch(changes: dict[str, Any]) -> None:
     model = lively_model(**changes)
     together = keys_of(model, random_streams(model.architecture, ACTION, OBJECT))
     streams = random_streams(model.architecture, ACTION, OBJECT)
@@ -80,7 +80,7 @@ def test_a_video_depends_on_nothing_but_itself(changes: dict[str, Any]) -> None:
 
 
 def test_padding_leaks_with_the_published_extent_only() -> None:
-    """The twin of the test above: what it excludes does happen in the published program."""
+    """The published program fails the test above."""
     model = lively_model(fusion_extent="padded")
     streams = random_streams(model.architecture, ACTION, OBJECT)
     alone = {name: reference_model.split(rows)[0] for name, rows in streams.items()}
@@ -89,7 +89,7 @@ def test_padding_leaks_with_the_published_extent_only() -> None:
 
 
 @VARIANT
-def test_a_query_depends_on_nothing_but_itself(changes: dict[str, Any]) -> None:
+def test_a_query_is_independent_of_its_batch(changes: dict[str, Any]) -> None:
     model = lively_model(**changes)
     tokens = random_rows([4, 10, 1], model.architecture.query_width)
     with torch.no_grad():

@@ -33,7 +33,7 @@ def launch_architecture(case: str) -> Architecture:
 
 
 def numbered_weights(case: str) -> dict[str, torch.Tensor]:
-    """Weights of the right shapes, each filled with a number of its own."""
+    """Weights of the right shapes, each filled with a different number."""
     return {name: torch.full(shape, i / 7) for i, (name, shape) in enumerate(SHAPES[case].items(), 1)}
 
 
@@ -83,7 +83,7 @@ IGNORED = [
 ]  # fmt: skip
 
 
-def test_what_the_published_program_never_uses_may_be_anything(tmp_path: Path) -> None:
+def test_unused_published_weights_are_ignored(tmp_path: Path) -> None:
     for change in (
         lambda weights: [weights.pop(name, None) for name in IGNORED],
         lambda weights: weights.update({name: torch.full((2, 3), torch.nan) for name in IGNORED}),
@@ -97,7 +97,7 @@ def test_what_the_published_program_never_uses_may_be_anything(tmp_path: Path) -
     "mapping_linear.0.weight", "temp", "temp2", "cross_branch_fusion_A1.scales_make_attn_diff",
     "query_encoder_phrase.self.key.bias", "frame_pos_embed_action.position_embeddings.weight",
 ])  # fmt: skip
-def test_published_weights_that_do_not_fit(tmp_path: Path, name: str) -> None:
+def test_published_weights_of_wrong_shapes(tmp_path: Path, name: str) -> None:
     architecture = golden_architecture(SMALL_CASE)
     for change, message in (
         (lambda weights: weights.pop(name), f"{name} is missing"),
@@ -110,7 +110,7 @@ def test_published_weights_that_do_not_fit(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mapping_linear.3.weight", "mapping_linear_other.1.weight", "new.weight",
     "cross_branch_fusion_A1.extra", "cross_branch_fusion_SC.x", "my_roberta_model.x"])  # fmt: skip
-def test_published_weights_that_nobody_knows(tmp_path: Path, name: str) -> None:
+def test_unknown_published_weights(tmp_path: Path, name: str) -> None:
     path = published_file(tmp_path, lambda weights: weights.update({name: torch.ones(1)}))
     with pytest.raises(InputError, match=f"{name} is not expected"):
         load_model(path, golden_architecture(SMALL_CASE))
@@ -158,7 +158,7 @@ def test_options_that_the_weights_contradict(tmp_path: Path, changes: dict[str, 
 
 @pytest.mark.parametrize("value", [-3.0, 0.0, 0.07, 1e4])
 @pytest.mark.parametrize("name", ["temp", "temp2", "cross_branch_fusion_A1.scales_make_attn_diff"])
-def test_temperatures_that_no_training_arrives_at(tmp_path: Path, name: str, value: float) -> None:
+def test_implausible_temperatures_are_refused(tmp_path: Path, name: str, value: float) -> None:
     path = published_file(tmp_path, lambda weights: weights.update({name: torch.tensor(value)}))
     with pytest.raises(InputError, match=rf"p\.ckpt: {name} is {value:g}, expected 1 to 1000$"):
         load_model(path, golden_architecture(SMALL_CASE))
@@ -173,6 +173,6 @@ EVERYWHERE = {"n_heads", "fusion_weight", "eval_context_bsz", "text_layer", "tex
     ({"fusion": "attention"}, {"cross_attn_head", "cross_attn_q"}),
     ({"fusion": "none", "object_width": 24}, {"flow_feat"}),
 ], ids=str)  # fmt: skip
-def test_options_that_leave_no_trace(changes: dict[str, Any], expected: set[str]) -> None:
+def test_options_that_weights_do_not_show(changes: dict[str, Any], expected: set[str]) -> None:
     names = options_without_trace(changed(golden_architecture(SMALL_CASE), **changes))
     assert set(names) == expected | EVERYWHERE

@@ -24,7 +24,7 @@ from tests.helpers.small_models import VARIANTS, lively_model, random_rows, rand
 
 @dataclass
 class Case:
-    """An operation with its inputs, of which `learned` need gradients."""
+    """An operation and its inputs; those in `learned` need gradients."""
 
     run: Callable[[float], Tensor]
     learned: list[Tensor]
@@ -99,7 +99,7 @@ BACKEND = pytest.mark.parametrize("backend", ["reference", "cpu"])
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks and buckets of each case, the last of them not full."""
+    """Sizes for several chunks and buckets per case, the last one not full."""
     torch.manual_seed(0)
     monkeypatch.setattr(FEED_FORWARD, "CHUNK_ROWS", 16)
     monkeypatch.setattr(SELF_ATTENTION, "ROWS_PER_BUCKET", 30)
@@ -116,13 +116,13 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Use:
 
 @pytest.fixture
 def use_threads(monkeypatch: pytest.MonkeyPatch) -> UseThreads:
-    """Divide the items of every kernel among so many threads, however few they are."""
+    """Split the items of every kernel over `count` threads, however few they are."""
     even_ranges = threads.even_ranges
     return lambda count: monkeypatch.setattr(threads, "even_ranges", lambda sizes, _: even_ranges(sizes, count))
 
 
 def on_both(use: Use, compute: Callable[[], Any]) -> tuple[Any, Any]:
-    """What the CPU backend gives, and the reference."""
+    """Results of the CPU backend and of the reference."""
     found = []
     for backend in ("cpu", "reference"):
         use(backend)
@@ -146,7 +146,7 @@ def test_values_and_gradients(make: Callable[[], Case], count: int, use: Use, us
 
 @CASE
 @BACKEND
-def test_gradients_with_dropout_are_those_of_the_same_mask(make: Callable[[], Case], backend: str, use: Use) -> None:
+def test_gradients_with_dropout_use_the_same_mask(make: Callable[[], Case], backend: str, use: Use) -> None:
     """Finite differences, with the same seed for every evaluation."""
     use(backend)
     case = make()
@@ -166,7 +166,7 @@ COPIES, CALLS, P = 300, 12, 0.25
 
 
 def repeated(name: str) -> tuple[Case, int]:
-    """A case of COPIES times the same inputs, and the rows of a copy."""
+    """A case with the same inputs COPIES times, and the rows of a copy."""
     if name == "self-attention":
         case = self_attention_case([4] * COPIES, [3] * COPIES)
     elif name == "deformable attention":
@@ -178,8 +178,8 @@ def repeated(name: str) -> tuple[Case, int]:
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_distribution_with_dropout(name: str, use: Use) -> None:
-    """Mean and covariance of outputs, within a copy of the inputs and between copies next to one another."""
+def test_distribution_of_outputs_with_dropout(name: str, use: Use) -> None:
+    """Mean and covariance of outputs, within a copy of the inputs and between adjacent copies."""
     case, per_copy = repeated(name)
     _equalize(case, per_copy)
 
@@ -199,7 +199,7 @@ def test_distribution_with_dropout(name: str, use: Use) -> None:
 
 
 def _equalize(case: Case, per_copy: int) -> None:
-    """Give every copy the inputs of the first."""
+    """Copy the inputs of the first copy to all others."""
     with torch.no_grad():
         for tensor in case.learned:
             if tensor.dim() and len(tensor) % COPIES == 0:
@@ -253,7 +253,7 @@ def test_self_attention_of_half_precision(dtype: torch.dtype, use: Use) -> None:
 
 
 @OPERATION
-def test_nan_stays_where_it_is_and_is_not_hidden(make: Callable[[], Case], use: Use) -> None:
+def test_nan_propagates_within_its_sequence_only(make: Callable[[], Case], use: Use) -> None:
     case = make()
     with torch.no_grad():
         case.learned[0][3, 1] = torch.nan
@@ -300,7 +300,7 @@ def test_strided_inputs_and_gradients(make: Callable[[], Case], backend: str, us
 
 
 @BACKEND
-def test_rows_must_be_those_of_the_sequences(backend: str, use: Use) -> None:
+def test_other_numbers_of_rows_are_refused(backend: str, use: Use) -> None:
     use(backend)
     with pytest.raises(ValueError, match="got 16 rows, expected 15"):
         ops.self_attention(torch.zeros(16, 18), Layout.of([5, 10]), 2, 0.0)
@@ -354,7 +354,7 @@ def test_an_unknown_backend_is_refused(use: Use) -> None:
         ops.dropout(torch.ones(3), 0.5, training=True)
 
 
-def test_a_gpu_has_the_reference_alone(monkeypatch: pytest.MonkeyPatch, use: Use) -> None:
+def test_a_gpu_runs_the_reference(monkeypatch: pytest.MonkeyPatch, use: Use) -> None:
     monkeypatch.delenv(ops.VARIABLE, raising=False)
     on_gpu = torch.ones(3, device="meta")
     assert ops.backend(on_gpu) is not ops.backend(torch.ones(3))

@@ -1,4 +1,4 @@
-"""Kernels are compiled once and cached, wherever the program may or may not write."""
+"""Kernels are compiled once and cached, if the cache is writable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def double(values):
 
 
 class Program:
-    """A module with a kernel, which each `load` imports as a new process would."""
+    """A module with a kernel; each `load` imports it as a new process would."""
 
     def __init__(self, folder: Path) -> None:
         self.source = folder / "doubling.py"
@@ -32,7 +32,7 @@ class Program:
         self.cache = folder / "__pycache__"
 
     def load(self) -> Any:
-        """The kernel's statistics, after it was used."""
+        """Compilation statistics of the kernel after a call."""
         spec = importlib.util.spec_from_file_location("doubling", self.source)
         assert spec is not None
         assert spec.loader is not None
@@ -62,7 +62,7 @@ def test_kernels_are_compiled_once(program: Program, caplog: pytest.LogCaptureFi
 
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])
 @pytest.mark.parametrize("content", [b"", b"damaged"])
-def test_a_damaged_cache_is_rebuilt(suffix: str, content: bytes, program: Program) -> None:
+def test_a_corrupt_cache_is_rebuilt(suffix: str, content: bytes, program: Program) -> None:
     program.load()
     (first, *_) = program.cache.glob(f"*.{suffix}")
     first.write_bytes(content)

@@ -21,7 +21,7 @@ def products_as_before() -> Iterator[None]:
     torch.set_float32_matmul_precision(before)
 
 
-def test_products_stay_exact_on_whatever_this_processor_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_stay_exact_on_this_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "processor", {"vendor_id": "AuthenticAMD"}.get)
     enable_fast_matmul(CPU)
     left, right = torch.randn(300, 500), torch.randn(500, 200)
@@ -36,7 +36,7 @@ def test_a_processor_that_would_round_keeps_the_default(monkeypatch: pytest.Monk
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_rounding_to_bf16_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounding_to_bf16_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     product = torch.Tensor.__matmul__
 
     def rounded(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -57,7 +57,9 @@ def test_elsewhere_nothing_changes(vendor: str, device: torch.device | str, monk
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "128"), ("7", "7")])
-def test_few_programs_of_onednn_are_kept(before: str | None, after: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_primitive_cache_of_onednn_is_limited(
+    before: str | None, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     environment = {} if before is None else {CAPACITY: before}
     monkeypatch.setattr(os, "environ", environment)
     enable_fast_matmul(torch.device("cuda"))

@@ -37,7 +37,7 @@ def test_small_work_is_not_divided(min_size: int, expected: int, monkeypatch: py
 
 
 @pytest.mark.parametrize("raising", [0, 1])
-def test_an_error_in_any_range_is_raised_when_all_have_ended(raising: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_any_range_is_raised_after_all_have_finished(raising: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     done = []
 

@@ -105,7 +105,7 @@ def page(driver: webdriver.Chrome, address: str) -> Page:
     return page
 
 
-def test_type_a_sentence_and_see_results_that_a_reload_and_the_address_repeat(page: Page) -> None:
+def test_a_search_survives_a_reload_and_has_a_permanent_link(page: Page) -> None:
     assert page.focused == "q"
     page.press(SENTENCE, Keys.ENTER)
     page.wait(lambda: len(page.results) == 5)
@@ -133,7 +133,7 @@ def test_every_timeline_is_drawn_and_shows_its_moment(page: Page) -> None:
     assert bands == pytest.approx([1000 * start for start in starts])
 
 
-def test_the_keys_go_between_box_and_results(page: Page) -> None:
+def test_arrow_keys_move_between_box_and_results(page: Page) -> None:
     page.open("?q=a+man")
     assert page.focused == ""
     page.press("j")
@@ -249,7 +249,7 @@ def test_a_phone_needs_no_sideways_scrolling(page: Page, address_rest: str) -> N
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_in_both_colour_schemes(page: Page, scheme: str) -> None:
+def test_contrast_in_both_colour_schemes(page: Page, scheme: str) -> None:
     """Contrast of at least 4.5, WCAG's AA."""
     page.driver.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}

@@ -79,7 +79,7 @@ def same(first: Corpus, second: Corpus) -> bool:
     )
 
 
-def test_an_index_holds_what_was_encoded_and_is_made_once(world: World) -> None:
+def test_an_index_has_the_embeddings_and_is_built_once(world: World) -> None:
     encoded = world.encode()
     assert same(world.open(), encoded)
     assert world.encoded == 2
@@ -89,7 +89,7 @@ def test_an_index_holds_what_was_encoded_and_is_made_once(world: World) -> None:
 
 
 @pytest.mark.parametrize("variant", ["deformable-i3d_q-valid", "deformable-double_q-padded", "action-only"])
-def test_search_ranks_and_scores_as_evaluation_does(tmp_path: Path, variant: str) -> None:
+def test_search_ranks_and_scores_like_evaluation(tmp_path: Path, variant: str) -> None:
     world = World(tmp_path, lively_model(**VARIANTS[variant]))
     captions = world.data.captions()
     queries = encode_queries(world.model, Loader(Queries(world.reader, captions), 4, 0, False), CPU)
@@ -109,7 +109,7 @@ def test_search_ranks_and_scores_as_evaluation_does(tmp_path: Path, variant: str
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_an_index_in_half_precision_is_half_as_large_and_searched_as_evaluated(world: World, precision: str) -> None:
+def test_an_index_in_half_precision_is_half_as_large_and_ranks_like_evaluation(world: World, precision: str) -> None:
     whole = world.open()
     world.precision = precision
     with pytest.raises(InputError, match="another --eval_amp; rebuild it"):
@@ -127,7 +127,7 @@ def test_an_index_in_half_precision_is_half_as_large_and_searched_as_evaluated(w
     assert [searcher.search_caption(caption.id, 1).right_rank for caption in captions] == expected.tolist()
 
 
-def test_best_frames_of_a_search_are_where_its_scores_are(world: World) -> None:
+def test_best_frames_have_the_scores(world: World) -> None:
     corpus, captions = world.open(), world.data.captions()
     searcher = Searcher(world.model, corpus, captions, world.reader, _no_encoder, {}, settings_of(0.3))
     queries = encode_queries(world.model, Loader(Queries(world.reader, captions), 4, 0, False), CPU)

@@ -1,4 +1,4 @@
-"""The web page without a browser: what it answers to whatever is asked of it."""
+"""The web page without a browser: its response to every request."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def searcher() -> Searcher:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two videos, and secrets beside the folder and behind links in it."""
+    """Two videos, and secrets next to the folder and behind links in it."""
     (tmp_path / "secret.mp4").write_bytes(SECRET)
     folder = tmp_path / "videos"
     folder.mkdir()
@@ -77,7 +77,7 @@ def client_of(searcher: Searcher, folder: Path | None = None, host: str = "127.0
 
 
 class Reader(FlaskClient):
-    """A client that reads every answer to its end."""
+    """A client that reads every response completely."""
 
     def open(self, *args: Any, **options: Any) -> TestResponse:
         return super().open(*args, **{"buffered": True, **options})
@@ -92,7 +92,7 @@ def page(response: TestResponse) -> Tags:
     return Tags(response.get_data(as_text=True))
 
 
-def test_the_first_page_has_a_box_and_captions_to_begin_with(client: FlaskClient) -> None:
+def test_the_first_page_has_a_search_box_and_examples(client: FlaskClient) -> None:
     response = client.get("/")
     assert response.status_code == 200
     tags = page(response)
@@ -126,7 +126,7 @@ def test_a_caption_and_its_permanent_link(client: FlaskClient, searcher: Searche
     assert (typed.status_code, typed.location) == (302, "/?id=v04%23enc%231")
 
 
-def test_seconds_are_shown_where_they_are_known(client: FlaskClient) -> None:
+def test_seconds_are_shown_if_known(client: FlaskClient) -> None:
     response = client.get("/", query_string={"id": "v01#enc#0", "top": "14"})
     spans = re.findall(r'<span class="span">(.*?)</span>', response.get_data(as_text=True))
     ids = re.findall(r'<h2 id="r\d+-name">(.*?)</h2>', response.get_data(as_text=True))
@@ -156,7 +156,7 @@ def test_more_results(client: FlaskClient) -> None:
         ({"id": ""}, 404, "There is no caption “”"),
     ],
 )
-def test_mistakes_get_a_page_that_says_so(
+def test_bad_requests_get_an_error_page(
     client: FlaskClient, question: dict[str, str], status: int, message: str
 ) -> None:
     response = client.get("/", query_string=question)
@@ -186,7 +186,7 @@ def test_an_empty_query_is_the_first_page(client: FlaskClient) -> None:
     assert client.get("/?q=%20").get_data() == client.get("/").get_data()
 
 
-def test_without_text_encoder_captions_can_be_searched_with() -> None:
+def test_captions_can_be_searched_without_a_text_encoder() -> None:
     client = client_of(make_searcher(kitchen(), encoder=False))
     response = client.get("/", query_string={"q": "a man"})
     assert response.status_code == 400
@@ -230,7 +230,7 @@ def test_ids_and_captions_are_never_markup() -> None:
             assert str(link["href"]).startswith("/")
 
 
-def test_a_browser_is_told_to_run_and_load_nothing_else(client: FlaskClient) -> None:
+def test_security_headers(client: FlaskClient) -> None:
     addresses = ("/", "/?q=a", "/?id=no", "/nothing", "/video/v01", "/video/v99", "/static/page.js")
     for address in addresses:
         headers = client.get(address).headers
@@ -290,9 +290,7 @@ def test_ranges_that_are_ignored(client: FlaskClient, folder: Path, asked: str) 
     assert (whole.status_code, whole.data) == (200, (folder / "v01.webm").read_bytes())
 
 
-def test_only_the_files_of_searched_videos_inside_the_folder_can_be_fetched(
-    client: FlaskClient, tmp_path: Path
-) -> None:
+def test_only_files_of_searched_videos_in_the_folder_are_served(client: FlaskClient, tmp_path: Path) -> None:
     assert client.get("/video/v02").status_code == 200  # a link that stays inside
     outside = str(tmp_path / "secret")
     names = ["v03", "v04", "v05", "v13", "not_searched", "v01.webm", "", "secret", "..", "../secret", "....//secret"]
@@ -311,7 +309,7 @@ def test_only_the_files_of_searched_videos_inside_the_folder_can_be_fetched(
         assert client.get(address).status_code == 404
 
 
-def test_ids_that_are_paths_find_nothing_outside(folder: Path, tmp_path: Path) -> None:
+def test_ids_that_are_paths_find_nothing_outside_of_the_folder(folder: Path, tmp_path: Path) -> None:
     """A dataset is data: its ids may be anything."""
     ids = ["../secret", str(tmp_path / "secret"), "v01/../../secret", "x" * 5000, "a\0b", "\udcff", ".", ""]
     videos = VideoFolder(folder)
@@ -363,7 +361,7 @@ def test_names_of_video_files(tmp_path: Path, file: str, video_id: str) -> None:
     )
 
 
-def test_of_several_files_the_same_one_is_taken(tmp_path: Path) -> None:
+def test_the_choice_among_several_files_is_fixed(tmp_path: Path) -> None:
     names = [
         "b/v01.mp4",
         "a/v01.mp4",
@@ -389,7 +387,7 @@ def test_of_several_files_the_same_one_is_taken(tmp_path: Path) -> None:
     (["v01.avi", "notes.txt"], "0 of 14 videos have a file in {folder}: it has no .mp4, .m4v, .webm, .ogv, .mov, .mkv "
         "file, expected names such as 'v00.mp4'"),
 ])  # fmt: skip
-def test_the_start_says_how_many_videos_have_a_file(
+def test_the_number_of_videos_with_a_file_is_logged_at_the_start(
     tmp_path: Path, searcher: Searcher, names: list[str], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     named(tmp_path, *names)
@@ -402,13 +400,13 @@ def test_the_start_says_how_many_videos_have_a_file(
     assert not caplog.records
 
 
-def test_a_file_that_has_gone(client: FlaskClient, folder: Path) -> None:
+def test_a_file_removed_meanwhile(client: FlaskClient, folder: Path) -> None:
     (folder / "v01.webm").unlink()
     for video in ("v01", "v02"):
         assert client.get(f"/video/{video}").status_code == 404
 
 
-def test_a_result_has_a_player_only_where_there_is_a_file(client: FlaskClient) -> None:
+def test_only_results_with_a_file_have_a_player(client: FlaskClient) -> None:
     tags = page(client.get("/?id=v01%23enc%230&top=14"))
     sources = sorted(str(video["src"]).split("#")[0] for video in tags.named("video"))
     assert sources == ["/video/v01", "/video/v02"]
@@ -417,7 +415,7 @@ def test_a_result_has_a_player_only_where_there_is_a_file(client: FlaskClient) -
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
-def test_on_the_loopback_only_its_names_are_answered_to(searcher: Searcher, folder: Path, host: str) -> None:
+def test_unknown_host_names_are_refused_on_the_loopback(searcher: Searcher, folder: Path, host: str) -> None:
     client = client_of(searcher, folder, host)
     for good in ("127.0.0.1:8000", "localhost:8000", "localhost", "LocalHost:8000", "LOCALHOST.", "[::1]:8000"):
         assert client.get("/", headers={"Host": good}).status_code == 200
@@ -429,12 +427,12 @@ def test_on_the_loopback_only_its_names_are_answered_to(searcher: Searcher, fold
             assert b"<" not in response.data
 
 
-def test_elsewhere_any_name_is_answered_to(searcher: Searcher) -> None:
+def test_any_host_name_is_served_elsewhere(searcher: Searcher) -> None:
     client = client_of(searcher, host="0.0.0.0")
     assert client.get("/", headers={"Host": "gpu-box:8000"}).status_code == 200
 
 
-def test_only_reading_is_allowed(client: FlaskClient) -> None:
+def test_only_get_and_head_are_allowed(client: FlaskClient) -> None:
     for address in ("/", "/video/v01"):
         for method in ("POST", "PUT", "DELETE", "PATCH"):
             response = client.open(address, method=method)
@@ -442,7 +440,7 @@ def test_only_reading_is_allowed(client: FlaskClient) -> None:
             assert "GET" in response.headers["Allow"]
 
 
-def test_many_ask_at_once(searcher: Searcher, folder: Path) -> None:
+def test_concurrent_requests(searcher: Searcher, folder: Path) -> None:
     app = make_app(searcher, "127.0.0.1", 5, folder)
     expected = [
         [hit.video_id for hit in searcher.search_sentence(f"sentence {number}", 5).hits] for number in range(12)
@@ -461,7 +459,7 @@ def test_many_ask_at_once(searcher: Searcher, folder: Path) -> None:
     assert [found[number] for number in range(12)] == expected
 
 
-def test_a_port_that_is_taken_is_named(searcher: Searcher) -> None:
+def test_a_port_in_use_is_named(searcher: Searcher) -> None:
     app = make_app(searcher, "127.0.0.1", 5, None)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -473,8 +471,8 @@ def test_a_port_that_is_taken_is_named(searcher: Searcher) -> None:
         serve(app, "no.such.host.example", 0)
 
 
-def test_players_that_stop_reading_hold_up_nobody(folder: Path) -> None:
-    """More of them than the server has threads, for each way to ask for much; ranges are exact meanwhile."""
+def test_stalled_players_block_nobody(folder: Path) -> None:
+    """More of them than server threads, for each kind of large request; ranges stay exact meanwhile."""
     size, start = 200 << 20, np.random.default_rng(0).bytes(1 << 20)
     with (folder / "v06.mp4").open("wb") as file:
         file.write(start)

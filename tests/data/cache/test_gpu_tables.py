@@ -1,4 +1,4 @@
-"""Features in the memory of a device: the batches of the feature files, gathered there."""
+"""Features in the memory of a device give the same batches as the feature files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_same_batches(small: SmallDataset, sees: str, cached: bool, monkeypa
             assert torch.equal(one.layout.position_N, other.layout.position_N)
 
 
-def test_nothing_is_read_any_more(small: SmallDataset) -> None:
+def test_feature_files_are_no_longer_read(small: SmallDataset) -> None:
     reader, split = open_split(small)
     expected = batches(reader, split)
     loaded = on_device(reader, split, CPU)
@@ -84,15 +84,15 @@ def test_free_memory_of_the_machine() -> None:
     assert free_memory(CPU) > 1e6
 
 
-def test_a_run_comes_out_the_same(shared: SmallDataset, finished: object) -> None:
-    """Whether its features come from the files, the cache or memory."""
+def test_a_run_is_the_same(shared: SmallDataset, finished: object) -> None:
+    """With features from the files, the cache or memory."""
     reference = shared.results / "finished"
     for name, flags in {"from files": ["--feature_cache", "off"], "from memory": ["--features_on_device"]}.items():
         run = run_train(shared.flags("--n_epoch", str(EPOCHS), "--description", name, "--save_scores", *flags))
         assert_same_run(run, reference)
 
 
-def test_how_features_are_read_may_change_when_a_run_goes_on(shared: SmallDataset, tmp_path: Path) -> None:
+def test_a_resumed_run_can_read_features_in_another_way(shared: SmallDataset, tmp_path: Path) -> None:
     run = run_train(shared.flags("--n_epoch", "1", "--description", "other features", "--features_on_device"))
     flags = ["--no_features_on_device", "--feature_cache", str(tmp_path)]
     run_train(["--resume", str(run), "--n_epoch", "2", "--device", "-1", *flags])
