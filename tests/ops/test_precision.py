@@ -1,4 +1,4 @@
-"""The fastest float32 products of a processor, where they stay float32."""
+"""The fastest float32 products, if they stay float32."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
 @pytest.fixture(autouse=True)
-def products_as_before() -> Iterator[None]:
+def restore_precision() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     yield
@@ -29,28 +29,28 @@ def test_products_stay_exact_on_this_processor(monkeypatch: pytest.MonkeyPatch) 
     assert (left @ right - exact).norm() < 1e-6 * exact.norm()
 
 
-def test_a_processor_that_would_round_keeps_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "processor", {"vendor_id": "AuthenticAMD"}.get)
-    monkeypatch.setattr(precision, "_is_exact", lambda: False)
-    enable_fast_matmul(CPU)
-    assert torch.get_float32_matmul_precision() == "highest"
-
-
-def test_rounding_to_bf16_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, "highest"), (torch.float64, "medium")])
+def test_products_that_would_round_to_bf16_keep_the_default(
+    dtype: torch.dtype, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     product = torch.Tensor.__matmul__
 
     def rounded(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Products as oneDNN may compute them: of float32 operands rounded to `dtype`."""
         if left.dtype == torch.float64:
             return product(left, right)
-        return product(left.bfloat16().float(), right.bfloat16().float())
+        return product(left.to(dtype).double(), right.to(dtype).double()).float()
 
-    assert precision._is_exact()
+    monkeypatch.setattr(precision, "processor", {"vendor_id": "AuthenticAMD"}.get)
     monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
-    assert not precision._is_exact()
+    enable_fast_matmul(CPU)
+    assert torch.get_float32_matmul_precision() == expected
 
 
 @pytest.mark.parametrize(("vendor", "device"), [("GenuineIntel", CPU), ("", CPU), ("AuthenticAMD", "cuda")])
-def test_elsewhere_nothing_changes(vendor: str, device: torch.device | str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_processors_and_devices_keep_the_default(
+    vendor: str, device: torch.device | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(precision, "processor", {"vendor_id": vendor}.get)
     enable_fast_matmul(torch.device(device))
     assert torch.get_float32_matmul_precision() == "highest"
