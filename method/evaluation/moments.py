@@ -141,7 +141,7 @@ def read_moments(path: Path, caption_ids: Collection[str]) -> dict[str, TrueMome
     clipped to their video; those left empty are skipped with a warning, and so are captions not in `caption_ids`.
 
     Raises:
-        InputError: naming the line, for one that is not such an object, for times that are not numbers or not in
+        InputError: naming file and line, for one that is not such an object, for times that are not numbers or not in
             order, and for a caption that occurs twice.
     """
     if not path.exists():
