@@ -118,7 +118,7 @@ def trained(program: str, seed: int, train: Sequence[str]) -> Training:
 
 
 class PublishedTraining(Training):
-    """A training whose steps the naive twin does; its weights are taken over after each epoch."""
+    """A training whose steps run on the naive twin; the model gets its weights after each epoch."""
 
     def __init__(self, ours: Training, options: Mapping[str, Any]) -> None:
         super().__init__(ours.model, ours.settings, ours.optimizer.schedule, options["wd"], ours.device, None)

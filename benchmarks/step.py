@@ -138,7 +138,15 @@ def make_training(
     model: RetrievalModel, amp: str, device: torch.device, source: NegativeSource | None = None
 ) -> Training:
     """A training as the launch sets it up, at its beginning."""
-    settings = LoopSettings(100, 10, 20, -1, amp, LOSSES, 0)
+    settings = LoopSettings(
+        epochs=100,
+        early_stop=10,
+        hard_from_epoch=20,
+        grad_clip=-1,
+        amp=amp,
+        losses=LOSSES,
+        seed=0,
+    )
     return Training(model, settings, Schedule(2.5e-4, 0.01, 1000), 0.01, device, source)
 
 

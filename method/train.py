@@ -179,13 +179,13 @@ def make_training(
         label_smoothing=options["neg_loss_label_smoothing"],
     )
     settings = LoopSettings(
-        options["n_epoch"],
-        options["max_es_cnt"],
-        options["hard_negative_start_epoch"],
-        options["grad_clip"],
-        options["amp"],
-        losses,
-        options["seed"],
+        epochs=options["n_epoch"],
+        early_stop=options["max_es_cnt"],
+        hard_from_epoch=options["hard_negative_start_epoch"],
+        grad_clip=options["grad_clip"],
+        amp=options["amp"],
+        losses=losses,
+        seed=options["seed"],
     )
     schedule = Schedule(options["lr"], options["lr_warmup_proportion"], steps * options["n_epoch"])
     return Training(model, settings, schedule, options["wd"], device, negatives, processes)

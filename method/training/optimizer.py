@@ -1,4 +1,4 @@
-"""BertAdam: no bias correction, and the gradient of each tensor clipped by itself, as published."""
+"""BertAdam (no bias correction, per-tensor clipping), as published."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TENSOR_CLIP = 1.0
 class Schedule:
     """Linear warm-up and linear decay.
 
-    peak: highest learning rate; warmup: share of all steps over which it rises; steps: all steps of the training.
+    peak: highest learning rate. warmup: fraction of all steps over which it rises. steps: number of steps in total.
     """
 
     peak: float
@@ -29,7 +29,7 @@ class Schedule:
     steps: int
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of a step counted from 0; the first is 0 when there is a warm-up, and so is all past the last.
+        """Learning rate of a step, counted from 0. It is 0 past the last step and, with a warm-up, at the first.
 
         >>> schedule = Schedule(peak=1.0, warmup=0.1, steps=20)
         >>> [round(schedule.learning_rate(step), 6) for step in (0, 1, 2, 11, 20)]
@@ -41,11 +41,10 @@ class Schedule:
         return self.peak * max((1 - progress) / (1 - self.warmup), 0.0) if self.warmup < 1 else self.peak
 
 
-class ClippedAdam(torch.optim.Optimizer):
-    """Adam without bias correction, decoupled weight decay, and every tensor's gradient clipped to norm 1 by itself.
+class BertAdam(torch.optim.Optimizer):
+    """Adam without bias correction, with decoupled weight decay and each gradient tensor clipped to norm 1.
 
-    The update is m / (sqrt(v) + eps) + wd * w, times the learning rate of the schedule at `step`, the number of
-    updates so far.
+    The update is (m / (sqrt(v) + eps) + wd * w) * lr, where lr is the schedule's learning rate after `step` updates.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], schedule: Schedule) -> None:
@@ -62,12 +61,12 @@ class ClippedAdam(torch.optim.Optimizer):
 
     @property
     def gradient_norm(self) -> float:
-        """Norm of all gradients of the last step together, before any was clipped here; asks the device for it."""
+        """Norm of all gradients of the last step together, before clipping per tensor. Synchronizes with the device."""
         return torch.cat(self._norms).norm().item() if self._norms else 0.0
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every weight that has a gradient, which stays as it is."""
+        """Update every weight that has a gradient; gradients are left unchanged."""
         if closure is not None:
             raise ValueError("a closure is not supported")
         self._norms = []
@@ -92,11 +91,11 @@ class ClippedAdam(torch.optim.Optimizer):
         torch._foreach_add_(weights, updates, alpha=-learning_rate)
 
     def _clipped(self, gradients: list[Tensor]) -> list[Tensor]:
-        """Each gradient with a norm of at most 1, in memory of its own; notes the norms that they had."""
+        """Copies of the gradients, each clipped to norm 1; records the norms before clipping."""
         norms = torch.stack(list(torch._foreach_norm(gradients)))
         self._norms.append(norms)
         factors = (TENSOR_CLIP / (norms + 1e-6)).clamp(max=1.0)
-        # One product for all: a GPU would have to launch one for each tensor.
+        # One multiplication for all tensors: on a GPU, one launch per tensor would take longer.
         sizes = hardware.sent(torch.tensor([gradient.numel() for gradient in gradients]), factors.device)
         joined = _flatten_dense_tensors(gradients)
         joined *= factors.repeat_interleave(sizes, output_size=len(joined))
@@ -110,11 +109,11 @@ class ClippedAdam(torch.optim.Optimizer):
         return moment
 
 
-def make_optimizer(model: nn.Module, schedule: Schedule, weight_decay: float) -> ClippedAdam:
-    """The optimiser of a model's weights; biases and LayerNorms do not decay."""
+def make_optimizer(model: nn.Module, schedule: Schedule, weight_decay: float) -> BertAdam:
+    """The optimizer of a model's weights, without weight decay for biases and LayerNorms."""
     norms = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
     for name, weight in model.named_parameters():
-        (kept if id(weight) in norms or name.endswith("bias") else decayed).append(weight)
-    return ClippedAdam([{"params": decayed, "weight_decay": weight_decay}, {"params": kept}], schedule)
+        (no_decay if id(weight) in norms or name.endswith("bias") else decay).append(weight)
+    return BertAdam([{"params": decay, "weight_decay": weight_decay}, {"params": no_decay}], schedule)

@@ -29,7 +29,7 @@ from benchmarks.step_profile import (
     kind_of_operation,
 )
 from method.ops import checkpointed, dropout, feed_forward
-from method.training.optimizer import ClippedAdam, Schedule
+from method.training.optimizer import BertAdam, Schedule
 
 
 @pytest.mark.parametrize(("name", "kind"), [
@@ -48,8 +48,8 @@ def test_operations(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize(("names", "kind"), [
-    (["aten::mul_", "Optimizer.step#ClippedAdam.step"], OPTIMISER),
-    (["aten::add_", "aten::_foreach_add_", "Optimizer.step#ClippedAdam.step"], OPTIMISER),
+    (["aten::mul_", "Optimizer.step#BertAdam.step"], OPTIMISER),
+    (["aten::add_", "aten::_foreach_add_", "Optimizer.step#BertAdam.step"], OPTIMISER),
     (["aten::index_fill_", "_Dropout"], DROPOUT),
     (["aten::mul_", "_ReluDropoutBackward", "autograd::engine::evaluate_function: _ReluDropoutBackward"], DROPOUT),
     (["_DeformableAttentionBackward"], DEFORMABLE),
@@ -133,7 +133,7 @@ def test_operations_of_attention_are_counted_on_a_cpu() -> None:
 def test_the_kinds_of_a_small_step_add_up_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_profile, "DEVICE", torch.device("cpu"))
     layer = nn.Linear(64, 64)
-    optimizer = ClippedAdam([{"params": list(layer.parameters())}], Schedule(1.0, 0.0, 10))
+    optimizer = BertAdam([{"params": list(layer.parameters())}], Schedule(1.0, 0.0, 10))
     waited = 0.02
 
     def step() -> None:
@@ -176,7 +176,7 @@ def test_time_in_which_a_gpu_works_on_two_things_counts_once_and_marks_never() -
         _kernel("Memcpy HtoD", 1e6, 6e6),
         _kernel("dropout", 2e6, 3e6),
         _kernel("Context Sync", 6e6, 9e6),
-        _kernel("Optimizer.step#ClippedAdam.step", 0.0, 9e6, annotation=True),
+        _kernel("Optimizer.step#BertAdam.step", 0.0, 9e6, annotation=True),
         _kernel("sgemm", 8e6, 9e6),
     ]
     found = [(kind, seconds) for kind, seconds, _ in kernels(events)]

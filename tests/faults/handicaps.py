@@ -121,18 +121,18 @@ def slow_checkpoints(seconds: float) -> None:
 
 def broken_update(updates: int) -> None:
     """After so many good updates of the weights, leave NaN in one of them."""
-    from method.training.optimizer import ClippedAdam
+    from method.training.optimizer import BertAdam
 
-    step, done = ClippedAdam.step, 0
+    step, done = BertAdam.step, 0
 
-    def broken(self: ClippedAdam, *arguments: Any) -> None:
+    def broken(self: BertAdam, *arguments: Any) -> None:
         nonlocal done
         step(self, *arguments)
         done += 1
         if done > updates:
             self.param_groups[0]["params"][0].data.view(-1)[0] = float("nan")
 
-    ClippedAdam.step = broken  # type: ignore[method-assign,assignment]
+    BertAdam.step = broken  # type: ignore[method-assign,assignment]
 
 
 def configs_in(folder: str) -> None:

@@ -23,7 +23,7 @@ from method.model.losses import LossSettings, total
 from method.model.retrieval import RetrievalModel
 from method.runtime.process_group import joined_processes
 from method.runtime.processes import SINGLE_PROCESS, Processes
-from method.training.sharded_batch import share_of
+from method.training.sharded_batch import shard_batch
 from method.training.step import training_losses
 from tests.helpers.reference_model import split_values
 from tests.helpers.small_models import VARIANTS, lively_model, random_rows, random_streams
@@ -75,17 +75,19 @@ def compare(case: Case, processes: Processes) -> float:
 def compute(case: Case, processes: Processes) -> dict[str, Tensor]:
     """Loss terms and gradients by their names."""
     model = lively_model(**case.changes)
-    batch, edits = share_of_batch(case, model, processes)
-    share = share_of(processes, batch, edits)
+    batch, edits = batch_of_rank(case, model, processes)
+    sharded = shard_batch(processes, batch, edits)
     generator = torch.Generator().manual_seed(1)
-    terms = training_losses(model, share, LossSettings(hard_pool_size=3, weights=WEIGHTS), case.hard, edits, generator)
+    terms = training_losses(
+        model, sharded, LossSettings(hard_pool_size=3, weights=WEIGHTS), case.hard, edits, generator
+    )
     total(terms).backward()
     processes.add_gradients(model.parameters())
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     return {**{name: term.detach() for name, term in terms.items()}, **gradients}
 
 
-def share_of_batch(
+def batch_of_rank(
     case: Case, model: RetrievalModel, processes: Processes
 ) -> tuple[VideoBatch, dict[str, EditedQueries]]:
     """A process's videos with their captions, and the edits of these."""

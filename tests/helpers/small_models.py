@@ -14,7 +14,7 @@ from method.data.ragged import Ragged
 from method.model.architecture import Architecture, BranchSpec, two_branches
 from method.model.published import to_published
 from method.model.retrieval import RetrievalModel
-from method.training.sharded_batch import Share
+from method.training.sharded_batch import ShardedBatch
 from tests.helpers.reference_model import NaiveModel
 
 SMALL = Architecture(
@@ -104,10 +104,12 @@ def random_rows(lengths: list[int], width: int, seed: int = 0) -> Ragged:
     return Ragged.of([normalize_rows(torch.randn(length, width, generator=generator)) for length in lengths])
 
 
-def whole_batch(streams: dict[str, Ragged], tokens: Ragged, labels_Q: torch.Tensor, edited: Collection[str]) -> Share:
+def whole_batch(
+    streams: dict[str, Ragged], tokens: Ragged, labels_Q: torch.Tensor, edited: Collection[str]
+) -> ShardedBatch:
     """What training computes the losses of, without the names of videos and captions."""
     videos = tuple(str(place) for place in range(len(next(iter(streams.values())))))
-    return Share(VideoBatch(videos, streams, (), tokens, labels_Q), edited)
+    return ShardedBatch(VideoBatch(videos, streams, (), tokens, labels_Q), edited)
 
 
 def random_streams(architecture: Architecture, action: list[int], object_: list[int]) -> dict[str, Ragged]:

@@ -66,8 +66,8 @@ def test_losses_and_gradients(case: str) -> None:
     weights = {"triplet": 1.0, "nce": 0.02, "negative_queries": c["w"]}
     settings = LossSettings(c["margin"], hard_pool_size=1, label_smoothing=c["ls"], weights=weights)
     edits = golden_edits(case)
-    share = whole_batch(golden.streams, golden.tokens, LABELS, edits)
-    terms = training_losses(golden.model, share, settings, hard=True, edits=edits)
+    sharded = whole_batch(golden.streams, golden.tokens, LABELS, edits)
+    terms = training_losses(golden.model, sharded, settings, hard=True, edits=edits)
     for branch, suffix in (("action", ""), ("object", "_action")):
         for term, published in PUBLISHED_LOSS.items():
             expected = golden.expected[f"loss/{published}{suffix}"]

@@ -111,8 +111,8 @@ def test_every_weight_gets_a_gradient(changes: dict[str, Any], lengths: tuple[li
         for name in model.branches
     }
     labels = torch.arange(videos).repeat_interleave(2)
-    share = whole_batch(streams, tokens, labels, edits)
-    terms = training_losses(model, share, LossSettings(), False, edits)
+    sharded = whole_batch(streams, tokens, labels, edits)
+    terms = training_losses(model, sharded, LossSettings(), False, edits)
     loss = total(terms)
     loss.backward()
     assert torch.isfinite(loss)

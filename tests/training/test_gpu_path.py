@@ -31,7 +31,7 @@ from method.runtime import hardware
 from method.runtime.errors import InputError
 from method.training.loop import LoopSettings, Training
 from method.training.optimizer import Schedule
-from method.training.sharded_batch import Share
+from method.training.sharded_batch import ShardedBatch
 from method.training.step import training_losses
 from tests.evaluation.corpora import settings_of
 from tests.helpers.fake_gpu import GPU, NothingAsked, PretendedGpu, Waits, on_gpu
@@ -73,8 +73,22 @@ class Edits(CachedNegatives):
         return PreparedEdits.of(rows, range(len(rows)), owners)
 
 
-def training_of(model: RetrievalModel, device: torch.device, hard: bool = False, amp: str = "off") -> Training:
-    settings = LoopSettings(100, 10, 0 if hard else 20, 1.0, amp, LOSSES, 0)
+def training_of(
+    model: RetrievalModel,
+    device: torch.device,
+    hard: bool = False,
+    amp: str = "off",
+    losses: LossSettings = LOSSES,
+) -> Training:
+    settings = LoopSettings(
+        epochs=100,
+        early_stop=10,
+        hard_from_epoch=0 if hard else 20,
+        grad_clip=1.0,
+        amp=amp,
+        losses=losses,
+        seed=0,
+    )
     return Training(model, settings, Schedule(0.01, 0.0, 300), 0.01, device, Edits())
 
 
@@ -89,7 +103,7 @@ def gpu_style(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> PretendedGpu:
-    for module in ("method.training.loop", "method.evaluation.corpus"):
+    for module in ("method.training.step", "method.evaluation.corpus"):
         monkeypatch.setattr(f"{module}.autocast", lambda device, precision: contextlib.nullcontext())
     monkeypatch.setattr("torch.nn.utils.clip_grad._device_has_foreach_support", lambda device: True)
     return PretendedGpu(monkeypatch)
@@ -149,7 +163,7 @@ def test_half_precision_asks_for_nothing(changes: dict[str, Any]) -> None:
     model = lively_model(**changes).train()
     batch, edits = batch_for(model), {name: edits_for(name) for name in model.branches}
     with NothingAsked(), autocast(CPU, "bf16"):
-        loss = total(training_losses(model, Share(batch, edits), LOSSES, True, edits))
+        loss = total(training_losses(model, ShardedBatch(batch, edits), LOSSES, True, edits))
     with NothingAsked():
         loss.backward()
     assert torch.isfinite(loss)
@@ -166,7 +180,7 @@ def test_a_refused_step_leaves_no_gradients(monkeypatch: pytest.MonkeyPatch) -> 
     batch = batch_for(model)
     training.step(batch)
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    monkeypatch.setattr("method.training.loop.training_losses", broken_losses)
+    monkeypatch.setattr("method.training.step.training_losses", broken_losses)
     with pytest.raises(InputError, match="nothing was updated"):
         training.step(batch)
     assert all(weight.grad is None for weight in model.parameters())
@@ -219,7 +233,7 @@ def test_a_wait_within_a_step_is_noticed(gpu: PretendedGpu, monkeypatch: pytest.
         assert next(iter(terms.values())).item() < 1e9
         return terms
 
-    monkeypatch.setattr("method.training.loop.training_losses", losses)
+    monkeypatch.setattr("method.training.step.training_losses", losses)
     with gpu, pytest.raises(Waits, match="asks the GPU"):
         training.step(batch.pin_memory())
 
@@ -235,8 +249,7 @@ def test_a_step_on_a_gpu_is_that_of_a_cpu(changes: dict[str, Any], hard: bool) -
     losses, gradients = [], []
     for device in (CPU, torch.device("cuda")):
         model = lively_model(**changes)
-        training = training_of(model, device, hard)
-        training.settings = replace(training.settings, losses=replace(LOSSES, hard_pool_size=1))
+        training = training_of(model, device, hard, losses=replace(LOSSES, hard_pool_size=1))
         losses.append(training.step(batch_for(model)))
         gradients.append(
             {name: weight.grad.cpu() for name, weight in model.named_parameters() if weight.grad is not None}

@@ -40,7 +40,15 @@ def test_steps_lead_where_the_published_program_gets(variant: str) -> None:
     model = lively_model(**VARIANTS[variant])
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     twin = NaiveStep(to_published(before, model.architecture), model.architecture, LOSSES, torch.device("cpu"), pool=1)
-    settings = LoopSettings(1, -1, 0, -1.0, "off", LOSSES, 0)
+    settings = LoopSettings(
+        epochs=1,
+        early_stop=-1,
+        hard_from_epoch=0,
+        grad_clip=-1.0,
+        amp="off",
+        losses=LOSSES,
+        seed=0,
+    )
     training = Training(model, settings, SCHEDULE, 0.01, torch.device("cpu"), None)
     model.eval()
     twin.model.eval()

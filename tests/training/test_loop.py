@@ -23,7 +23,15 @@ from tests.helpers.small_models import lively_model
 
 def training(early_stop: int, epochs: int = 100) -> Training:
     losses = LossSettings()
-    settings = LoopSettings(epochs, early_stop, 20, -1.0, "off", losses, 0)
+    settings = LoopSettings(
+        epochs=epochs,
+        early_stop=early_stop,
+        hard_from_epoch=20,
+        grad_clip=-1.0,
+        amp="off",
+        losses=losses,
+        seed=0,
+    )
     return Training(lively_model(), settings, Schedule(0.01, 0.1, 300), 0.01, torch.device("cpu"), None)
 
 
@@ -78,7 +86,7 @@ def test_a_loss_that_is_no_number_stops_before_the_step(
             terms[term] = terms[term] * value
         return terms
 
-    monkeypatch.setattr("method.training.loop.training_losses", losses)
+    monkeypatch.setattr("method.training.step.training_losses", losses)
     expected = rf"epoch 1 step 1: the loss is not finite \(.*{term} {value}.*\); captions of the batch: T\d\d#enc#\d; "
     with pytest.raises(InputError, match=expected + ".*; and .* more; nothing was updated$") as caught:
         run_train(shared.flags("--description", name))

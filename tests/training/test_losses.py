@@ -228,8 +228,8 @@ def batch_losses(labels: list[int], edits: dict[str, EditedQueries] | None = Non
     model = lively_model(**changes)
     streams = random_streams(model.architecture, [4, 1, 6, 2][: max(labels) + 1], [2, 3, 1, 5][: max(labels) + 1])
     tokens = random_rows([3, 1, 4, 2, 5, 1, 2, 3][: len(labels)], model.architecture.query_width)
-    share = whole_batch(streams, tokens, torch.tensor(labels), edits or {})
-    terms = training_losses(model, share, settings(), True, edits or {})
+    sharded = whole_batch(streams, tokens, torch.tensor(labels), edits or {})
+    terms = training_losses(model, sharded, settings(), True, edits or {})
     return model, streams, tokens, terms
 
 

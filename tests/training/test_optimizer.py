@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from method.training.optimizer import ClippedAdam, Schedule, make_optimizer
+from method.training.optimizer import BertAdam, Schedule, make_optimizer
 from tests.helpers.golden_case import GOLDEN, draw
 from tests.helpers.small_models import VARIANTS, lively_model
 
@@ -16,7 +16,7 @@ def test_golden_trajectory() -> None:
     w, b = (
         nn.Parameter(torch.from_numpy(draw(f"optim/{name}", shape))) for name, shape in (("w", (5, 3)), ("b", (3,)))
     )
-    optimizer = ClippedAdam([{"params": [w], "weight_decay": 0.01}, {"params": [b]}], Schedule(2.5e-4, 0.1, 40))
+    optimizer = BertAdam([{"params": [w], "weight_decay": 0.01}, {"params": [b]}], Schedule(2.5e-4, 0.1, 40))
     with np.load(GOLDEN / "optimizer.npz") as file:
         trajectory = file["trajectory"]
     for i, expected in enumerate(trajectory):
@@ -50,7 +50,7 @@ def test_equals_a_loop_over_tensors() -> None:
     schedule = Schedule(0.01, 0.2, 12)
     decay = {"large": 0.05, "small": 0.0, "scalar": 0.05, "sometimes": 0.0}
     groups = [{"params": [weights[name] for name in decay if decay[name] == d], "weight_decay": d} for d in (0.05, 0.0)]
-    optimizer, twin = ClippedAdam(groups, schedule), OneByOne()
+    optimizer, twin = BertAdam(groups, schedule), OneByOne()
     expected = {name: weight.detach().double() for name, weight in weights.items()}
     for step in range(12):
         norms = []
@@ -70,7 +70,7 @@ def test_equals_a_loop_over_tensors() -> None:
 def test_each_tensor_is_clipped_by_itself() -> None:
     large, small = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
     large.grad, small.grad = torch.tensor([300.0, 400.0]), torch.tensor([0.3, 0.4])
-    optimizer = ClippedAdam([{"params": [large, small]}], Schedule(1.0, 0.0, 10))
+    optimizer = BertAdam([{"params": [large, small]}], Schedule(1.0, 0.0, 10))
     optimizer.step()
     torch.testing.assert_close(optimizer.state[large]["first_moment"], torch.tensor([0.06, 0.08]))
     torch.testing.assert_close(optimizer.state[small]["first_moment"], torch.tensor([0.03, 0.04]))
@@ -78,9 +78,9 @@ def test_each_tensor_is_clipped_by_itself() -> None:
 
 
 def test_state_goes_through_a_file_form_and_back() -> None:
-    def make() -> tuple[nn.Parameter, ClippedAdam]:
+    def make() -> tuple[nn.Parameter, BertAdam]:
         weight = nn.Parameter(torch.ones(3))
-        return weight, ClippedAdam([{"params": [weight], "weight_decay": 0.1}], Schedule(0.1, 0.1, 20))
+        return weight, BertAdam([{"params": [weight], "weight_decay": 0.1}], Schedule(0.1, 0.1, 20))
 
     whole, stopped, resumed = make(), make(), make()
     for step in range(8):
@@ -119,6 +119,6 @@ def test_every_weight_is_optimised_once_and_biases_and_norms_do_not_decay(change
 
 
 def test_a_closure_is_refused() -> None:
-    optimizer = ClippedAdam([{"params": [nn.Parameter(torch.ones(1))]}], Schedule(1.0, 0.0, 2))
+    optimizer = BertAdam([{"params": [nn.Parameter(torch.ones(1))]}], Schedule(1.0, 0.0, 2))
     with pytest.raises(ValueError, match="closure"):
         optimizer.step(lambda: 0.0)
