@@ -36,7 +36,7 @@ from method.runtime.processes import SINGLE_PROCESS, Processes
 from method.runtime.progress import be_quiet
 from method.runtime.run_folder import OPTIONS, log_to_terminal, new_run
 from method.training.checkpoint import load_model, log_model_options
-from method.training.resume import kept_options
+from method.training.resume import saved_options
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     with joined_processes() as processes:
         log_to_terminal(processes.is_first)
         with processes.raise_on_all():
-            options = read_options(arguments, "Evaluate a checkpoint of A3PRVR.", kept=kept_options)
+            options = read_options(arguments, "Evaluate a checkpoint of A3PRVR.", kept=saved_options)
             be_quiet(options.quiet or not processes.is_first)
             if options.eval_ckpt is None:
                 raise InputError("--eval_ckpt FILE is missing")

@@ -52,7 +52,7 @@ from method.serving.searcher import MAX_CHARACTERS, Answer, Searcher, clean
 from method.text.check import check_encoder
 from method.text.encoder import TextEncoder, open_text_encoder
 from method.training.checkpoint import load_model, log_model_options
-from method.training.resume import kept_options
+from method.training.resume import saved_options
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Answer the query of the command line, or those of a prompt, a pipe or a web page."""
     expect_one_process("search")  # several would build the same index and serve on the same port
     log_to_terminal()
-    options = read_options(arguments, "Search videos with a sentence.", extra=_add_flags, kept=kept_options)
+    options = read_options(arguments, "Search videos with a sentence.", extra=_add_flags, kept=saved_options)
     be_quiet(options.quiet)
     _check(options)
     searcher = make_searcher(options)

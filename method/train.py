@@ -6,7 +6,7 @@
     torchrun --nproc_per_node 4 method/train.py ...
     python method/train.py --help
 
-configs/<dataset>.yaml has the published values, and any flag wins over it. A run writes
+configs/<dataset>.yaml has the published values; flags override it. A run writes
 results/<dataset>/<exp_id>/<description or start time>/.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import method  # noqa: F401 (before torch, whose threads it tells how to wait)
+    import method  # noqa: F401 (sets OpenMP variables before torch is imported)
 
 import torch
 from easydict import EasyDict
@@ -51,8 +51,9 @@ from method.runtime.run_folder import BEST, OPTIONS, log_to_terminal
 from method.runtime.signals import StopRequests
 from method.training.loop import LoopSettings, Training, seed_everything
 from method.training.optimizer import Schedule
-from method.training.resume import find_run, fingerprints, kept_options, open_run, take_up
-from method.training.run import RecordedRun
+from method.training.restore import fingerprints, restore
+from method.training.resume import find_run, open_run, saved_options
+from method.training.run import TrainingRun
 
 log = logging.getLogger(__name__)
 
@@ -61,26 +62,26 @@ DEBUG_STEPS = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
-    """Do what the command line says; returns the folder of the run."""
+    """Run the command line; returns the folder of the run."""
     with joined_processes() as processes:
         log_to_terminal(processes.is_first)
         with processes.raise_on_all():
-            options = read_options(arguments, kept=kept_options)
+            options = read_options(arguments, kept=saved_options)
             be_quiet(options.quiet or not processes.is_first)
             if options.eval_ckpt and not options.only_eval:
-                raise InputError("--eval_ckpt is for --only_eval; a run is resumed by --resume")
+                raise InputError("--eval_ckpt needs --only_eval; use --resume to continue a run")
             if options.debug:
                 options.n_epoch = DEBUG_EPOCHS
         if options.only_eval:
             return evaluate_checkpoint(options, processes)
         if options.resume == AUTO and (finished := resolve_auto(options, processes)):
-            log.info("%s: the run is finished, nothing is left to do", finished)
+            log.info("%s: the run is finished, nothing to do", finished)
             return finished
         return train(options, processes)
 
 
 def resolve_auto(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path | None:
-    """Replace `--resume auto` by the run to resume, or by None to start one; returns a run that is finished already."""
+    """Replace `--resume auto` by the run to resume, or None to start one; returns the run if it is already finished."""
     with processes.raise_on_all():
         found = find_run(options) if processes.is_first else (None, False)
     options.resume, finished = processes.broadcast(found)
@@ -91,12 +92,12 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
     """Train, select the best epoch, evaluate it on the evaluated split and write its metrics."""
     with processes.raise_on_all():
         if options.bsz < processes.count:
-            raise InputError(f"--bsz {options.bsz}: expected a video for each of {processes.count} processes, or more")
+            raise InputError(f"--bsz {options.bsz}: expected at least {processes.count}, one video per process")
         device = choose_device(options, processes.local_rank)
         enable_fast_matmul(device)
         seed_everything(options.seed)
         model = RetrievalModel(make_architecture(options))
-        if not processes.is_first:  # the same weights everywhere, and another dropout
+        if not processes.is_first:  # same weights on all ranks, different dropout
             seed_everything(options.seed, processes.rank)
         reader = open_features(options, options.dataset_name, model.architecture, options.root_path)
         splits = load_splits(
@@ -120,11 +121,11 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
         training = make_training(options, model, len(order), device, negatives, processes)
         with processes.raise_on_all():
             if state is not None:
-                take_up(training, state, path, data)
+                restore(training, state, path, data)
             if folder:
-                folder.put_aside_results()
+                folder.archive_results()
                 write_json(path / OPTIONS, plain(options))
-        run = RecordedRun(options, path, training, order, requests, data)
+        run = TrainingRun(options, path, training, order, requests, data)
         with contextlib.closing(run.monitor):
             with run.saved_when_stopped():
                 with processes.raise_on_all():
@@ -139,7 +140,7 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
                     evaluator = SplitEvaluator(options, reader, splits.reported, device, processes)
                 scores_in = path if options.save_scores else None
                 evaluation = evaluator.evaluate(best.model.to(device), scores_in)
-            if folder:  # alone, hence not interruptible: the other ranks could not stop with it
+            if folder:  # not interruptible: only rank 0 does this, so the others could not stop with it
                 given = ReportInput(best.model, evaluation, splits.reported, options, best.epoch, path / BEST, moments)
                 write_results(folder, given, best.sha256)
                 run.show_result(evaluation)
@@ -158,9 +159,11 @@ def training_loader(
     workers, pinned = options["num_workers"], options["pin_memory"] and device.type == "cuda"
     if not options["features_on_device"]:
         return Loader(TrainingVideos(reader, split.captions, negatives), order, workers, pinned)
-    # What lies on the device is gathered here, and workers have nothing but edits to prepare.
-    bare = Loader(TrainingVideos(None, split.captions, negatives), order, workers if negatives else 0, pinned)
-    return WithFeatures(bare, on_device(reader, split, device))
+    # Features are gathered on the device, so workers only prepare edits.
+    without_features = Loader(
+        TrainingVideos(None, split.captions, negatives), order, workers if negatives else 0, pinned
+    )
+    return WithFeatures(without_features, on_device(reader, split, device))
 
 
 def make_training(
@@ -171,7 +174,7 @@ def make_training(
     negatives: NegativeSource | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> Training:
-    """Everything that changes from step to step, at the start; `steps` is those of one epoch."""
+    """A training at its start; `steps` is the number of steps per epoch."""
     losses = LossSettings(
         weights=loss_weights(options),
         margin=options["margin"],

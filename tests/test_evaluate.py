@@ -15,7 +15,7 @@ from method.data.ragged import Ragged
 from method.model.published import to_published
 from method.runtime.errors import InputError
 from method.runtime.files import read_json
-from method.training.checkpoint import write_checkpoint
+from method.training.checkpoint_file import write_checkpoint
 from tests.helpers import reference_model
 from tests.helpers.small_dataset import QUERY_WIDTH, WIDTHS, SmallDataset, metrics, run_evaluate, run_train
 from tests.helpers.small_models import lively_model, naive_twin
@@ -100,9 +100,9 @@ def read_tokens(small: SmallDataset, caption: str) -> torch.Tensor:
 def test_what_the_checkpoint_decides_is_said(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = ["--eval_ckpt", str(finished / "model.ckpt"), "--device", "-1"]
     run_evaluate(checkpoint)
-    assert not [message for message in caplog.messages if "the checkpoint decides" in message]
+    assert not [message for message in caplog.messages if "from the checkpoint" in message]
     run = run_evaluate([*checkpoint, "--fusion_extent", "padded", "--drop", "0.3"])
-    assert "the checkpoint decides: fusion_extent is valid, not padded" in caplog.messages
+    assert "using fusion_extent=valid from the checkpoint (command line: padded)" in caplog.messages
     assert metrics(run) == metrics(finished)
 
 

@@ -15,8 +15,8 @@ from easydict import EasyDict
 from benchmarks import learning
 from method.config.options import make_architecture, read_options
 from method.runtime.files import read_json
-from method.training.checkpoint import write_checkpoint
-from method.training.resume import kept_options
+from method.training.checkpoint_file import write_checkpoint
+from method.training.resume import saved_options
 from tests.helpers.launching import STUB, launch, write_stub
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -59,7 +59,7 @@ def test_published_values(stub: Path, name: str, way: str, tmp_path: Path) -> No
         options = read_options(["--dataset_name", name])
     else:
         write_checkpoint(tmp_path / "p.ckpt", {"model": {"query_input_proj.net.1.bias": torch.ones(384)}})
-        options = read_options(["--dataset_name", name, "--eval_ckpt", str(tmp_path / "p.ckpt")], kept=kept_options)
+        options = read_options(["--dataset_name", name, "--eval_ckpt", str(tmp_path / "p.ckpt")], kept=saved_options)
     assert expected.keys() <= set(SAME_NAME.split()) | WITHOUT_EFFECT.keys()
     compared = expected.keys() - WITHOUT_EFFECT.keys()
     assert {flag: options[flag] for flag in compared} == {flag: expected[flag] for flag in compared}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from method.training.checkpoint import read_checkpoint
+from method.training.checkpoint_file import read_checkpoint
 from tests.helpers.small_dataset import SmallDataset, history, run_evaluate, run_train
 
 FILES = Path(__file__).parent / "data_files"

@@ -21,7 +21,7 @@ from method.data.preprocessing import preprocess_query, preprocess_stream
 from method.data.ragged import Ragged
 from method.model.architecture import Architecture, two_branches
 from method.runtime.files import read_json
-from method.training.checkpoint import write_checkpoint
+from method.training.checkpoint_file import write_checkpoint
 from tests.helpers import reference_model
 from tests.helpers.golden_case import GOLDEN, draw, published_weights
 from tests.helpers.launching import launch, write_stub

@@ -14,7 +14,7 @@ from method.data.captions import read_captions
 from method.data.splits import split_holdout
 from method.evaluation.metrics import retrieval_metrics
 from method.runtime.files import read_json, sha256
-from method.training.checkpoint import read_checkpoint
+from method.training.checkpoint_file import read_checkpoint
 from tests.helpers import reference_model
 from tests.helpers.runs import EPOCHS, assert_same_run
 from tests.helpers.small_dataset import SmallDataset, history, metrics, run_evaluate, run_train
@@ -42,7 +42,7 @@ def test_metrics_say_what_they_are_of(shared: SmallDataset, finished: Path) -> N
         assert list(content[name]) == figures
     assert content["checkpoint"] == {"path": str(finished / "model.ckpt"), "sha256": sha256(finished / "model.ckpt")}
     assert content["options"] == read_json(finished / "opt.json")
-    assert {"python", "torch", "numpy", "h5py", "git"} <= set(content["made_with"])
+    assert {"python", "torch", "numpy", "h5py", "git"} <= set(content["environment"])
     assert content["epoch"] == read_checkpoint(finished / "model.ckpt")["epoch"]
 
 

@@ -23,7 +23,8 @@ from method.config.options import make_architecture, plain, read_options
 from method.model.published import check_publishable, to_published
 from method.runtime.errors import InputError, run_command
 from method.runtime.run_folder import log_to_terminal
-from method.training.checkpoint import load_model, log_model_options, model_content, stored_options, write_checkpoint
+from method.training.checkpoint import load_model, log_model_options, model_content, stored_options
+from method.training.checkpoint_file import write_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from method.evaluation.scorer import ScoringSettings
 from method.evaluation.sharding import shard_batches
 from method.model.retrieval import RetrievalModel
 from method.runtime.processes import SINGLE_PROCESS, Processes
-from method.runtime.run_folder import RunFolder, circumstances
+from method.runtime.run_folder import RunFolder, environment_info
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def write_results(folder: RunFolder, given: ReportInput, sha256: str) -> None:
             **({"moments": moment_results} if moment_results is not None else {}),
             "checkpoint": {"path": str(given.checkpoint), "sha256": sha256},
             "options": plain(options),
-            "made_with": circumstances(),
+            "environment": environment_info(),
         }
     )
     for name in distinct_scores(evaluation.ranks):

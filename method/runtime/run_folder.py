@@ -1,4 +1,4 @@
-"""The folder of one run: who may write there, its log, and what is recorded of the circumstances."""
+"""The folder of a run: its lock, its log, and the environment recorded in metrics.json."""
 
 from __future__ import annotations
 
@@ -35,10 +35,9 @@ _PACKAGES = ("torch", "numpy", "h5py", "transformers")
 
 
 class RunFolder:
-    """`results/<dataset>/<exp_id>/<description or start time>/`, locked for this process as long as it lives.
+    """`results/<dataset>/<exp_id>/<description or start time>/`, locked while this object is open.
 
-    A lock of the operating system's, so that a process that is killed leaves none behind. What else it left, files that
-    it was still writing, is removed.
+    The operating system releases the lock of a killed process. Partial files that such a process left are removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,12 +46,12 @@ class RunFolder:
         self._lock = contextlib.ExitStack()
         busy = f"{path}: another process is writing to this run"
         self._lock.enter_context(exclusive_lock(path / ".lock", busy, wait=False))
-        for left_over in [*path.glob(".*.part"), *path.glob("n_epoch_*/.*.part")]:
-            shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
+        for partial in [*path.glob(".*.part"), *path.glob("n_epoch_*/.*.part")]:
+            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         self._handler = _log_to(path / "train.log")
 
     def close(self) -> None:
-        """Give the folder free and stop logging to it."""
+        """Release the lock and stop logging to the folder."""
         logging.getLogger().removeHandler(self._handler)
         self._handler.close()
         self._lock.close()
@@ -67,20 +66,20 @@ class RunFolder:
         """Write metrics.json, which marks the run as finished."""
         write_json(self.path / METRICS, metrics)
 
-    def put_aside_results(self) -> None:
-        """Move what a finished run that goes on has found to n_epoch_<epochs>/, with a copy of its checkpoint.
+    def archive_results(self) -> None:
+        """Move the results of a finished run that is extended to n_epoch_<epochs>/, with a copy of its checkpoint.
 
-        Here it would be taken for what the longer run has found.
+        Otherwise they could be mistaken for the results of the longer run.
         """
         metrics = self.path / METRICS
         if not metrics.exists():
             return
-        aside = self.path / f"n_epoch_{read_json(metrics)['options']['n_epoch']}"
-        write_bytes(aside / BEST, lambda file: file.write((self.path / BEST).read_bytes()))
-        for name in ("scores.npz", "report", METRICS):  # in this order: while there are metrics, all of it is repeated
+        archive = self.path / f"n_epoch_{read_json(metrics)['options']['n_epoch']}"
+        write_bytes(archive / BEST, lambda file: file.write((self.path / BEST).read_bytes()))
+        for name in ("scores.npz", "report", METRICS):  # metrics last: while they exist, all is repeated
             if (self.path / name).exists():
-                move(self.path / name, aside / name)
-        log.info("the results so far are in %s", aside)
+                move(self.path / name, archive / name)
+        log.info("previous results moved to %s", archive)
 
     def write_scores(self, caption_ids: list[str], video_ids: list[str], scores: Mapping[str, Any]) -> None:
         """Write scores.npz: query_ids, video_ids, and (Q, V) float32 for each score."""
@@ -89,7 +88,7 @@ class RunFolder:
 
 
 def new_run(options: Mapping[str, Any]) -> RunFolder:
-    """Make the folder of a new run. InputError when the name is taken: a run is never overwritten."""
+    """Create the folder of a new run. InputError when the name is taken: runs are never overwritten."""
     parent = run_parent(options)
     if options["description"]:
         path = parent / options["description"]
@@ -98,7 +97,7 @@ def new_run(options: Mapping[str, Any]) -> RunFolder:
         path = _unused(parent, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     folder = RunFolder(path)
     try:
-        _refuse_taken(path, options)  # by a run that was faster
+        _refuse_taken(path, options)  # by a run that started meanwhile
     except InputError:
         folder.close()
         raise
@@ -106,7 +105,7 @@ def new_run(options: Mapping[str, Any]) -> RunFolder:
 
 
 def _unused(parent: Path, name: str) -> Path:
-    """Make a folder of this name, or with a number behind it: runs may start in the same second."""
+    """Create a folder of this name, with a number appended if needed: runs may start in the same second."""
     for count in itertools.count(1):
         path = parent / (name if count == 1 else f"{name}_{count}")
         with contextlib.suppress(FileExistsError):
@@ -122,19 +121,19 @@ def _refuse_taken(path: Path, options: Mapping[str, Any]) -> None:
         return
     if not is_evaluation(read_json(path / OPTIONS)):
         raise InputError(
-            f"--description {path.name}: {path} holds an unfinished run; go on with --resume, or rename it"
+            f"--description {path.name}: {path} holds an unfinished run; continue it with --resume, or rename it"
         )
-    if not is_evaluation(options):  # an unfinished one is simply done again, but only as what it was
+    if not is_evaluation(options):  # an unfinished evaluation is rerun, but not replaced by a training
         raise InputError(f"--description {path.name}: {path} holds an unfinished evaluation; choose another name")
 
 
 def is_evaluation(options: object) -> bool:
-    """Whether these are the options of an evaluation, which leaves nothing to go on with, and not of a training."""
+    """Whether these are the options of an evaluation, which cannot be resumed, and not of a training."""
     return isinstance(options, Mapping) and options.get("eval_ckpt") is not None
 
 
 def run_parent(options: Mapping[str, Any]) -> Path:
-    """Folder of all runs of an experiment."""
+    """The folder that holds all runs of an experiment."""
     for flag in ("dataset_name", "exp_id", "description"):
         if options[flag] is not None and (Path(options[flag]).name != options[flag] or options[flag] in ("", "..")):
             raise InputError(f"--{flag} {options[flag]!r}: expected the name of a folder, not a path")
@@ -142,14 +141,14 @@ def run_parent(options: Mapping[str, Any]) -> Path:
     return parent
 
 
-def circumstances() -> dict[str, Any]:
-    """Versions of the packages, the interpreter and this repository, and how many processes shared the work."""
+def environment_info() -> dict[str, Any]:
+    """Versions of Python, packages and this repository, and the number of processes."""
     packages = {name: version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), **packages, "processes": count_processes(), "git": _git_state()}
 
 
 def _git_state() -> dict[str, Any] | None:
-    """The revision of this repository and whether its files are as committed; None outside a checkout."""
+    """Revision of this repository and whether the working tree is clean; None outside a checkout."""
     try:
         revision, changes = (
             subprocess.run(
@@ -163,10 +162,7 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def log_to_terminal(is_first: bool = True) -> None:
-    """Show the log on standard error; progress bars use it too, results go to standard output.
-
-    Of several processes that do the same only the first says it.
-    """
+    """Log to standard error, on rank 0 only. Progress bars go there too, results to standard output."""
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     if not is_first:
@@ -178,22 +174,22 @@ def log_to_terminal(is_first: bool = True) -> None:
 
 
 class _LogFile(logging.Handler):
-    """A log that loses lines rather than the run when its file cannot be written."""
+    """A log file whose write errors cost lines, not the run."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        # Without a buffer, which would fail once more when it is closed, and without waiting for a pipe's reader.
+        # Unbuffered, because a buffer would fail again on close; non-blocking, in case it is a pipe without a reader.
         self._file = io.FileIO(path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o666))
-        self._is_whole = True
+        self._complete = True
 
     def emit(self, record: logging.LogRecord) -> None:
         """Add a line."""
         try:
             self._file.write(f"{self.format(record)}\n".encode("utf-8", "backslashreplace"))
         except OSError as error:
-            if self._is_whole:
-                self._is_whole = False
-                log.warning("%s: lines are lost (%s)", self._file.name, error.strerror)
+            if self._complete:
+                self._complete = False
+                log.warning("%s: log lines are lost (%s)", self._file.name, error.strerror)
 
     def close(self) -> None:
         """Close the file."""

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM ask a run to stop where it can be taken up again; a second one stops it at once."""
+"""SIGINT and SIGTERM request a stop that saves the run; a second signal quits immediately."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequests:
-    """While this context is open, `received` is the first signal that asked the program to stop, or None.
+    """A context in which `received` is the first SIGINT or SIGTERM, or None.
 
-    repeated: whether a signal may come twice, from a terminal to all processes and from torchrun, which passes it on,
-        so that a second one means nothing.
+    repeated: ignore further signals. Under torchrun each signal may arrive twice, from the terminal and from torchrun.
     """
 
     def __init__(self, repeated: bool = False) -> None:
@@ -36,7 +35,7 @@ class StopRequests:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received = number
-            more = "" if self._repeated else "; once more stops at once"
+            more = "" if self._repeated else "; press Ctrl-C again to quit without saving"
             log.warning("%s: stopping after this step%s", signal.Signals(number).name, more)
         elif not self._repeated:
             os._exit(128 + number)

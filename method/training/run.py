@@ -1,4 +1,4 @@
-"""The epochs of a run, each recorded and saved before the next begins, and a stop that loses nothing."""
+"""A training and the files it writes: every epoch is logged and saved, and a stopped run loses no step."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from method.runtime.hardware import memory_mb
 from method.runtime.progress import interruptible
 from method.runtime.run_folder import BEST, LAST
 from method.runtime.signals import StopRequests
-from method.training.checkpoint import Loaded, load_model, model_content, write_checkpoint
+from method.training.checkpoint import Loaded, load_model, model_content
+from method.training.checkpoint_file import write_checkpoint
 from method.training.loop import Training
 from method.training.tensorboard import EVERY, Monitor
 
 log = logging.getLogger(__name__)
 
 
-class RecordedRun:
-    """One training and what it leaves in the folder `path`, where the first process alone writes."""
+class TrainingRun:
+    """A training that writes its results to the folder `path`; only rank 0 writes."""
 
     def __init__(
         self,
@@ -53,11 +54,11 @@ class RecordedRun:
 
     @property
     def steps_done(self) -> int:
-        """Steps since the beginning of the training."""
+        """Steps of the training so far, over all epochs."""
         return self.training.progress.epoch * len(self.order) + self.training.progress.step
 
     def epochs(self, loader: Iterable[VideoBatch], selector: SplitEvaluator) -> None:
-        """Train and evaluate until all epochs are done or none gets better."""
+        """Train and evaluate until all epochs are done or early stopping applies."""
         training, progress = self.training, self.training.progress
         self.write_history()
         while not training.is_over:
@@ -65,7 +66,7 @@ class RecordedRun:
             losses = training.run_epoch(loader, self.order, self.after_step)
             trained = time.perf_counter()
             self.report_speed((progress.step - first) * self.options.bsz, trained - started)
-            # Of the evaluation only this is kept: its keys would take memory from the next epoch.
+            # Keep only the metrics: the embeddings would take memory from the next epoch.
             metrics = selector.evaluate(training.model).metrics
             self.monitor.metrics(metrics, self.steps_done)
             better = training.finish_epoch(losses, metrics)
@@ -94,26 +95,26 @@ class RecordedRun:
         return best
 
     def report_speed(self, videos: int, seconds: float) -> None:
-        """Tell TensorBoard where the time of an epoch went."""
+        """Log how long each part of an epoch took."""
         step, parts = self.steps_done, self.training.stopwatch.read()
         self.monitor.scalars("seconds_an_epoch", parts, step)
         speed = {"videos_a_second": videos / seconds, "memory_mb": memory_mb(self.training.device)}
         self.monitor.scalars("machine", speed, step)
 
     def show_result(self, evaluation: Evaluation) -> None:
-        """Show TensorBoard the best epoch: pictures, and its metrics beside the options."""
+        """Log figures and metrics of the best epoch."""
         with drawing("the figures in tensorboard/"):
-            from method.evaluation.report.figures import figures_for_tensorboard  # loads the drawing library: a second
+            from method.evaluation.report.figures import figures_for_tensorboard  # imports matplotlib: a second
 
             self.monitor.figures(figures_for_tensorboard(evaluation), self.steps_done)
         self.monitor.result(evaluation.metrics)
 
     def content(self, epoch: int) -> dict[str, Any]:
-        """What a checkpoint of the model holds after an epoch."""
+        """The content of a model checkpoint after an epoch."""
         return model_content(self.training.model, epoch, plain(self.options))
 
     def save(self) -> None:
-        """Write last.ckpt, from which the run can go on; every process waits until it is there."""
+        """Write last.ckpt, from which the run can be resumed; all ranks wait until it is written."""
         state = self.training.state()
         with self.processes.raise_on_all():
             if self.processes.is_first:
@@ -121,13 +122,13 @@ class RecordedRun:
                 write_checkpoint(self.path / LAST, {**content, **state, "data": self.data})
 
     def write_history(self) -> None:
-        """Write history.jsonl, a line for every epoch that is done."""
+        """Write history.jsonl, one line per finished epoch."""
         if self.processes.is_first:
             lines = (json.dumps(row) + "\n" for row in self.training.progress.history)
             write_text(self.path / "history.jsonl", "".join(lines))
 
     def after_step(self, terms: dict[str, float]) -> None:
-        """Record the step, and save when it is time to."""
+        """Log a step, and save every `--save_every_steps` steps."""
         training, step = self.training, self.steps_done
         self.monitor.scalars("loss", {**terms, "all": sum(terms.values())}, step)
         if step % EVERY == 0:
@@ -138,21 +139,24 @@ class RecordedRun:
         if self.options.save_every_steps and training.progress.step % self.options.save_every_steps == 0:
             self.save()
 
-    def _stop_if_requested(self) -> None:
+    def stop_if_requested(self) -> None:
+        """Raise Stopped if a signal has requested it."""
         if self.requests.received is not None:
-            raise Stopped(self.requests.received, "asked to stop")
+            raise Stopped(self.requests.received, "stop requested")
 
     @contextlib.contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
-        """In this block progress bars poll for a stop request; save before the program ends because of one."""
+        """In this block progress bars poll for a stop request, which saves the run before the program exits."""
         try:
-            with interruptible(self._stop_if_requested):
+            with interruptible(self.stop_if_requested):
                 yield
         except Stopped as stop:
             self.save()
+            progress = self.training.progress
+            log.info("epoch %d step %d: stopped, saved %s", progress.epoch, progress.step, LAST)
             if not self.processes.is_first:
                 raise PeerFailed(128 + stop.signal) from None
             count = self.processes.count
-            start = "with: python" if count == 1 else f"with {count} processes: torchrun ..."
-            way = f"{start} method/train.py --resume {self.path}"
-            raise Stopped(stop.signal, f"stopped and saved; go on {way}") from None
+            program = "with: python" if count == 1 else f"with {count} processes: torchrun ..."
+            command = f"{program} method/train.py --resume {self.path}"
+            raise Stopped(stop.signal, f"stopped and saved; continue {command}") from None

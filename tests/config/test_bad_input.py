@@ -20,7 +20,8 @@ import torch
 
 from method.config import options as config
 from method.runtime.errors import InputError
-from method.training.checkpoint import model_content, write_checkpoint
+from method.training.checkpoint import model_content
+from method.training.checkpoint_file import write_checkpoint
 from tests.helpers.small_dataset import SmallDataset, history, metrics, run_evaluate, run_train
 from tests.helpers.small_models import lively_model
 
@@ -327,8 +328,8 @@ def test_a_checkpoint_that_means_harm_in_the_shell(small: SmallDataset, tmp_path
     mark = tmp_path / "ran"
     torch.save({"model": {"a": torch.ones(1)}, "epoch": 1, "opt": Bomb(mark)}, tmp_path / "bomb.ckpt")
     line = in_the_shell("method/evaluate.py", small.flags("--eval_ckpt", str(tmp_path / "bomb.ckpt")), tmp_path)
-    assert line.startswith(f"error: {tmp_path / 'bomb.ckpt'}: refused as a checkpoint: it asks for ")
-    assert line.endswith("system; nothing of it was run")
+    assert line.startswith(f"error: {tmp_path / 'bomb.ckpt'}: checkpoint refused: it contains ")
+    assert line.endswith("system; nothing was executed")
     assert not mark.exists()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from method.training.checkpoint import read_checkpoint
+from method.training.checkpoint_file import read_checkpoint
 from tests.faults.pickle_bombs import Call, pickler
 from tests.faults.programs import Lost
 from tests.faults.world import CPU, Fault, World, digest, expect_whole

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from method.training.checkpoint import read_checkpoint
+from method.training.checkpoint_file import read_checkpoint
 from tests.faults.programs import Lost, Program
 from tests.faults.world import CPU, Fault, World
 

@@ -21,7 +21,8 @@ import torch
 
 from method.data.captions import read_captions
 from method.runtime.files import read_json
-from method.training.checkpoint import load_model, read_checkpoint
+from method.training.checkpoint import load_model
+from method.training.checkpoint_file import read_checkpoint
 from tests.faults.programs import Lost, Outcome, Program, Starter
 from tests.helpers.small_dataset import SmallDataset
 from tests.helpers.tiny_text_encoder import make_text_encoder
@@ -235,7 +236,7 @@ def expect_same_result(run: Path, reference: Path) -> None:
 def expect_same_metrics(run: Path, reference: Path) -> None:
     """Lost unless the metrics are equal, and the checkpoint that they name is the one that is there."""
     ours, theirs = (read_json(folder / "metrics.json") for folder in (run, reference))
-    numbers = [name for name in theirs if name not in ("checkpoint", "options", "made_with")]
+    numbers = [name for name in theirs if name not in ("checkpoint", "options", "environment")]
     if any(ours.get(name) != theirs[name] for name in numbers):
         raise Lost("metrics.json is not that of a run that was never stopped")
     checkpoint = Path(ours["checkpoint"]["path"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from method.training.checkpoint import read_checkpoint
+from method.training.checkpoint_file import read_checkpoint
 from method.training.loop import Training
 from tests.helpers.small_dataset import history, metrics
 

@@ -17,7 +17,8 @@ from method.model.architecture import Architecture
 from method.model.published import options_without_trace, published_architecture, to_published
 from method.model.retrieval import RetrievalModel
 from method.runtime.errors import InputError
-from method.training.checkpoint import load_model, write_checkpoint
+from method.training.checkpoint import load_model
+from method.training.checkpoint_file import write_checkpoint
 from tests.helpers.golden_case import SHAPES, golden_architecture, published_weights
 from tests.helpers.small_models import changed
 

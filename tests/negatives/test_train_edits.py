@@ -12,7 +12,7 @@ import pytest
 from method.data.captions import read_captions
 from method.runtime.errors import InputError, Stopped
 from method.runtime.files import read_json
-from method.training.checkpoint import read_checkpoint
+from method.training.checkpoint_file import read_checkpoint
 from tests.helpers.runs import Interruption, assert_same_run, send
 from tests.helpers.small_dataset import (
     QUERY_WIDTH,

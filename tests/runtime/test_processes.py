@@ -27,7 +27,7 @@ from method.runtime.files import read_json
 from method.runtime.process_group import joined_processes
 from method.runtime.processes import expect_one_process
 from method.runtime.run_folder import REPOSITORY
-from method.training.checkpoint import read_checkpoint
+from method.training.checkpoint_file import read_checkpoint
 from tests.faults.programs import Outcome, Program, Starter
 from tests.helpers.distributed_losses import CASES
 from tests.helpers.runs import EPOCHS, assert_same_run
@@ -139,9 +139,9 @@ def test_two_processes_leave_what_one_leaves(reference: Path, finished: Path) ->
     ours, theirs = (read_json(run / "metrics.json") for run in (reference, finished))
     assert ours.keys() == theirs.keys()
     assert (ours["videos"], ours["queries"]) == (8, 20)
-    assert (ours["made_with"]["processes"], theirs["made_with"]["processes"]) == (2, 1)
+    assert (ours["environment"]["processes"], theirs["environment"]["processes"]) == (2, 1)
     assert [row["epoch"] for row in history(reference)] == list(range(EPOCHS))
-    assert len(list((reference / "tensorboard").iterdir())) == 1
+    assert len(list((reference / "tensorboard").iterdir())) == len(list((finished / "tensorboard").iterdir()))
     random = read_checkpoint(reference / "last.ckpt")["random"]
     assert not torch.equal(random[0]["torch"], random[1]["torch"])  # each has a dropout of its own
 
@@ -187,7 +187,8 @@ def test_all_stop_after_the_same_step_and_go_on_as_if_they_never_had(
     if statuses == [1, -9]:
         assert "the other processes of this training cannot be reached" in done[0].last_line
     elif -9 not in statuses:
-        assert done[0].last_line.endswith(f"go on with 2 processes: torchrun ... method/train.py --resume {run}")
+        assert (run / "train.log").read_text().endswith(": stopped, saved last.ckpt\n")
+        assert done[0].last_line.endswith(f"continue with 2 processes: torchrun ... method/train.py --resume {run}")
     assert done[1].log == ""
     again = group.train([*given, "--resume", "auto"] if -9 in statuses else ["--resume", str(run)])
     assert [outcome.status for outcome in again] == [0, 0], again[0].show()
@@ -199,7 +200,7 @@ def test_a_finished_run_is_left_alone_by_all(group: Group, shared: SmallDataset,
     given = flags(shared, "--n_epoch", str(EPOCHS), "--description", reference.name, "--save_scores")
     done = group.train([*given, "--resume", "auto"])
     assert [outcome.status for outcome in done] == [0, 0], done[0].show()
-    assert done[0].log == f"{reference}: the run is finished, nothing is left to do\n"
+    assert done[0].log == f"{reference}: the run is finished, nothing to do\n"
     assert (reference / "metrics.json").stat().st_mtime_ns == before
 
 
@@ -270,7 +271,7 @@ def test_another_number_of_processes_cannot_go_on(reference: Path) -> None:
 def test_a_batch_needs_a_video_for_each_process(group: Group, shared: SmallDataset) -> None:
     first, second = group.train(flags(shared, "--bsz", "1"))
     assert (first.status, second.status) == (2, 2)
-    assert first.log == "error: --bsz 1: expected a video for each of 2 processes, or more\n"
+    assert first.log == "error: --bsz 1: expected at least 2, one video per process\n"
     assert second.log == ""
 
 

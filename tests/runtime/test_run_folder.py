@@ -1,4 +1,4 @@
-"""The folder of a run: its name, its lock, its log and what is recorded in it."""
+"""The folder of a run: name, lock, log and recorded environment."""
 
 import logging
 import shutil
@@ -14,7 +14,7 @@ import pytest
 from method.runtime import run_folder
 from method.runtime.errors import InputError
 from method.runtime.files import write_json
-from method.runtime.run_folder import METRICS, OPTIONS, RunFolder, circumstances, new_run
+from method.runtime.run_folder import METRICS, OPTIONS, RunFolder, environment_info, new_run
 from tests.helpers.small_dataset import own_log_handlers
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ def options(root: Path, **changes: Any) -> dict[str, Any]:
     return {"results_root": root, "dataset_name": "demo", "exp_id": "runs", "description": None, **changes}
 
 
-def test_a_run_has_a_place_by_its_names(tmp_path: Path) -> None:
+def test_the_path_of_a_run_follows_from_its_names(tmp_path: Path) -> None:
     with new_run(options(tmp_path, description="first")) as folder:
         assert folder.path == tmp_path / "demo" / "runs" / "first"
         assert folder.path.is_dir()
@@ -41,7 +41,7 @@ def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("left", "message"), [
     (METRICS, "--description first: .* holds a finished run; choose another name"),
-    (OPTIONS, "--description first: .* holds an unfinished run; go on with --resume, or rename it"),
+    (OPTIONS, "--description first: .* holds an unfinished run; continue it with --resume, or rename it"),
 ])  # fmt: skip
 def test_a_run_is_never_overwritten(tmp_path: Path, left: str, message: str) -> None:
     with new_run(options(tmp_path, description="first")) as folder:
@@ -100,7 +100,7 @@ def test_the_log_of_a_run_is_its_own(tmp_path: Path) -> None:
         assert "torch" in text
 
 
-def test_a_log_goes_on_where_it_ended(tmp_path: Path) -> None:
+def test_a_log_is_appended_to(tmp_path: Path) -> None:
     with own_log_handlers():
         run_folder.log_to_terminal()
         for text in ("first", "second"):
@@ -110,7 +110,7 @@ def test_a_log_goes_on_where_it_ended(tmp_path: Path) -> None:
     assert log.index("first") < log.index("second")
 
 
-def test_terminal_log_is_there_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_log_is_set_up_once(capsys: pytest.CaptureFixture[str]) -> None:
     with own_log_handlers():
         run_folder.log_to_terminal()
         run_folder.log_to_terminal()
@@ -132,12 +132,12 @@ def test_scores_are_written_with_their_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_circumstances_say_the_revision_and_whether_it_was_changed(
+def test_environment_has_the_revision_and_whether_the_tree_is_clean(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_folder, "REPOSITORY", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert circumstances()["git"] is None
+    assert environment_info()["git"] is None
 
     def git(*words: str) -> str:
         identity = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
@@ -148,8 +148,8 @@ def test_circumstances_say_the_revision_and_whether_it_was_changed(
     (tmp_path / "file").write_text("1")
     git("add", "file")
     git("commit", "-q", "-m", "first")
-    made_with = circumstances()
-    assert made_with["git"] == {"revision": git("rev-parse", "HEAD"), "clean": True}
-    assert {"python", "torch", "numpy", "h5py"} <= set(made_with)
+    environment = environment_info()
+    assert environment["git"] == {"revision": git("rev-parse", "HEAD"), "clean": True}
+    assert {"python", "torch", "numpy", "h5py"} <= set(environment)
     (tmp_path / "file").write_text("2")
-    assert circumstances()["git"]["clean"] is False
+    assert environment_info()["git"]["clean"] is False

@@ -18,8 +18,8 @@ from method.config.options import read_options
 from method.data.captions import read_captions
 from method.runtime.errors import InputError
 from method.runtime.files import read_json, write_json
-from method.training.checkpoint import read_checkpoint, write_checkpoint
-from method.training.resume import kept_options
+from method.training.checkpoint_file import read_checkpoint, write_checkpoint
+from method.training.resume import saved_options
 from tests.helpers.small_dataset import QUERY_WIDTH, SmallDataset, own_log_handlers, run_train
 from tests.helpers.tiny_text_encoder import make_text_encoder
 from utils import cache_negatives
@@ -132,7 +132,7 @@ def test_a_run_from_before_the_settings_goes_on_with_the_edits_that_it_had(
 ) -> None:
     options = {name: value for name, value in read_json(world.run / "opt.json").items() if name[:5] != "text_"}
     write_json(tmp_path / "opt.json", {**options, "dataset_name": "tvr", "neg_query_loss": edits})
-    resumed = read_options(["--resume", str(tmp_path)], kept=kept_options)
+    resumed = read_options(["--resume", str(tmp_path)], kept=saved_options)
     assert (resumed.text_layer, resumed.text_special_tokens) == expected
 
 

@@ -1,4 +1,4 @@
-"""Files given as checkpoints that are broken or mean harm: refused, and nothing of them is run."""
+"""Damaged and malicious checkpoint files are refused, and nothing in them is executed."""
 
 import builtins
 import bz2
@@ -23,13 +23,14 @@ import torch
 
 from method.model.retrieval import RetrievalModel
 from method.runtime.errors import InputError
-from method.training.checkpoint import load_model, model_content, read_checkpoint, write_checkpoint
+from method.training.checkpoint import load_model, model_content
+from method.training.checkpoint_file import read_checkpoint, write_checkpoint
 from tests.helpers.small_models import SMALL
 
 OPTIONS = {"bsz": 5, "dataset_name": "demo"}
 
 
-# Harm
+# Malicious files
 
 
 class Bomb:
@@ -58,7 +59,7 @@ PLACES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", BOMBS)
-def test_nothing_that_a_file_brings_is_run(tmp_path: Path, kind: str, place: str) -> None:
+def test_no_code_in_a_file_is_executed(tmp_path: Path, kind: str, place: str) -> None:
     mark, path = tmp_path / "ran", tmp_path / "bomb.ckpt"
     content = PLACES[place](BOMBS[kind](str(mark)))
     forms: dict[str, Callable[[], Any]] = {
@@ -70,15 +71,15 @@ def test_nothing_that_a_file_brings_is_run(tmp_path: Path, kind: str, place: str
     for name, write in forms.items():
         write()
         with pytest.raises(
-            InputError, match=r"bomb\.ckpt: refused as a checkpoint: it .*; nothing of it was run$"
+            InputError, match=r"bomb\.ckpt: checkpoint refused: it contains .*; nothing was executed$"
         ) as caught:
             read_checkpoint(path)
         assert not mark.exists(), name
         assert "\n" not in str(caught.value)
 
 
-def test_the_bombs_of_this_test_do_go_off(tmp_path: Path) -> None:
-    """The twin of the test above: what it excludes does happen with Python's own pickle."""
+def test_plain_pickle_executes_the_bombs(tmp_path: Path) -> None:
+    """So the test above can fail: Python's own pickle runs what it forbids."""
     for kind in BOMBS:
         mark = tmp_path / kind
         result = pickle.loads(pickle.dumps(BOMBS[kind](str(mark))))
@@ -87,9 +88,9 @@ def test_the_bombs_of_this_test_do_go_off(tmp_path: Path) -> None:
         assert mark.exists()
 
 
-def test_the_function_that_is_asked_for_is_named(tmp_path: Path) -> None:
+def test_the_forbidden_function_is_named(tmp_path: Path) -> None:
     torch.save({"model": {}, "x": Bomb(os.system, "true")}, tmp_path / "bomb.ckpt")
-    with pytest.raises(InputError, match=rf"it asks for {os.system.__module__}\.system"):
+    with pytest.raises(InputError, match=rf"it contains {os.system.__module__}\.system"):
         read_checkpoint(tmp_path / "bomb.ckpt")
 
 
@@ -101,7 +102,7 @@ def test_an_archive_of_endless_zeros(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
-# Damage
+# Damaged files
 
 
 @pytest.mark.parametrize("content", {
@@ -112,9 +113,9 @@ def test_an_archive_of_endless_zeros(tmp_path: Path) -> None:
     "archive without end": b"PK\x03\x04" + bytes(100),
     "empty pickle": b"\x80\x02.",
 }.values())  # fmt: skip
-def test_what_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_checkpoints(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.ckpt").write_bytes(content)
-    with pytest.raises(InputError, match=r"x\.ckpt: (not a readable|refused as a) checkpoint"):
+    with pytest.raises(InputError, match=r"x\.ckpt: (not a readable checkpoint|checkpoint refused)"):
         read_checkpoint(tmp_path / "x.ckpt")
 
 
@@ -163,16 +164,16 @@ def tar_of(content: bytes) -> bytes:
     ("déjà vu\n".encode() * 1000, "text, beginning 'déjà vu"),
     (b'{"error": "Invalid username or password."}', 'text, beginning .*"error"'),
 ], ids=lambda value: value[:20] if isinstance(value, str) else "")  # fmt: skip
-def test_a_file_of_another_kind_is_called_by_its_name(tmp_path: Path, content: bytes, found: str) -> None:
+def test_the_kind_of_another_file_is_named(tmp_path: Path, content: bytes, found: str) -> None:
     path = tmp_path / "x.ckpt"
     path.write_bytes(content)
     with pytest.raises(InputError, match=rf"^{path}: .*{found}") as caught:
         read_checkpoint(path)
-    assert "brings" not in str(caught.value)
+    assert "refused" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_cut_off_checkpoint_is_called_incomplete(tmp_path: Path, whole: tuple[bytes, dict[str, Any]]) -> None:
+def test_a_truncated_checkpoint_is_called_incomplete(tmp_path: Path, whole: tuple[bytes, dict[str, Any]]) -> None:
     content, _ = whole
     (tmp_path / "x.ckpt").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=f"an incomplete archive of {len(content) // 2} bytes"):
@@ -210,7 +211,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path: Path, whole: tup
 
 
 def test_a_flipped_bit_never_changes_a_weight(tmp_path: Path, whole: tuple[bytes, dict[str, Any]]) -> None:
-    """Anywhere in the file; most of a checkpoint is weights, which nothing but a checksum can tell from others."""
+    """Most of a checkpoint is weights, where only a checksum shows damage."""
     content, expected = whole
     path, random = tmp_path / "x.ckpt", np.random.default_rng(0)
     refused = 0

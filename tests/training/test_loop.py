@@ -12,7 +12,7 @@ import torch
 from method.data.captions import read_captions
 from method.model.losses import LossSettings
 from method.runtime.errors import InputError
-from method.training.checkpoint import read_checkpoint
+from method.training.checkpoint_file import read_checkpoint
 from method.training.loop import LoopSettings, Training
 from method.training.optimizer import Schedule
 from method.training.step import training_losses

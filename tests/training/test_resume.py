@@ -1,4 +1,4 @@
-"""Runs that are interrupted and taken up again come out as if they had never been, or are refused."""
+"""Interrupted and resumed runs give the result of an uninterrupted one, or are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from method.evaluation.split_evaluator import SplitEvaluator
 from method.runtime.errors import InputError, Stopped
 from method.runtime.files import read_json, sha256, write_json
 from method.runtime.run_folder import RunFolder
-from method.training.checkpoint import read_checkpoint, write_checkpoint
+from method.training.checkpoint_file import read_checkpoint, write_checkpoint
 from method.training.resume import check_same_options
 from tests.helpers.poor_disk import refuse_all
 from tests.helpers.runs import EPOCHS, STEPS, Crash, Interruption, assert_same_run, crash, send
@@ -34,13 +34,14 @@ def test_stopped_at_any_step_and_resumed(
     name = f"stopped{step}"
     number = signal.SIGTERM if step == 4 else signal.SIGINT
     interrupt.at(step, send(number))
-    with pytest.raises(Stopped, match=rf"go on with: python method/train\.py --resume .*{name}$") as stopped:
+    with pytest.raises(Stopped, match=rf"continue with: python method/train\.py --resume .*{name}$") as stopped:
         run_train(shared.flags("--n_epoch", str(EPOCHS), "--description", name))
     assert stopped.value.signal == number
     run = shared.results / name
     progress = read_checkpoint(run / "last.ckpt")["progress"]
     assert (progress["epoch"], progress["step"]) == (step // STEPS, step % STEPS + 1)
     assert not (run / "metrics.json").exists()
+    assert (run / "train.log").read_text().endswith(": stopped, saved last.ckpt\n")
     interrupt.over()
     assert run_train(["--resume", str(run), "--device", "-1"]) == run
     assert_same_run(run, finished)
@@ -130,7 +131,7 @@ def test_resume_finds_the_latest_unfinished_run(shared: SmallDataset, interrupt:
 
 
 @pytest.mark.parametrize("description", [["--description", "queued"], []], ids=["named", "not named"])
-def test_the_same_command_until_the_run_is_finished(
+def test_auto_repeats_one_command_until_the_run_is_finished(
     shared: SmallDataset, finished: Path, interrupt: Interruption, description: list[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -148,7 +149,7 @@ def test_the_same_command_until_the_run_is_finished(
     before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
     caplog.clear()
     assert run_train(command) == run
-    assert caplog.messages == [f"{run}: the run is finished, nothing is left to do"]
+    assert caplog.messages == [f"{run}: the run is finished, nothing to do"]
     assert {path: path.stat().st_mtime_ns for path in run.iterdir()} == before
 
 
@@ -172,7 +173,7 @@ def test_auto_resumes_the_run_of_the_same_options_only(shared: SmallDataset, int
     assert run_train(flags) == by_lr[0.01]
 
 
-def test_auto_starts_in_a_folder_that_was_left_before_anything_was_written(shared: SmallDataset) -> None:
+def test_auto_starts_in_a_folder_with_nothing_written_yet(shared: SmallDataset) -> None:
     """Killed between the folder and its opt.json."""
     RunFolder(shared.results / "left at once").close()
     (shared.results / "left at once" / "notes.txt").write_text("kept")
@@ -191,7 +192,7 @@ def test_auto_with_more_or_fewer_epochs(finished: Path, shared: SmallDataset) ->
     assert (run / f"n_epoch_{EPOCHS}" / "metrics.json").exists()
 
 
-def test_a_run_that_recorded_no_way_to_encode_edits_keeps_the_one_it_had() -> None:
+def test_a_run_from_before_text_options_were_recorded_keeps_its_encoding() -> None:
     now = read_options(["--dataset_name", "tvr", "--neg_query_loss", "both"])
     before = {name: value for name, value in plain(now).items() if not name.startswith("text_")}
     with pytest.raises(InputError, match=r"--text_layer was -1, is -2; --text_special_tokens was keep, is drop$"):
@@ -230,8 +231,8 @@ def test_changed_options_are_refused_by_name(finished: Path, change: list[str], 
     RunFolder(run).close()  # the refused attempt keeps no lock
 
 
-def test_more_epochs_go_on_with_a_finished_run(finished: Path, interrupt: Interruption) -> None:
-    """What it had found is put aside before anything changes, so that nobody takes it for the longer run's."""
+def test_more_epochs_continue_a_finished_run(finished: Path, interrupt: Interruption) -> None:
+    """Its results are archived before anything changes, so that they are not mistaken for the longer run's."""
     run = copy_of(finished, "longer")
     results = {name: (run / name).read_bytes() for name in ("metrics.json", "scores.npz", "model.ckpt")}
     interrupt.at(0, crash)
@@ -250,11 +251,11 @@ def test_more_epochs_go_on_with_a_finished_run(finished: Path, interrupt: Interr
     assert {name: (run / f"n_epoch_{EPOCHS}" / name).read_bytes() for name in results} == results
 
 
-def test_a_finished_run_without_its_state_is_not_begun_again(finished: Path) -> None:
+def test_a_finished_run_without_its_state_is_not_restarted(finished: Path) -> None:
     run = copy_of(finished, "without state")
     (run / "last.ckpt").unlink()
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    with pytest.raises(InputError, match=r"last\.ckpt: no such file, and without it a finished run cannot be gone on"):
+    with pytest.raises(InputError, match=r"last\.ckpt: missing; a finished run cannot be extended without it"):
         run_train(["--resume", str(run), "--device", "-1", "--n_epoch", str(EPOCHS + 2)])
     assert {path: path.read_bytes() for path in before} == before
 
@@ -263,7 +264,7 @@ def test_a_finished_run_is_never_overwritten(shared: SmallDataset, finished: Pat
     before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file() and path.name != "train.log"}
     for arguments, message in (
         (shared.flags("--description", "finished"), "holds a finished run; choose another name"),
-        (["--resume", str(finished), "--device", "-1"], "the run is finished; a larger --n_epoch than 3 would"),
+        (["--resume", str(finished), "--device", "-1"], "the run is finished; raise --n_epoch above 3 to continue it"),
     ):
         with pytest.raises(InputError, match=message):
             run_train(arguments)
@@ -274,7 +275,7 @@ def test_an_unfinished_run_is_not_started_again(shared: SmallDataset, interrupt:
     interrupt.at(1, crash)
     with pytest.raises(Crash):
         run_train(shared.flags("--description", "unfinished"))
-    with pytest.raises(InputError, match="holds an unfinished run; go on with --resume, or rename it"):
+    with pytest.raises(InputError, match="holds an unfinished run; continue it with --resume, or rename it"):
         run_train(shared.flags("--description", "unfinished"))
 
 
@@ -288,7 +289,7 @@ def test_other_features_of_the_same_lengths_are_refused(small: SmallDataset) -> 
         kept = {video: file[video]["clip_feat"][()] for video in file}
         for video, rows in kept.items():
             file[video]["clip_feat"][...] = rows[::-1] * 2
-    with pytest.raises(InputError, match=r"last\.ckpt: the captions or features have changed since: features of the "):
+    with pytest.raises(InputError, match=r"last\.ckpt: the captions or features have changed: features of the "):
         run_train(resume)
     state = read_checkpoint(run / "last.ckpt")
     known = {name: digest for name, digest in state["data"].items() if not name.startswith("features of the ")}
@@ -366,13 +367,13 @@ NO_STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("change", NO_STATES.values(), ids=NO_STATES)
-def test_a_state_that_no_training_has_is_refused(finished: Path, tmp_path: Path, change: Callable[..., Any]) -> None:
+def test_impossible_states_are_refused(finished: Path, tmp_path: Path, change: Callable[..., Any]) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     (run / "metrics.json").unlink()
     state = read_checkpoint(run / "last.ckpt")
     change(state)
     write_checkpoint(run / "last.ckpt", state)
-    with pytest.raises(InputError, match=r"last\.ckpt: not a state that the training can go on with \(") as caught:
+    with pytest.raises(InputError, match=r"last\.ckpt: cannot resume from this state \(") as caught:
         run_train(["--resume", str(run), "--device", "-1"])
     assert "\n" not in str(caught.value)
 
@@ -385,7 +386,7 @@ def test_a_state_that_no_training_has_is_refused(finished: Path, tmp_path: Path,
     ("lr", {}, "lr: expected one value, found a dict"),
     ("flow_feat", "maybe", "flow_feat: expected true or false, found 'maybe'"),
 ], ids=str)  # fmt: skip
-def test_options_that_no_run_has_are_refused(
+def test_invalid_saved_options_are_refused(
     finished: Path, tmp_path: Path, name: str, value: object, message: str
 ) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))

@@ -9,7 +9,8 @@ import torch
 
 from method.model.published import unused_shapes
 from method.runtime.errors import InputError
-from method.training.checkpoint import load_model, model_content, read_checkpoint, write_checkpoint
+from method.training.checkpoint import load_model, model_content
+from method.training.checkpoint_file import read_checkpoint, write_checkpoint
 from tests.helpers.golden_case import CASES, SHAPES, golden_architecture, published_weights
 from tests.helpers.small_dataset import own_log_handlers
 from tests.helpers.small_models import lively_model
