@@ -136,13 +136,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def check_weights(model: RetrievalModel, weights: Mapping[str, Tensor], path: Path) -> None:
     """InputError listing every weight that is missing, unknown, misshapen or not finite."""
-    own = model.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in weights]
-    problems += [f"{name} is not expected" for name in weights if name not in own]
-    shared = [name for name in own if name in weights]
+    expected = model.state_dict()
+    problems = [f"{name} is missing" for name in expected if name not in weights]
+    problems += [f"{name} is not expected" for name in weights if name not in expected]
+    shared = [name for name in expected if name in weights]
     for name in shared:
-        if own[name].shape != weights[name].shape:
-            problems.append(f"{name} is {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}")
+        if expected[name].shape != weights[name].shape:
+            problems.append(f"{name} is {tuple(weights[name].shape)}, expected {tuple(expected[name].shape)}")
         elif weights[name].dtype not in _FLOATS:
             problems.append(f"{name} is of type {weights[name].dtype}, expected floating point")
         elif not torch.isfinite(weights[name].float()).all():

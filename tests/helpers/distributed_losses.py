@@ -1,6 +1,7 @@
-"""Losses and gradients of batches that several processes share, beside those of one process; see test_distributed.py.
+"""Losses and gradients of sharded batches, compared with those of one process.
 
-Run by each of the processes; writes the largest differences of every case to the folder that is named.
+Each process of a group in tests/runtime/test_processes.py runs it; it writes the largest differences of every case to
+the given folder.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def same_content(one: Any, other: Any) -> bool:
 
 
 def assert_same_run(run: Path, reference: Path) -> None:
-    """Weights, history, metrics and the state to go on from, bit by bit."""
+    """Weights, history, metrics and training state are bit-identical."""
     assert history(run) == history(reference)
     assert metrics(run) == metrics(reference)
     for name, parts in (
@@ -44,7 +44,7 @@ def assert_same_run(run: Path, reference: Path) -> None:
 
 
 class Crash(Exception):
-    """As if the program had died there: nothing is saved on the way out."""
+    """As if the program was killed: nothing is saved."""
 
 
 def crash() -> None:
@@ -56,7 +56,7 @@ def send(number: int) -> Callable[[], None]:
 
 
 class Interruption:
-    """Does something in the middle of one training step, counted over epochs from 0."""
+    """Calls a function within one training step, counted over epochs from 0."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch

@@ -1,4 +1,4 @@
-"""How a GPU is used, tested without one; and the same on one where there is one."""
+"""Steps and evaluations on a GPU: host-device syncs on a fake one, results on a real one where there is one."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def edits_for(branch: str) -> EditedQueries:
 
 
 class Edits(CachedNegatives):
-    """The same edits for any batch, in half precision, as if they came from a cache."""
+    """The same edits for any batch, in half precision, as from a cache."""
 
     def __init__(self) -> None:
         pass
@@ -98,7 +98,7 @@ def gpu_style(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ops.VARIABLE, "reference")
 
 
-# How it is asked
+# On the fake GPU
 
 
 @pytest.fixture
@@ -119,17 +119,22 @@ def test_a_step_waits_for_nothing(
     training = training_of(model, GPU, hard)
     read: list[int] = []
 
-    def losses(arriving: hardware.Arriving) -> list[float]:
-        assert all(weight.grad is not None and on_gpu(weight.grad) for weight in model.parameters())
-        read.append(1)
-        return [1.0] * len(arriving._numbers)
+    class Losses(hardware.Arriving):
+        def __init__(self, numbers: Tensor) -> None:
+            super().__init__(numbers)
+            self.count = len(numbers)
 
-    monkeypatch.setattr(hardware.Arriving, "read", losses)
+        def read(self) -> list[float]:
+            assert all(weight.grad is not None and on_gpu(weight.grad) for weight in model.parameters())
+            read.append(self.count)
+            return [1.0] * self.count
+
+    monkeypatch.setattr(hardware, "Arriving", Losses)
     assert batch.edits is not None
     with gpu:
         training.step(batch.pin_memory())
-    assert read == [1]
-    assert gpu.times_pinned(batch.edits.rows.values.shape) == 1  # a loader does it, and the step not again
+    assert len(read) == 1
+    assert gpu.times_pinned(batch.edits.rows.values.shape) == 1  # by the loader, not again by the step
     assert all(on_gpu(state["first_moment"]) for state in training.optimizer.state.values())
 
 
@@ -159,7 +164,7 @@ def ranks_of_blocks(corpus: Corpus, queries: QuerySet) -> dict[str, Tensor]:
 @pytest.mark.usefixtures("gpu_style")
 @VARIANT
 def test_half_precision_asks_for_nothing(changes: dict[str, Any]) -> None:
-    """On a CPU, whose autocast is that of a GPU for what is used here."""
+    """On a CPU, whose autocast casts the same operations."""
     model = lively_model(**changes).train()
     batch, edits = batch_for(model), {name: edits_for(name) for name in model.branches}
     with NothingAsked(), autocast(CPU, "bf16"):
@@ -188,7 +193,7 @@ def test_a_refused_step_leaves_no_gradients(monkeypatch: pytest.MonkeyPatch) -> 
     assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
 
 
-# That the pretended GPU notices
+# The fake GPU notices mistakes
 
 
 MISTAKES: dict[str, Callable[[Tensor], Any]] = {

@@ -1,4 +1,4 @@
-"""Many steps of training beside as many of the naive twin of the published program."""
+"""Training steps compared with the naive twin of the published program."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def batches(model: RetrievalModel) -> list[VideoBatch]:
 
 @pytest.mark.parametrize("variant", ["deformable-i3d_q-padded", "deformable-double_q-padded", "positions-padded",
                                      "attention-clip_q-valid", "no-fusion"])  # fmt: skip
-def test_steps_lead_where_the_published_program_gets(variant: str) -> None:
-    """Without dropout and with the hardest negatives nothing is left to chance."""
+def test_many_steps_end_at_the_weights_of_the_published_program(variant: str) -> None:
+    """Without dropout and with the hardest negatives, training is deterministic."""
     model = lively_model(**VARIANTS[variant])
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     twin = NaiveStep(to_published(before, model.architecture), model.architecture, LOSSES, torch.device("cpu"), pool=1)

@@ -1,4 +1,4 @@
-"""When a training ends, and that a loss that is no number stops it before any harm."""
+"""When training ends, and that a non-finite loss stops it before the update."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def training(early_stop: int, epochs: int = 100) -> Training:
 
 @pytest.mark.parametrize(("early_stop", "sumr", "best", "stops_after"), [
     (1, [5, 4, 3, 9, 9], 0, 2),
-    (1, [5, 4, 5, 4, 3, 9], 2, 4),  # a tie is the later, and patience begins anew
+    (1, [5, 4, 5, 4, 3, 9], 2, 4),  # a tie counts as better and resets the patience
     (2, [5, 4, 3, 2, 9], 0, 3),
     (0, [5, 6, 5, 9], 1, 2),
     (-1, [5, 4, 3, 2, 1, 0], 0, None),
@@ -66,12 +66,12 @@ def test_epochs_end() -> None:
     assert run.is_over
 
 
-# Numbers that are none
+# Non-finite losses
 
 
 @pytest.mark.parametrize("term", ["action/triplet", "object/nce"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_before_the_step(
+def test_a_non_finite_loss_stops_before_the_update(
     shared: SmallDataset, monkeypatch: pytest.MonkeyPatch, term: str, value: float
 ) -> None:
     count = itertools.count()

@@ -1,4 +1,4 @@
-"""The optimiser against the published trajectory and a loop over tensors."""
+"""BertAdam against the published trajectory and a loop over tensors."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_golden_trajectory() -> None:
 
 
 class OneByOne:
-    """Adam as it is written down, one tensor and one update at a time, in double precision."""
+    """The update rule in double precision, one tensor at a time."""
 
     def __init__(self) -> None:
         self.m: dict[str, torch.Tensor] = {}
@@ -67,7 +67,7 @@ def test_equals_a_loop_over_tensors() -> None:
             torch.testing.assert_close(weight.detach().double(), expected[name], atol=1e-6, rtol=1e-5)
 
 
-def test_each_tensor_is_clipped_by_itself() -> None:
+def test_each_tensor_is_clipped_separately() -> None:
     large, small = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
     large.grad, small.grad = torch.tensor([300.0, 400.0]), torch.tensor([0.3, 0.4])
     optimizer = BertAdam([{"params": [large, small]}], Schedule(1.0, 0.0, 10))
@@ -77,7 +77,7 @@ def test_each_tensor_is_clipped_by_itself() -> None:
     assert optimizer.gradient_norm == pytest.approx(math.hypot(500, 0.5))
 
 
-def test_state_goes_through_a_file_form_and_back() -> None:
+def test_state_dict_round_trip() -> None:
     def make() -> tuple[nn.Parameter, BertAdam]:
         weight = nn.Parameter(torch.ones(3))
         return weight, BertAdam([{"params": [weight], "weight_decay": 0.1}], Schedule(0.1, 0.1, 20))
