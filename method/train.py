@@ -129,8 +129,7 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
         with contextlib.closing(run.monitor):
             with run.saved_when_stopped():
                 with processes.raise_on_all():
-                    used = [splits.training, splits.selecting, splits.reported]
-                    reader = with_cache(reader, used, options.feature_cache, options.num_workers)
+                    reader = with_cache(reader, parts, options.feature_cache, options.num_workers)
                     selector = SplitEvaluator(options, reader, splits.selecting, device, processes)
                     loader = training_loader(options, reader, splits.training, order, device, negatives)
                 run.epochs(loader, selector)
