@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from method.negatives.vocabulary import KINDS
+from method.data.edits import KINDS
 from method.runtime.files import write_json, write_text
 from utils.demo.language import PEOPLE, THINGS, VERBS, Event, Word, describe, sentence, vocabulary
 

@@ -49,12 +49,12 @@ from benchmarks.step import random_batch
 from benchmarks.synthetic_captions import write_captions
 from method.config.options import read_options
 from method.data.captions import Caption, read_captions
-from method.data.edits import NegativeSource
+from method.data.edits import KINDS, NegativeSource
 from method.negatives.build_cache import Pools, make_cache
 from method.negatives.cached import CachedNegatives
 from method.negatives.editor import CaptionEditor
-from method.negatives.online import OnlineNegatives, cache_fingerprint, read_vocabularies
-from method.negatives.vocabulary import KINDS
+from method.negatives.online import OnlineNegatives
+from method.negatives.source import cache_fingerprint, read_vocabularies
 from method.text.encoder import TextEncoder
 from tests.helpers.tiny_text_encoder import make_text_encoder
 

@@ -40,7 +40,7 @@ from method.evaluation.report.input import ReportInput
 from method.evaluation.split_evaluator import SplitEvaluator, known_moments, write_results
 from method.model.losses import LossSettings
 from method.model.retrieval import RetrievalModel
-from method.negatives.online import open_negatives
+from method.negatives.source import open_negatives
 from method.ops.precision import enable_fast_matmul
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import write_json

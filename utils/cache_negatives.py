@@ -21,10 +21,10 @@ from method.config.flags import Parser
 from method.config.options import choose_device, make_architecture, read_options
 from method.data.captions import read_captions
 from method.data.dataset_files import open_features
+from method.data.edits import Kind
 from method.negatives.build_cache import Pools, make_cache
 from method.negatives.editor import CaptionEditor
-from method.negatives.online import cache_fingerprint, read_vocabularies
-from method.negatives.vocabulary import Kind
+from method.negatives.source import cache_fingerprint, read_vocabularies
 from method.ops.precision import enable_fast_matmul
 from method.runtime.errors import InputError, run_command
 from method.runtime.processes import expect_one_process

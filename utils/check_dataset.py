@@ -28,11 +28,11 @@ from method.config.options import choose_device, make_architecture, read_options
 from method.data.captions import group_by_video
 from method.data.dataset import FeatureReader
 from method.data.dataset_files import open_features
-from method.data.edits import NegativeSource
+from method.data.edits import KINDS, Kind, NegativeSource
 from method.data.splits import Split, check_content, check_split, warn_train_test_overlap
 from method.negatives.editor import CaptionEditor
-from method.negatives.online import open_negatives
-from method.negatives.vocabulary import KINDS, Kind, read_vocabulary
+from method.negatives.source import open_negatives
+from method.negatives.vocabulary import read_vocabulary
 from method.runtime.errors import InputError, run_command, summarize
 from method.runtime.progress import progress_bar
 from method.runtime.run_folder import log_to_terminal

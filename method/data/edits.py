@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from method.data.captions import Caption
 from method.data.ragged import Layout, Ragged
-from method.negatives.vocabulary import Kind
 from method.runtime import hardware
+
+# What an edit replaces: a verb (action) or a noun (object). Also the names of the branches that get it.
+Kind = Literal["action", "object"]
+KINDS: tuple[Kind, ...] = ("action", "object")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from method.data.captions import Caption
+from method.data.edits import KINDS, Kind
 from method.negatives.blocks import RECORD, write_block
 from method.negatives.cache import (
     Manifest,
@@ -24,7 +25,6 @@ from method.negatives.cache import (
     write_manifest,
 )
 from method.negatives.editor import CaptionEditor
-from method.negatives.vocabulary import KINDS, Kind
 from method.runtime.errors import InputError
 from method.runtime.files import exclusive_lock, free_bytes, in_bytes
 from method.text.encoder import TextEncoder

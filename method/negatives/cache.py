@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from method.data.captions import Caption
+from method.data.edits import KINDS, Kind
 from method.negatives.blocks import Block, read_block
-from method.negatives.vocabulary import KINDS, Kind, Vocabulary
+from method.negatives.vocabulary import Vocabulary
 from method.runtime.errors import InputError, summarize
 from method.runtime.files import digest_of, read_json, write_json
 

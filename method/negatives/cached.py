@@ -12,13 +12,12 @@ import numpy.typing as npt
 import torch
 
 from method.data.captions import Caption
-from method.data.edits import EditedQueries, PreparedEdits
+from method.data.edits import KINDS, EditedQueries, Kind, PreparedEdits
 from method.data.ragged import Layout, Ragged
 from method.data.shared_memory import allocate_rows
 from method.negatives.blocks import Rows, checksum
 from method.negatives.cache import REMEDY, blocks_of, open_block, read_manifest
 from method.negatives.editor import draw_evenly
-from method.negatives.vocabulary import KINDS, Kind
 from method.runtime import hardware
 from method.runtime.errors import InputError
 

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from method.data.captions import Caption
-from method.negatives.vocabulary import Kind, Vocabulary
+from method.data.edits import Kind
+from method.negatives.vocabulary import Vocabulary
 from method.negatives.words import Span, bare, find_words, fit_case, fold
 
 Key = str | int

@@ -9,16 +9,14 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from method.data.edits import Kind
 from method.negatives.words import QUOTES, fold
 from method.runtime.errors import InputError, summarize
 from method.runtime.files import read_json
 
 log = logging.getLogger(__name__)
-
-Kind = Literal["action", "object"]
-KINDS: tuple[Kind, ...] = ("action", "object")
 
 _NEVER_AN_ACTION = "NNP"  # proper noun
 

@@ -11,8 +11,7 @@ from benchmarks import fed_step
 from benchmarks.step import LAUNCH
 from method.data.batch import EpochIndices, VideoBatch
 from method.data.captions import Caption
-from method.data.edits import EditedQueries, PreparedEdits
-from method.negatives.vocabulary import Kind
+from method.data.edits import EditedQueries, Kind, PreparedEdits
 from method.training.loop import Training
 from tests.helpers.small_models import random_rows, random_streams
 

@@ -10,7 +10,7 @@ from benchmarks.text_encoder import STEPS
 from method.config.options import read_options
 from method.data.captions import read_captions
 from method.negatives.editor import CaptionEditor
-from method.negatives.online import read_vocabularies
+from method.negatives.source import read_vocabularies
 
 
 @pytest.mark.parametrize(("dataset", "words"), [("charades", 7), ("activitynet", 14)])

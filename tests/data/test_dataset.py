@@ -11,12 +11,11 @@ import torch
 from method.data.batch import EpochBatches, EpochIndices, Loader, QueryBatch, VideoBatch
 from method.data.captions import Caption, read_captions
 from method.data.dataset import CorpusVideos, FeatureReader, Queries, TrainingVideos
-from method.data.edits import EditedQueries, PreparedEdits
+from method.data.edits import EditedQueries, Kind, PreparedEdits
 from method.data.features import FeatureFile
 from method.data.preprocessing import preprocess_query, preprocess_stream
 from method.data.ragged import Ragged
 from method.data.splits import split_holdout
-from method.negatives.vocabulary import Kind
 from method.runtime.errors import InputError
 from tests.helpers.small_dataset import QUERY_WIDTH, STREAMS, SmallDataset
 

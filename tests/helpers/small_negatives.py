@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from method.data.captions import Caption
-from method.data.edits import EditedQueries, NegativeSource
+from method.data.edits import KINDS, EditedQueries, Kind, NegativeSource
 from method.negatives.editor import CaptionEditor
-from method.negatives.vocabulary import KINDS, Kind, Vocabulary, read_vocabulary
+from method.negatives.vocabulary import Vocabulary, read_vocabulary
 
 VERBS = ("opens", "takes", "holds", "washes", "throws", "paints")
 THINGS = ("door", "cup", "towel", "lamp", "book", "shoe", "box", "phone")

@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from method.data.captions import Caption
+from method.data.edits import Kind
 from method.negatives import blocks, build_cache
 from method.negatives import cache as negative_cache
 from method.negatives.build_cache import Pools, make_cache
 from method.negatives.cache import fingerprint, read_manifest, write_manifest
 from method.negatives.cached import CachedNegatives
-from method.negatives.vocabulary import Kind, Vocabulary
+from method.negatives.vocabulary import Vocabulary
 from method.runtime.errors import InputError
 from method.text.encoder import TextEncoder
 from method.text.encoder_files import encoder_digest

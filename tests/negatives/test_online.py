@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from method.data.captions import Caption
-from method.data.edits import EditedQueries, NegativeSource, PreparedEdits
+from method.data.edits import KINDS, EditedQueries, Kind, NegativeSource, PreparedEdits
 from method.data.shared_memory import to_shared_memory
 from method.negatives.build_cache import Pools, make_cache
-from method.negatives.online import OnlineNegatives, cache_fingerprint, open_negatives, read_vocabularies
-from method.negatives.vocabulary import KINDS, Kind
+from method.negatives.online import OnlineNegatives
+from method.negatives.source import cache_fingerprint, open_negatives, read_vocabularies
 from method.runtime.errors import InputError
 from method.text.encoder import TextEncoder, open_text_encoder
 from tests.helpers.small_negatives import edits_of, make_captions, make_editors
@@ -328,7 +328,7 @@ def test_switched_off_nothing_is_read_or_imported() -> None:
     script = """
 import sys
 import torch
-from method.negatives.online import open_negatives
+from method.negatives.source import open_negatives
 assert open_negatives({"neg_query_loss": None}, [], [], torch.device("cpu")) is None
 assert "transformers" not in sys.modules and "tokenizers" not in sys.modules
 """

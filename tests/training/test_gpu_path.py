@@ -16,7 +16,7 @@ from torch import Tensor
 from method import ops
 from method.data.batch import QueryBatch, VideoBatch
 from method.data.captions import Caption
-from method.data.edits import EditedQueries, PreparedEdits
+from method.data.edits import KINDS, EditedQueries, PreparedEdits
 from method.data.ragged import Ragged
 from method.evaluation import ranking
 from method.evaluation.corpus import Corpus, QuerySet, encode_corpus, encode_queries
@@ -25,7 +25,6 @@ from method.evaluation.scorer import Scorer
 from method.model.losses import LossSettings, total
 from method.model.retrieval import RetrievalModel
 from method.negatives.cached import CachedNegatives
-from method.negatives.vocabulary import KINDS
 from method.ops.precision import autocast
 from method.runtime import hardware
 from method.runtime.errors import InputError

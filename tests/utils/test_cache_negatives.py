@@ -11,7 +11,7 @@ import torch
 
 from method.config.options import read_options
 from method.data.captions import Caption
-from method.negatives.online import open_negatives
+from method.negatives.source import open_negatives
 from method.runtime.errors import InputError
 from tests.helpers.small_negatives import edits_of, make_captions, write_vocabularies
 from tests.helpers.tiny_text_encoder import WIDTH, make_text_encoder

@@ -1,0 +1,94 @@
+"""Opens the source of hard negatives that the options select: encoded during training, or read from a cache."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from method.config.branches import negative_branches
+from method.data.captions import Caption
+from method.data.dataset import FeatureReader
+from method.data.dataset_files import check_files
+from method.data.edits import KINDS, Kind, NegativeSource
+from method.negatives.cache import fingerprint
+from method.negatives.cached import CachedNegatives
+from method.negatives.editor import CaptionEditor
+from method.negatives.online import OnlineNegatives
+from method.negatives.vocabulary import Vocabulary, read_vocabulary
+from method.text.check import log_encoder_check
+from method.text.encoder import open_text_encoder
+from method.text.encoder_files import encoder_digest
+
+log = logging.getLogger(__name__)
+
+
+def open_negatives(
+    options: Mapping[str, Any],
+    captions: Sequence[Caption],
+    dataset_ids: Collection[str],
+    device: torch.device,
+    reader: FeatureReader | None = None,
+) -> NegativeSource | None:
+    """The source of edited captions that the options ask for, None when they ask for none and nothing is read.
+
+    Args:
+        options: as `method.config.options.read_options` gives them.
+        captions: all captions of the training file, in its order.
+        dataset_ids: ids of all captions of the dataset, training and evaluation.
+        device: where the text encoder runs when there is no cache.
+        reader: of the token features that the text encoder is compared with; None when the caller does that. Edits of
+            a cache were compared when it was built.
+
+    Raises:
+        InputError: for a vocabulary, encoder or cache that is missing, wrong or made from something else.
+    """
+    if options["neg_query_loss"] is None:
+        return None
+    # With both kinds each branch has its own: that of a branch without the loss would be encoded in vain.
+    wanted = negative_branches(options) if options["neg_query_loss"] == "both" else KINDS
+    vocabularies = read_vocabularies(options, dataset_ids, wanted)
+    counts: dict[Kind, int] = {vocabulary.kind: options[f"neg_{vocabulary.kind}_num"] for vocabulary in vocabularies}
+    source: NegativeSource
+    if options["neg_cache"] is None:
+        editors = [CaptionEditor(captions, vocabulary) for vocabulary in vocabularies]
+        encoder = open_text_encoder(options, device, options["amp"])
+        if reader is not None:
+            log_encoder_check(encoder, reader, captions)
+        source = OnlineNegatives(editors, counts, encoder, options["seed"])
+    else:
+        expected = cache_fingerprint(options, captions, vocabularies)
+        source = CachedNegatives(options["neg_cache"], captions, expected, counts, options["seed"])
+    for kind, editable in source.count_editable().items():
+        log.info("%d of %d training captions have %s edits", editable, len(captions), kind)
+    return source
+
+
+def read_vocabularies(
+    options: Mapping[str, Any], dataset_ids: Collection[str], wanted: Collection[str] = KINDS
+) -> list[Vocabulary]:
+    """The vocabularies of the wanted kinds that `--neg_query_loss` asks for; see `read_vocabulary`."""
+    kinds = [kind for kind in KINDS if kind in wanted and options["neg_query_loss"] in (kind, "both")]
+    names = {kind: (f"id_{kind}_dict", f"total_{kind}_dict") for kind in kinds}
+    needed = {name: options[name] for of_kind in names.values() for name in of_kind}
+    check_files(needed, options["dataset_name"], options["root_path"])
+    return [read_vocabulary(options[tags], options[words], kind, dataset_ids) for kind, (tags, words) in names.items()]
+
+
+def cache_fingerprint(
+    options: Mapping[str, Any], captions: Sequence[Caption], vocabularies: Sequence[Vocabulary]
+) -> dict[str, Any]:
+    """What a cache for these options must be made from.
+
+    The text encoder is left out, with a warning, when its folder is not there: training from a cache can do without.
+    """
+    digest = None
+    if options["text_encoder"].exists():
+        digest = encoder_digest(options["text_encoder"], options["dataset_name"])
+    else:
+        log.warning("%s: no such folder, so the cache is not compared with its encoder", options["text_encoder"])
+    names = ("max_desc_l", "q_feat_size", "seed", "text_layer", "text_special_tokens")
+    flags = {flag: options[flag] for flag in names}
+    return fingerprint(captions, vocabularies, digest, **flags)
