@@ -1,4 +1,4 @@
-"""Token features of the edits of a batch of captions, and what gives them to a training step.
+"""Hard negatives of a batch: edited captions, and the interface of their sources.
 
 Letters: E edits of all kinds, N rows of sequences one after the other, D width.
 """
@@ -26,8 +26,8 @@ KINDS: tuple[Kind, ...] = ("action", "object")
 class EditedQueries:
     """The edits of one kind for a batch of captions.
 
-    queries: one or more sequences of token features, rows normalised, float32.
-    owner_E: the place in the batch of the caption that each is an edit of, ascending.
+    queries: one or more sequences of token features, row-normalised, float32.
+    owner_E: index in the batch of the caption that each edit was made from, ascending.
     """
 
     queries: Ragged
@@ -36,12 +36,12 @@ class EditedQueries:
 
 @dataclass(frozen=True)
 class PreparedEdits:
-    """The edits of a batch of captions, one kind after the other, as far as any process can make them.
+    """The edits of a batch of captions, one kind after the other, as data workers prepare them.
 
-    rows: on the CPU, what their source makes their token features from: sequences of features or of tokens.
-    order: for each edit its sequence in `rows`; equal edits may share one.
-    owner_E: the place in the batch of the caption that each is an edit of, ascending within a kind.
-    counts: how many edits there are of each kind.
+    rows: sequences of tokens or of features, on the CPU, from which the source computes token features.
+    order: index of the sequence of each edit; equal edits may share one.
+    owner_E: index in the batch of the caption that each edit was made from, ascending within a kind.
+    counts: number of edits of each kind.
     """
 
     rows: Ragged
@@ -51,37 +51,37 @@ class PreparedEdits:
 
     @classmethod
     def of(cls, rows: Ragged, order: Sequence[int], owners: Mapping[Kind, Sequence[int]]) -> PreparedEdits:
-        """Put them together; `owners` has for each kind the captions of its edits."""
-        owner_E = torch.tensor([owner for of_kind in owners.values() for owner in of_kind], dtype=torch.long)
-        return cls(rows, order, owner_E, {kind: len(of_kind) for kind, of_kind in owners.items()})
+        """The edits with these rows; `owners` holds, for each kind, the caption index of each edit."""
+        owner_E = torch.tensor([owner for indices in owners.values() for owner in indices], dtype=torch.long)
+        return cls(rows, order, owner_E, {kind: len(indices) for kind, indices in owners.items()})
 
     def pin_memory(self) -> PreparedEdits:
-        """The same in page-locked memory."""
+        """A copy in page-locked memory."""
         return replace(self, rows=self.rows.pin_memory(), owner_E=self.owner_E.pin_memory())
 
     def with_features(self, features: Ragged) -> dict[Kind, EditedQueries | None]:
-        """The edits of each kind with these token features, a sequence for each edit; None for a kind without any."""
+        """The edits of each kind with these token features, one sequence per edit; None for a kind without edits."""
         device, ends = features.values.device, list(accumulate(self.counts.values(), initial=0))
-        lengths = [features.layout.lengths[first:end] for first, end in pairwise(ends)]
-        values = features.values.split([sum(of_kind) for of_kind in lengths])
+        lengths = [features.layout.lengths[start:end] for start, end in pairwise(ends)]
+        values = features.values.split(list(map(sum, lengths)))
         owners = hardware.sent(self.owner_E, device).split(list(self.counts.values()))
         return {
-            kind: EditedQueries(Ragged(values_ND, Layout.of(of_kind, device=device)), owner_E) if of_kind else None
-            for kind, values_ND, of_kind, owner_E in zip(self.counts, values, lengths, owners, strict=True)
+            kind: EditedQueries(Ragged(values_ND, Layout.of(lengths_E, device=device)), owner_E) if lengths_E else None
+            for kind, values_ND, lengths_E, owner_E in zip(self.counts, values, lengths, owners, strict=True)
         }
 
 
 class NegativeSource(Protocol):
-    """Gives the edits of any batch of captions in any epoch, always the same for the same seed, in two stages.
+    """Computes the edits of a batch of captions in an epoch, reproducibly, in two stages.
 
-    The first takes long and needs no device: data workers do it ahead. The second is done where the training is.
+    `prepare` is slow and needs no GPU, so data workers run it ahead. `queries` runs in the training process.
     """
 
     def count_editable(self) -> dict[Kind, int]:
-        """How many captions of the training file have edits of each kind."""
+        """Number of captions in the training file that have edits of each kind."""
 
     def prepare(self, captions: Sequence[Caption], epoch: int) -> PreparedEdits:
-        """The edits of a batch, as far as they can be made without a device; InputError for a file that is damaged."""
+        """The edits of a batch, prepared on the CPU; InputError for a corrupt file."""
 
     def queries(self, prepared: PreparedEdits, device: torch.device) -> dict[Kind, EditedQueries | None]:
-        """Their token features, of each kind, on the device that is trained on; None where there are no edits."""
+        """The edits of each kind with token features on the training device; None for a kind without edits."""

@@ -1,53 +1,52 @@
-"""A cache of encoded edits: for every training caption a pool of edits, from which each epoch draws its own.
+"""A cache of encoded hard negatives: a pool of edits for every training caption, from which each epoch draws.
 
-DIR/cache.json says what the cache was made from and whether it is complete; DIR/block-*.bin hold the edits of
-CAPTIONS_PER_BLOCK captions each. `utils/cache_negatives.py` makes it; any number of processes can read it.
+DIR/cache.json holds the fingerprint of the cache and whether it is complete. DIR/block-*.rows are rows files (see
+`method/data/cache/rows_file.py`) in float16 with the edits of CAPTIONS_PER_BLOCK captions each, in the order of
+captions, then kinds, then words. `utils/cache_negatives.py` builds the cache; any number of processes can read it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from method.data.cache.rows_file import RowsFile
 from method.data.captions import Caption
 from method.data.edits import KINDS, Kind
-from method.negatives.blocks import Block, read_block
 from method.negatives.vocabulary import Vocabulary
 from method.runtime.errors import InputError, summarize
 from method.runtime.files import digest_of, read_json, write_json
 
-FORMAT = 1
+FORMAT = 2
 CAPTIONS_PER_BLOCK = 64
-REMEDY = "`python utils/cache_negatives.py` with the flags of the training"
-# What caches were made from before this was recorded.
+COMMAND = "`python utils/cache_negatives.py` and the flags of the training"
+# The values that older caches, which do not record them, were built with.
 _UNRECORDED = {"--text_layer": -1, "--text_special_tokens": "keep"}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """made_from: fingerprint and pool sizes of a cache; complete: whether all of its blocks were written."""
+    """fingerprint: what the cache is built from, pool sizes included; complete: whether all blocks are written."""
 
-    made_from: Mapping[str, Any]
+    fingerprint: Mapping[str, Any]
     complete: bool
 
-    @property
-    def origin(self) -> int:
-        """A number for what the cache is made from, kept in every block."""
-        return int(digest_of(sorted(self.made_from.items()))[:16], 16)
 
-
-def fingerprint(
+def compute_fingerprint(
     captions: Sequence[Caption], vocabularies: Sequence[Vocabulary], encoder: str | None, **flags: int | str
 ) -> dict[str, Any]:
-    """What the content of a cache depends on, part by part.
+    """What the content of a cache depends on, as named parts.
 
     Args:
-        captions: all captions of the training file, in its order.
+        captions: all captions of the training file, in file order.
         vocabularies: one for each kind of edit.
         encoder: digest of the text encoder; None leaves it out.
-        flags: values by the name of their flag, such as seed=666.
+        flags: values by flag name, such as seed=666.
     """
     parts: dict[str, Any] = {"captions": digest_of([(caption.id, caption.text) for caption in captions])}
     for vocabulary in vocabularies:
@@ -59,60 +58,104 @@ def fingerprint(
 
 
 def pool_sizes(sizes: Mapping[Kind, int]) -> dict[str, int]:
-    """Most edits kept of each kind for a caption, as they stand in the manifest."""
+    """The maximum number of edits of each kind per caption, as parts of a fingerprint."""
     return {f"{kind} pool": size for kind, size in sizes.items()}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Say in `folder` what its cache is made from and whether it is complete."""
-    value = {"format": FORMAT, "complete": manifest.complete, "made_from": dict(manifest.made_from)}
+    """Write `cache.json`."""
+    value = {"format": FORMAT, "complete": manifest.complete, "made_from": dict(manifest.fingerprint)}
     write_json(folder / "cache.json", value)
 
 
-def read_manifest(folder: Path, expected: Mapping[str, Any]) -> Manifest:
-    """Read what a cache was made from; InputError unless there is one that agrees in all `expected` parts."""
+def read_manifest(folder: Path, expected: Mapping[str, Any], convert: bool = False) -> Manifest:
+    """Read `cache.json` and compare its fingerprint with all `expected` parts.
+
+    Args:
+        folder: of the cache.
+        expected: parts of the fingerprint that must be equal.
+        convert: whether a cache in format 1 is accepted, as an incomplete one.
+
+    Raises:
+        InputError: for a manifest that is missing, unreadable, of another format or another fingerprint.
+    """
     path = folder / "cache.json"
     if not path.exists():
-        raise InputError(f"{folder}: no cache of encoded edits there (no cache.json); make it by {REMEDY}")
-    other = f"choose another folder for {REMEDY}"
+        raise InputError(f"{folder}: no hard negative cache (cache.json is missing); build it with {COMMAND}")
+    remedy = f"use another --neg_cache folder, and build it with {COMMAND}"
     try:
         stored = read_json(path)
     except InputError as error:
-        raise InputError(f"{error}; {other}") from error
-    found = stored.get("made_from") if isinstance(stored, dict) else None
-    if not isinstance(found, dict) or stored.get("format") != FORMAT:
-        raise InputError(f"{path}: expected a cache of encoded edits in format {FORMAT}; {other}")
-    recorded = {**_UNRECORDED, **found}
+        raise InputError(f"{error}; {remedy}") from error
+    fingerprint = stored.get("made_from") if isinstance(stored, dict) else None
+    if not isinstance(fingerprint, dict) or stored.get("format") not in (1, FORMAT):
+        raise InputError(f"{path}: expected a hard negative cache in format {FORMAT}; {remedy}")
+    recorded = {**_UNRECORDED, **fingerprint}
     different = [
         f"{part} {_shown(recorded.get(part))}, expected {_shown(value)}"
         for part, value in expected.items()
         if recorded.get(part) != value
     ]
     if different:
-        raise InputError(f"{folder}: made from something else: {summarize(different, 9)}; {other}")
-    return Manifest(found, stored.get("complete") is True)
+        raise InputError(f"{folder}: built from something else: {summarize(different, 9)}; {remedy}")
+    if stored["format"] != FORMAT and not convert:
+        raise InputError(
+            f"{folder}: a hard negative cache in format {stored['format']}, expected {FORMAT}; convert it, without "
+            f"encoding again, with {COMMAND}"
+        )
+    return Manifest(fingerprint, stored["format"] == FORMAT and stored.get("complete") is True)
 
 
 def block_path(folder: Path, number: int) -> Path:
     """File of block `number`."""
-    return folder / f"block-{number:05d}.bin"
+    return folder / f"block-{number:05d}.rows"
 
 
-def blocks_of(captions: Sequence[Caption]) -> list[range]:
-    """Numbers of the captions in each block."""
+def split_blocks(captions: Sequence[Caption]) -> list[range]:
+    """Indices of the captions in each block."""
     starts = range(0, len(captions), CAPTIONS_PER_BLOCK)
     return [range(start, min(start + CAPTIONS_PER_BLOCK, len(captions))) for start in starts]
 
 
-def open_block(folder: Path, manifest: Manifest, number: int, captions: range) -> Block:
-    """Read the records of block `number`; InputError unless it belongs to the cache and holds edits of `captions`."""
-    block = read_block(block_path(folder, number), manifest.origin, manifest.made_from["--q_feat_size"])
-    records = block.records
-    places = (records["caption"].astype(int) * len(KINDS) + records["kind"]) * (1 << 16) + records["word"]
-    first, last = (caption * len(KINDS) * (1 << 16) for caption in (captions.start, captions.stop))
-    in_order = bool((places[1:] >= places[:-1]).all() and (records["kind"] < len(KINDS)).all())
-    if not in_order or (len(places) and not first <= places[0] <= places[-1] < last):
-        raise InputError(f"{block.path}: its edits are not those of captions {captions.start} to {captions.stop - 1}")
+def edit_ids(edits: Iterable[tuple[str, Kind, int]]) -> list[str]:
+    """Item ids of edits in a block: caption id, kind, number of the replaced word, and a running number.
+
+    >>> edit_ids([("v1#enc#0", "action", 0), ("v1#enc#0", "action", 0), ("v1#enc#0", "object", 2)])
+    ['v1#enc#0/action/0/0', 'v1#enc#0/action/0/1', 'v1#enc#0/object/2/0']
+    """
+    counts: dict[tuple[str, Kind, int], int] = {}
+    ids = []
+    for edit in edits:
+        counts[edit] = counts.get(edit, -1) + 1
+        ids.append("/".join(map(str, (*edit, counts[edit]))))
+    return ids
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of a cache and, for each edit in it, pool_E: caption index * len(KINDS) + kind; word_E: replaced word."""
+
+    rows: RowsFile
+    pool_E: npt.NDArray[np.int64]
+    word_E: npt.NDArray[np.int64]
+
+
+def open_block(folder: Path, manifest: Manifest, number: int, captions: Sequence[Caption], part: range) -> Block:
+    """Open block `number`; InputError if it is unreadable, of another cache or not about the captions of `part`."""
+    path = block_path(folder, number)
+    try:
+        rows = RowsFile(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if rows.fingerprint != manifest.fingerprint or rows.dtype != np.float16:
+        raise InputError(f"{path}: a block of another cache")
+    first_pool = {captions[index].id: index * len(KINDS) for index in part}
+    try:
+        edits = [item_id.rsplit("/", 3) for item_id in rows.ids]
+        pools = [first_pool[caption_id] + KINDS.index(kind) for caption_id, kind, _, _ in edits]
+        block = Block(rows, np.array(pools, np.int64), np.array([int(word) for _, _, word, _ in edits], np.int64))
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: expected edits of captions {part.start} to {part.stop - 1}") from error
     return block
 
 

@@ -1,10 +1,9 @@
-"""Edited captions: copies of a caption in which one verb or noun is another word with the same tag.
+"""Edited captions: copies of a caption in which one verb or noun is replaced by another word with the same tag.
 
-A word is replaced wherever it stands in the caption as a whole word, each time in the case it is written in there, and
-nothing else of the sentence changes.
+All whole-word occurrences of the word are replaced, each with matching case. The rest of the sentence is unchanged.
 
-Everything is drawn from a key such as (run seed, epoch, caption id, kind) and from nothing else, so that any process on
-any machine makes the same edits.
+Random draws depend only on a key such as (run seed, epoch, caption id, kind), so that every process on every machine
+draws the same edits.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from method.data.captions import Caption
 from method.data.edits import Kind
 from method.negatives.vocabulary import Vocabulary
-from method.negatives.words import Span, bare, find_words, fit_case, fold
+from method.negatives.words import Span, find_words, match_case, normalize, strip_quotes
 
 Key = str | int
 
@@ -26,118 +25,121 @@ Key = str | int
 class Slot:
     """A word of a caption that can be replaced.
 
-    spans: where it stands in the text.
+    spans: its occurrences in the text.
     words: the words of its tag.
-    own: its own place among them, len(words) when it is not one of them.
+    original: its own index in `words`, len(words) if it is not one of them.
     """
 
     spans: tuple[Span, ...]
     words: tuple[str, ...]
-    own: int
+    original: int
 
     def __len__(self) -> int:
-        return len(self.words) - (self.own < len(self.words))
+        return len(self.words) - (self.original < len(self.words))
 
     def edit(self, text: str, choice: int) -> str:
-        """The text with this word replaced by number `choice` of the len(self) others."""
-        word = self.words[choice + (choice >= self.own)]
+        """The text with this word replaced by number `choice` of the len(self) other words."""
+        word = self.words[choice + (choice >= self.original)]
         parts, copied = [], 0
         for start, end in self.spans:
-            parts += [text[copied:start], fit_case(word, text[start:end])]
+            parts += [text[copied:start], match_case(word, text[start:end])]
             copied = end
         return "".join([*parts, text[copied:]])
 
 
 class CaptionEditor:
-    """Edits of captions with one vocabulary; where their words stand is looked up once, here."""
+    """Draws edits of captions with one vocabulary. The replaceable words are located once, in the constructor."""
 
     def __init__(self, captions: Sequence[Caption], vocabulary: Vocabulary) -> None:
         self.kind: Kind = vocabulary.kind
-        places = {tag: {fold(word): i for i, word in enumerate(words)} for tag, words in vocabulary.words_of.items()}
-        self._slots = {caption.id: tuple(_find_slots(caption, vocabulary, places)) for caption in captions}
+        indices = {
+            tag: {normalize(word): index for index, word in enumerate(words)}
+            for tag, words in vocabulary.words_of.items()
+        }
+        self._slots = {caption.id: tuple(_find_slots(caption, vocabulary, indices)) for caption in captions}
 
     def edits(self, caption: Caption, count: int, *key: Key) -> list[str]:
-        """At most `count` distinct edits of a caption, never the caption itself; none when nothing can be replaced.
+        """At most `count` distinct edits of a caption, never the caption itself; none if nothing can be replaced.
 
-        The replaceable words get equal numbers of edits, within one, as long as the words to replace them with last.
-        Two edits are distinct when they differ by more than case.
+        Edits are spread evenly over the replaceable words: their counts differ by at most one, unless a word runs out
+        of replacements. Edits that differ only in case are not distinct.
         """
         return [edit for _, edit in self.edits_by_word(caption, count, *key)]
 
     def edits_by_word(self, caption: Caption, count: int, *key: Key) -> list[tuple[int, str]]:
-        """The same edits, each with the number of the word that it replaces."""
+        """The edits of `edits`, each with the number of the replaced word."""
         slots = self._slots[caption.id]
-        seen = {fold(caption.text)}
+        seen = {normalize(caption.text)}
         edits: list[tuple[int, str]] = []
 
         def accept(slot: int, choice: int) -> bool:
             edit = slots[slot].edit(caption.text, choice)
-            folded = fold(edit)
-            is_new = folded not in seen
+            normalized = normalize(edit)
+            is_new = normalized not in seen
             if is_new:
-                seen.add(folded)
+                seen.add(normalized)
                 edits.append((slot, edit))
             return is_new
 
         draw_evenly([len(slot) for slot in slots], count, accept, *key)
         return edits
 
-    def most(self, caption: Caption) -> int:
+    def max_edits(self, caption: Caption) -> int:
         """An upper bound on the number of distinct edits of a caption."""
         return sum(map(len, self._slots[caption.id]))
 
     def count_editable(self) -> int:
-        """How many of the captions have edits."""
+        """Number of captions that have edits."""
         return sum(bool(slots) for slots in self._slots.values())
 
 
 def draw_evenly(sizes: Sequence[int], count: int, accept: Callable[[int, int], bool], *key: Key) -> None:
-    """Offer items of groups in a random order, each at most once, until `count` are accepted or all were offered.
+    """Draw items without replacement, evenly over groups, until `count` are accepted or none is left.
 
-    Each group gets as many accepted as any other, within one, until all of its items were offered.
+    The numbers of accepted items differ by at most one between groups, unless a group is exhausted.
 
     Args:
         sizes: number of items in each group.
         count: how many to accept.
-        accept: is given the number of a group and of an item in it, and says whether it counts.
-        key: what the order depends on, besides the sizes and the answers of `accept`.
+        accept: called with the index of a group and of an item in it; returns whether the item counts.
+        key: seed of the order.
     """
     uniform = uniform_source(*key)
-    decks = [(group, _shuffled(sizes[group], uniform)) for group in _shuffled(len(sizes), uniform)]
+    groups = [(group, _shuffled(sizes[group], uniform)) for group in _shuffled(len(sizes), uniform)]
     accepted = 0
-    while decks and accepted < count:
-        lasting = []
-        for group, deck in decks:
+    while groups and accepted < count:
+        remaining = []
+        for group, items in groups:
             if accepted == count:
                 return
-            for item in deck:
+            for item in items:
                 if accept(group, item):
                     accepted += 1
-                    lasting.append((group, deck))
+                    remaining.append((group, items))
                     break
-        decks = lasting
+        groups = remaining
 
 
 def uniform_source(*key: Key) -> Callable[[], float]:
-    """Random numbers in [0, 1) that depend on the key alone, the same in every process and every version of Python."""
+    """A source of random numbers in [0, 1), determined by the key in every process and every version of Python."""
     digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=8).digest()
-    # Of the module random only random() is promised to stay as it is, so the rest of it is not used.
+    # Python guarantees that random() stays reproducible; other functions of the module may change.
     return random.Random(int.from_bytes(digest, "little")).random
 
 
 def _shuffled(size: int, uniform: Callable[[], float]) -> Iterator[int]:
-    """0..size-1 in a random order, at a cost in proportion to how many of them are taken."""
-    moved: dict[int, int] = {}
+    """0..size-1 in a random order: a lazy Fisher-Yates shuffle, whose cost is proportional to the items taken."""
+    swapped: dict[int, int] = {}
     for last in range(size - 1, -1, -1):
-        place = int(uniform() * (last + 1))
-        yield moved.get(place, place)
-        moved[place] = moved.pop(last, last)
+        index = int(uniform() * (last + 1))
+        yield swapped.get(index, index)
+        swapped[index] = swapped.pop(last, last)
 
 
-def _find_slots(caption: Caption, vocabulary: Vocabulary, places: Mapping[str, Mapping[str, int]]) -> Iterator[Slot]:
+def _find_slots(caption: Caption, vocabulary: Vocabulary, indices: Mapping[str, Mapping[str, int]]) -> Iterator[Slot]:
     tags = vocabulary.tags_of.get(caption.id, {})
     for word, spans in find_words(caption.text, tags).items():
         words = vocabulary.words_of.get(tags[word], ())
-        slot = Slot(spans, words, places.get(tags[word], {}).get(fold(bare(word)), len(words)))
+        slot = Slot(spans, words, indices.get(tags[word], {}).get(normalize(strip_quotes(word)), len(words)))
         if len(slot):
             yield slot

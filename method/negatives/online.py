@@ -13,13 +13,13 @@ from method.text.encoder import TextEncoder
 
 
 class OnlineNegatives:
-    """Edits drawn and encoded for each batch; a sentence that is made twice in a batch is encoded once.
+    """Hard negatives drawn and encoded for each batch; equal sentences of a batch are encoded once.
 
     Args:
         editors: one for each kind of edit.
         counts: edits of each kind to draw for a caption.
-        encoder: gives their token features, on its device.
-        seed: of the run; the edits depend on it, the epoch, the caption and the kind.
+        encoder: computes their token features, on its device.
+        seed: of the run; draws depend on it, the epoch, the caption and the kind.
     """
 
     def __init__(
@@ -28,18 +28,18 @@ class OnlineNegatives:
         self._editors, self._counts, self._encoder, self._seed = editors, counts, encoder, seed
 
     def count_editable(self) -> dict[Kind, int]:
-        """How many captions of the training file have edits of each kind."""
+        """Number of captions in the training file that have edits of each kind."""
         return {editor.kind: editor.count_editable() for editor in self._editors}
 
     def prepare(self, captions: Sequence[Caption], epoch: int) -> PreparedEdits:
-        """The edits of a batch as tokens; neither the encoder's model nor its device is touched."""
+        """The edits of a batch as tokens; uses neither the encoder's model nor its device."""
         sentences: list[str] = []
         owners: dict[Kind, list[int]] = {}
         for editor in self._editors:
             count = self._counts[editor.kind]
             edits = [editor.edits(caption, count, self._seed, epoch, caption.id, editor.kind) for caption in captions]
-            owners[editor.kind] = [owner for owner, made in enumerate(edits) for _ in made]
-            sentences += [edit for made in edits for edit in made]
+            owners[editor.kind] = [owner for owner, drawn in enumerate(edits) for _ in drawn]
+            sentences += [edit for drawn in edits for edit in drawn]
         return PreparedEdits.of(*self._encoder.tokenize(sentences), owners)
 
     def queries(self, prepared: PreparedEdits, device: torch.device) -> dict[Kind, EditedQueries | None]:

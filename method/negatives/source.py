@@ -1,4 +1,4 @@
-"""Opens the source of hard negatives that the options select: encoded during training, or read from a cache."""
+"""Opens the source of hard negatives that the options select: encoded during training or read from a cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from method.data.captions import Caption
 from method.data.dataset import FeatureReader
 from method.data.dataset_files import check_files
 from method.data.edits import KINDS, Kind, NegativeSource
-from method.negatives.cache import fingerprint
+from method.negatives.cache import compute_fingerprint
 from method.negatives.cached import CachedNegatives
 from method.negatives.editor import CaptionEditor
 from method.negatives.online import OnlineNegatives
@@ -32,22 +32,22 @@ def open_negatives(
     device: torch.device,
     reader: FeatureReader | None = None,
 ) -> NegativeSource | None:
-    """The source of edited captions that the options ask for, None when they ask for none and nothing is read.
+    """The source of hard negatives that the options select; None, without reading any file, if they are off.
 
     Args:
-        options: as `method.config.options.read_options` gives them.
-        captions: all captions of the training file, in its order.
+        options: from `method.config.options.read_options`.
+        captions: all captions of the training file, in file order.
         dataset_ids: ids of all captions of the dataset, training and evaluation.
-        device: where the text encoder runs when there is no cache.
-        reader: of the token features that the text encoder is compared with; None when the caller does that. Edits of
-            a cache were compared when it was built.
+        device: of the text encoder if there is no cache.
+        reader: of the token features to compare the text encoder with; None skips the comparison. Caches are not
+            compared: that happened when they were built.
 
     Raises:
-        InputError: for a vocabulary, encoder or cache that is missing, wrong or made from something else.
+        InputError: for a vocabulary, encoder or cache that is missing, invalid or built from something else.
     """
     if options["neg_query_loss"] is None:
         return None
-    # With both kinds each branch has its own: that of a branch without the loss would be encoded in vain.
+    # With both kinds, each branch uses its own kind; the kind of a branch without the loss is not needed.
     wanted = negative_branches(options) if options["neg_query_loss"] == "both" else KINDS
     vocabularies = read_vocabularies(options, dataset_ids, wanted)
     counts: dict[Kind, int] = {vocabulary.kind: options[f"neg_{vocabulary.kind}_num"] for vocabulary in vocabularies}
@@ -69,10 +69,10 @@ def open_negatives(
 def read_vocabularies(
     options: Mapping[str, Any], dataset_ids: Collection[str], wanted: Collection[str] = KINDS
 ) -> list[Vocabulary]:
-    """The vocabularies of the wanted kinds that `--neg_query_loss` asks for; see `read_vocabulary`."""
+    """The vocabularies of the kinds that both `wanted` and `--neg_query_loss` include; see `read_vocabulary`."""
     kinds = [kind for kind in KINDS if kind in wanted and options["neg_query_loss"] in (kind, "both")]
     names = {kind: (f"id_{kind}_dict", f"total_{kind}_dict") for kind in kinds}
-    needed = {name: options[name] for of_kind in names.values() for name in of_kind}
+    needed = {name: options[name] for pair in names.values() for name in pair}
     check_files(needed, options["dataset_name"], options["root_path"])
     return [read_vocabulary(options[tags], options[words], kind, dataset_ids) for kind, (tags, words) in names.items()]
 
@@ -80,15 +80,15 @@ def read_vocabularies(
 def cache_fingerprint(
     options: Mapping[str, Any], captions: Sequence[Caption], vocabularies: Sequence[Vocabulary]
 ) -> dict[str, Any]:
-    """What a cache for these options must be made from.
+    """The fingerprint that a cache for these options must have.
 
-    The text encoder is left out, with a warning, when its folder is not there: training from a cache can do without.
+    The text encoder is left out, with a warning, if its folder does not exist: training from a cache does not need it.
     """
     digest = None
     if options["text_encoder"].exists():
         digest = encoder_digest(options["text_encoder"], options["dataset_name"])
     else:
-        log.warning("%s: no such folder, so the cache is not compared with its encoder", options["text_encoder"])
+        log.warning("%s: no such folder, so the cache is not checked against its text encoder", options["text_encoder"])
     names = ("max_desc_l", "q_feat_size", "seed", "text_layer", "text_special_tokens")
     flags = {flag: options[flag] for flag in names}
-    return fingerprint(captions, vocabularies, digest, **flags)
+    return compute_fingerprint(captions, vocabularies, digest, **flags)

@@ -1,4 +1,4 @@
-"""Vocabularies of replaceable words: which words of a caption can be exchanged, and for what.
+"""Vocabularies of replaceable words: which words of a caption can be replaced, and by what.
 
 Two JSON files for each kind, as published: caption id -> {word: part-of-speech tag}, and tag -> [words].
 """
@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from method.data.edits import Kind
-from method.negatives.words import QUOTES, fold
+from method.negatives.words import QUOTES, normalize
 from method.runtime.errors import InputError, summarize
 from method.runtime.files import read_json
 
 log = logging.getLogger(__name__)
 
-_NEVER_AN_ACTION = "NNP"  # proper noun
+_PROPER_NOUN = "NNP"
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What can be replaced in which caption.
+    """The replaceable words of captions and their replacements.
 
-    kind: whose words these are, verbs (action) or nouns (object).
+    kind: verbs (action) or nouns (object).
     tags_of: caption id -> {word of the caption: its part-of-speech tag}.
-    words_of: tag -> words that can stand for one another, no two of them equal but for case.
+    words_of: tag -> interchangeable words, no two of which differ only in case.
     """
 
     kind: Kind
@@ -38,18 +38,17 @@ class Vocabulary:
 def read_vocabulary(id_path: Path, total_path: Path, kind: Kind, caption_ids: Collection[str]) -> Vocabulary:
     """Read and check the two files of one kind.
 
-    Left out: proper nouns among the actions; words that are no word by themselves, such as "'s"; repeated words.
-    One logged warning each for tags without words and for captions that only one side knows.
+    Dropped are proper nouns among the actions, fragments such as "'s", and duplicates. One warning each is logged for
+    tags without words, for captions missing from the file, and for captions missing from the dataset.
 
     Args:
         id_path: JSON file, caption id -> {word: tag}.
         total_path: JSON file, tag -> [words].
-        kind: whose words these are.
+        kind: verbs (action) or nouns (object).
         caption_ids: the captions of the dataset, training and evaluation.
 
     Raises:
-        InputError: for a file that is missing or of another shape, when no caption of the dataset is listed, and when
-            no listed word has a tag with words.
+        InputError: for a missing or malformed file, if no caption of the dataset is listed, or if no tag has words.
     """
     tags_of = _read_tags(id_path, kind)
     words_of = _read_words(total_path)
@@ -72,9 +71,9 @@ def _read_tags(path: Path, kind: Kind) -> dict[str, dict[str, str]]:
             ]
     if problems:
         raise InputError(f"{path}: {summarize(problems)}")
-    never = _NEVER_AN_ACTION if kind == "action" else None
+    excluded = _PROPER_NOUN if kind == "action" else None  # as in the published program
     return {
-        caption_id: {word.strip(): tag for word, tag in tags.items() if _has_letters(word) and tag != never}
+        caption_id: {word.strip(): tag for word, tag in tags.items() if _has_letters(word) and tag != excluded}
         for caption_id, tags in stored.items()
     }
 
@@ -87,8 +86,8 @@ def _read_words(path: Path) -> dict[str, tuple[str, ...]]:
             problems.append(f"tag {tag!r}: expected a list of words, found {_shown(words)}")
         else:
             problems += [
-                f"tag {tag!r}: word {place} is {_shown(word)}, expected text"
-                for place, word in enumerate(words)
+                f"tag {tag!r}: word {index} is {_shown(word)}, expected text"
+                for index, word in enumerate(words)
                 if not isinstance(word, str)
             ]
     if problems:
@@ -97,14 +96,14 @@ def _read_words(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _usable(words: Sequence[str]) -> tuple[str, ...]:
-    """Words that can stand in a sentence by themselves, each once, in their order."""
+    """The words without fragments and duplicates, in their order."""
     distinct: dict[str, str] = {}
     for word in words:
         word = " ".join(word.split())
-        # Taggers cut "she's" and "don't" into pieces; a piece in the place of a word makes no sentence.
-        is_piece = not word or word[0] in QUOTES or word[-1] in QUOTES or fold(word) in ("n't", "n’t")
-        if not is_piece and _has_letters(word):
-            distinct.setdefault(fold(word), word)
+        # Taggers split "she's" and "don't"; a fragment such as "'s" cannot replace a word.
+        is_fragment = not word or word[0] in QUOTES or word[-1] in QUOTES or normalize(word) in ("n't", "n’t")
+        if not is_fragment and _has_letters(word):
+            distinct.setdefault(normalize(word), word)
     return tuple(distinct.values())
 
 
@@ -131,14 +130,14 @@ def _compare_ids(tags_of: Mapping[str, object], caption_ids: frozenset[str], pat
     if len(unlisted) == len(caption_ids):
         found, expected = next(iter(tags_of)), min(caption_ids, default="none")
         raise InputError(
-            f"{path}: lists no caption of the dataset: found ids like {found!r}, expected like {expected!r}"
+            f"{path}: no caption of the dataset is listed: found ids like {found!r}, expected ids like {expected!r}"
         )
     unknown = [repr(caption_id) for caption_id in tags_of if caption_id not in caption_ids]
     if unknown:
-        log.warning("%s: %d caption ids that the dataset lacks: %s", path, len(unknown), summarize(unknown))
+        log.warning("%s: %d captions are not in the dataset: %s", path, len(unknown), summarize(unknown))
     if unlisted:
         shown = summarize([repr(caption_id) for caption_id in sorted(unlisted)])
-        log.warning("%s: lacks %d captions of the dataset, they get no edits: %s", path, len(unlisted), shown)
+        log.warning("%s: %d captions of the dataset are missing and get no edits: %s", path, len(unlisted), shown)
 
 
 def _compare_tags(
@@ -154,4 +153,4 @@ def _compare_tags(
     if len(without) == len(used):
         raise InputError(f"{total_path}: no words for any tag of {id_path.name}: {summarize(without)}")
     if without:
-        log.warning("%s: tags without words, nothing is replaced under them: %s", total_path, summarize(without))
+        log.warning("%s: no words for some tags, whose words are not replaced: %s", total_path, summarize(without))

@@ -1,7 +1,7 @@
-"""Words in a sentence: where they stand as whole words, when two spellings are the same, and in which case they are.
+"""Words in a sentence: whole-word search, normalisation of spelling, and letter case.
 
-"man" stands in "the man's hat", "sit" in neither "sitting" nor "sit-ups". Only a word that stands nowhere else is found
-as a part of a hyphenated one ("shirt" in "T-shirt").
+"man" matches in "the man's hat"; "sit" matches in neither "sitting" nor "sit-ups". A part of a hyphenated word
+("shirt" in "T-shirt") matches only if the word does not occur elsewhere.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _JOINERS = _APOSTROPHES + "-‐‑"
 _CLITIC = re.compile(rf"[{_APOSTROPHES}](?:s|re|ve|ll|d|m)(?!\w)", re.IGNORECASE)
 
 
-def fold(text: str) -> str:
-    """The form in which two spellings of a word are the same: no case, composed accents."""
+def normalize(text: str) -> str:
+    """Case-folded text with composed accents (NFC), for comparing spellings."""
     return text.lower() if text.isascii() else unicodedata.normalize("NFC", text).casefold()
 
 
-def bare(word: str) -> str:
-    """A word or phrase without quotation marks around it and with single spaces in it."""
+def strip_quotes(word: str) -> str:
+    """A word or phrase without surrounding quotation marks and with single spaces."""
     return " ".join(word.strip(_AROUND).split())
 
 
-def fit_case(word: str, replaced: str) -> str:
-    """A word in the case of the one that it replaces: lower, Capitalised, UPPER, or as it is for mixed case.
+def match_case(word: str, replaced: str) -> str:
+    """A word in the case of the word it replaces: lower, Capitalised or UPPER; unchanged if that one is mixed case.
 
-    >>> fit_case("Sits", "walks"), fit_case("sits", "Walks"), fit_case("TV", "Table"), fit_case("chair", "TV")
+    >>> match_case("Sits", "walks"), match_case("sits", "Walks"), match_case("TV", "Table"), match_case("chair", "TV")
     ('sits', 'Sits', 'TV', 'CHAIR')
     """
     if replaced.islower():
@@ -46,55 +46,56 @@ def fit_case(word: str, replaced: str) -> str:
 
 
 def find_words(text: str, words: Iterable[str]) -> dict[str, tuple[Span, ...]]:
-    """Where each word or phrase stands in a text, from left to right; words that do not stand there are left out.
+    """The spans (start, end) of each word or phrase in a text, from left to right; words without a match are left out.
 
-    Case does not matter, except that of words that differ only in case each is found in its own spelling, and the first
-    of them in any other. Quotation marks around a word are no part of it.
+    The search ignores case. If several words differ only in case, a match belongs to the one with that very spelling,
+    else to the first of them. Quotation marks around a word are not part of it.
 
     >>> find_words("Will saw the saw-mill.", ["saw", "mill", "will", "ill"])
     {'saw': ((5, 8),), 'mill': ((17, 21),), 'will': ((0, 4),)}
     """
     spellings: dict[str, list[str]] = {}
     for word in words:
-        if form := fold(bare(word)):
+        if form := normalize(strip_quotes(word)):
             spellings.setdefault(form, []).append(word)
-    found: dict[str, tuple[Span, ...]] = {}
-    for spelled in spellings.values():
-        spans = _find(text, _pattern(tuple(spelled)), spellings)
-        for word in spelled:
-            own = [span for span in spans if len(spelled) == 1 or _speller(text, span, spelled) == word]
-            if own:
-                found[word] = tuple(own)
-    return found
+    matches: dict[str, tuple[Span, ...]] = {}
+    for variants in spellings.values():
+        spans = _find(text, _pattern(tuple(variants)), spellings)
+        for word in variants:
+            matching = [span for span in spans if len(variants) == 1 or _variant_at(text, span, variants) == word]
+            if matching:
+                matches[word] = tuple(matching)
+    return matches
 
 
-def _speller(text: str, span: Span, spelled: list[str]) -> str:
-    """Which of the words that differ only in case a place in the text belongs to."""
-    return next((word for word in spelled if bare(word) == text[slice(*span)]), spelled[0])
+def _variant_at(text: str, span: Span, variants: list[str]) -> str:
+    """The one of several words that differ only in case to which a span of the text belongs."""
+    return next((word for word in variants if strip_quotes(word) == text[slice(*span)]), variants[0])
 
 
 def _find(text: str, pattern: re.Pattern[str], others: Container[str]) -> list[Span]:
+    """The whole-word matches of a pattern; if there are none, its matches as part of a hyphenated word."""
     whole, parts = [], []
     for match in pattern.finditer(text):
         start, end = match.span()
-        if unicodedata.category(text[end : end + 1] or " ").startswith("M"):  # a letter whose accent follows it
+        if unicodedata.category(text[end : end + 1] or " ").startswith("M"):  # a combining accent follows
             continue
         before, after = _joiner(text, start - 1, start - 2), _joiner(text, end, end + 1)
-        ends = _CLITIC.match(text, start - 1) if start else None
-        if ends and ends.end() == end and text[end : end + 1] not in tuple(QUOTES):  # the "'s" of "she 's here"
+        itself = _CLITIC.match(text, start - 1) if start else None
+        if itself and itself.end() == end and text[end : end + 1] not in tuple(QUOTES):  # the "'s" of "she 's here"
             continue
         clitic = _CLITIC.match(text, end)
-        if not before and clitic and fold(text[start : clitic.end()]) not in others:
-            after = ""  # unless "man's" is a word of its own in the list, "man" stands in it
+        if not before and clitic and normalize(text[start : clitic.end()]) not in others:
+            after = ""  # "man" matches in "man's", unless "man's" is itself in the list
         if not before and not after:
             whole.append((start, end))
-        elif not {before, after} & set(_APOSTROPHES) and fold(_compound(text, start, end)) not in others:
+        elif not {before, after} & set(_APOSTROPHES) and normalize(_compound(text, start, end)) not in others:
             parts.append((start, end))
     return whole or parts
 
 
 def _compound(text: str, start: int, end: int) -> str:
-    """The hyphenated word around a part of it."""
+    """The hyphenated word that contains a span."""
     while _is_letter(text[start - 1 : start]) or _joiner(text, start - 1, start - 2):
         start -= 1
     while _is_letter(text[end : end + 1]) or _joiner(text, end, end + 1):
@@ -102,11 +103,11 @@ def _compound(text: str, start: int, end: int) -> str:
     return text[start:end]
 
 
-def _joiner(text: str, place: int, beyond: int) -> str:
-    """The hyphen or apostrophe at a place, if a letter lies beyond it; nothing otherwise, as with a dash of two."""
-    if place < 1 or text[place : place + 1] not in tuple(_JOINERS) or not _is_letter(text[beyond : beyond + 1]):
+def _joiner(text: str, index: int, beyond: int) -> str:
+    """The hyphen or apostrophe at an index if a letter follows at `beyond`, else "", as for a double hyphen."""
+    if index < 1 or text[index : index + 1] not in tuple(_JOINERS) or not _is_letter(text[beyond : beyond + 1]):
         return ""
-    return text[place]
+    return text[index]
 
 
 def _is_letter(character: str) -> bool:
@@ -114,8 +115,8 @@ def _is_letter(character: str) -> bool:
 
 
 @lru_cache(maxsize=1 << 16)
-def _pattern(spelled: tuple[str, ...]) -> re.Pattern[str]:
-    """Any of these spellings, with accents composed or not."""
-    forms = {unicodedata.normalize(form, bare(word)) for word in spelled for form in ("NFC", "NFD")}
+def _pattern(variants: tuple[str, ...]) -> re.Pattern[str]:
+    """Matches any of these spellings, with composed or decomposed accents."""
+    forms = {unicodedata.normalize(form, strip_quotes(word)) for word in variants for form in ("NFC", "NFD")}
     body = "|".join(r"\s+".join(map(re.escape, form.split())) for form in sorted(forms, reverse=True))
     return re.compile(rf"(?<!\w)(?:{body})(?!\w)", re.IGNORECASE)

@@ -104,7 +104,7 @@ def damaged_vocabulary(world: World, rng: random.Random) -> None:
     shutil.copytree(world.cache, cache)
     vocabularies = sorted(data.train_txt.parent.glob("*.json"))
     path = rng.choice([*vocabularies, *sorted(cache.glob("[!.]*"))])
-    what = damage(path, rng, [*vocabularies, data.texts, *cache.glob("block-0000[01].bin")])
+    what = damage(path, rng, [*vocabularies, data.texts, *cache.glob("block-0000[01].rows")])
     outcome = world.start_with_cache(cache, data).wait()
     if outcome.status:
         _refused(outcome, what, data.root, cache)
@@ -181,7 +181,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _blocks(folder: Path) -> list[Path]:
-    return sorted(folder.glob("block-*.bin"))
+    return sorted(folder.glob("block-*.rows"))
 
 
 FAULTS = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from method.data.cache.rows_file import PackedRows
+from method.data.cache.rows_file import RowsFile
 from tests.faults.damage import damage
 from tests.faults.disks import _locked_folder, _small_disk
 from tests.faults.programs import Lost, Outcome
@@ -35,8 +35,8 @@ def _tables(root: Path) -> dict[str, Path]:
 def _expect_whole_cache(root: Path) -> None:
     """Lost when a table of the cache is not whole, or a half-written one is left."""
     for path in _tables(root).values():
-        rows = PackedRows(path)
-        for item_id, length in zip(rows.ids, rows.lengths(rows.ids), strict=True):
+        rows = RowsFile(path)
+        for item_id, length in zip(rows.ids, rows.lengths_of(rows.ids), strict=True):
             if not rows.read_into(item_id, np.empty((length, rows.width), np.float32)):
                 raise Lost(f"{path.name} is damaged at {item_id!r}")
 

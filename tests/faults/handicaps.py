@@ -85,7 +85,7 @@ def slow_steps(seconds: float) -> None:
 
 def slow_reading(seconds: float) -> None:
     """Let every array of features take so much longer to read, from its file and from the cache."""
-    from method.data.cache.rows_file import PackedRows
+    from method.data.cache.rows_file import RowsFile
     from method.data.features import FeatureFile
 
     def slowed(read: Any) -> Any:
@@ -96,7 +96,7 @@ def slow_reading(seconds: float) -> None:
         return slow
 
     FeatureFile.read = slowed(FeatureFile.read)  # type: ignore[method-assign]
-    PackedRows.read_into = slowed(PackedRows.read_into)  # type: ignore[method-assign]
+    RowsFile.read_into = slowed(RowsFile.read_into)  # type: ignore[method-assign]
 
 
 def blind_to_free_room() -> None:

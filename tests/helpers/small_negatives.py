@@ -1,4 +1,4 @@
-"""Captions with vocabularies for tests of edited captions: people, verbs and things in a few patterns."""
+"""Captions with vocabularies for tests of hard negatives."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ THINGS = ("door", "cup", "towel", "lamp", "book", "shoe", "box", "phone")
 
 
 def make_captions(count: int) -> list[Caption]:
-    """Captions with one or two verbs and things; every seventh has nothing to replace, two of each video."""
+    """Captions with one or two verbs and nouns, two for each video; every seventh has nothing to replace."""
     captions = []
     for number in range(count):
         verb, other = VERBS[number % 6], VERBS[(number // 6 + 2) % 6]
@@ -31,7 +31,7 @@ def make_captions(count: int) -> list[Caption]:
 
 
 def write_vocabularies(folder: Path, captions: Sequence[Caption]) -> None:
-    """Write the four vocabulary files of captions made here."""
+    """Write the four vocabulary files of captions of `make_captions`."""
     for kind, words, tag in (("action", VERBS, "VBZ"), ("object", THINGS, "NN")):
         tags = {caption.id: {word: tag for word in words if word in caption.text} for caption in captions}
         (folder / f"id_{kind}.json").write_text(json.dumps(tags))
@@ -39,25 +39,25 @@ def write_vocabularies(folder: Path, captions: Sequence[Caption]) -> None:
 
 
 def read_vocabularies_in(folder: Path, captions: Sequence[Caption]) -> list[Vocabulary]:
-    """Read them again."""
+    """Read the files of `write_vocabularies`."""
     ids = [caption.id for caption in captions]
     return [read_vocabulary(folder / f"id_{kind}.json", folder / f"total_{kind}.json", kind, ids) for kind in KINDS]
 
 
 def make_editors(folder: Path, captions: Sequence[Caption]) -> list[CaptionEditor]:
-    """Editors of both kinds for captions made here."""
+    """Editors of both kinds for captions of `make_captions`."""
     write_vocabularies(folder, captions)
     return [CaptionEditor(captions, vocabulary) for vocabulary in read_vocabularies_in(folder, captions)]
 
 
 def edits_of(source: NegativeSource, captions: Sequence[Caption], epoch: int) -> dict[Kind, EditedQueries | None]:
-    """The edits of a batch as a training on the CPU gets them."""
+    """The edits of a batch as training on the CPU gets them."""
     return source.queries(source.prepare(captions, epoch), torch.device("cpu"))
 
 
 def damage(cache: Path) -> None:
-    """Change the last half of the rows of every block of a cache."""
-    for path in cache.glob("block-*.bin"):
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2 :] = bytes(byte ^ 1 for byte in content[len(content) // 2 :])
-        path.write_bytes(content)
+    """Change the first half of every block of a cache, which is rows."""
+    for path in cache.glob("block-*.rows"):
+        content = path.read_bytes()
+        half = len(content) // 2
+        path.write_bytes(bytes(byte ^ 1 for byte in content[:half]) + content[half:])

@@ -135,7 +135,7 @@ def test_stopped_and_resumed(
 def test_a_damaged_cache_is_one_line(shared: SmallDataset, cached: list[str], tmp_path: Path, workers: int) -> None:
     damage(shutil.copytree(cached[-1], tmp_path / "damaged"))
     flags = [*cached[:-1], str(tmp_path / "damaged"), "--num_workers", str(workers)]
-    line = r"^\S*block-00000\.bin: damaged at edit \d+; it is repaired by `python utils/cache_negatives\.py` [^\n]*$"
+    line = r"^\S*block-00000\.rows: edit \d+ is corrupt; repair it with `python utils/cache_negatives\.py` [^\n]*$"
     with pytest.raises(InputError, match=line):
         run_train(shared.flags(*flags, "--description", f"damaged{workers}"))
 

@@ -19,7 +19,7 @@ def write(folder: Path, tags: Any, words: Any) -> tuple[Path, Path]:
     return paths
 
 
-def test_reads_words_that_can_stand_in_a_sentence_once(tmp_path: Path) -> None:
+def test_fragments_and_duplicates_are_dropped(tmp_path: Path) -> None:
     vocabulary = read_vocabulary(*write(tmp_path, TAGS, WORDS), "object", ["v#0", "v#1"])
     assert vocabulary.tags_of == {"v#0": {"walks": "VBZ", "Penny": "NNP"}, "v#1": {"sits": "VBZ"}}
     assert vocabulary.words_of == {"VBZ": ("walks", "sits", "picks up"), "NNP": ("Penny", "Amy")}
@@ -46,10 +46,10 @@ def test_proper_nouns_are_never_actions(tmp_path: Path) -> None:
         (TAGS, {"VBZ": {"walks": 2}}, "total.json: tag 'VBZ': expected a list of words, found an object"),
         (TAGS, {"VBG": ["walking"]}, "total.json: no words for any tag of id.json: 'VBZ' (2 words in captions)"),
         ({"v#0": {}}, WORDS, "id.json: no caption has a replaceable word"),
-        ({"w#0": {"walks": "VBZ"}}, WORDS, "id.json: lists no caption of the dataset: found ids like 'w#0'"),
+        ({"w#0": {"walks": "VBZ"}}, WORDS, "id.json: no caption of the dataset is listed: found ids like 'w#0'"),
     ],
 )
-def test_refuses_files_of_another_shape(tmp_path: Path, tags: Any, words: Any, named: str) -> None:
+def test_malformed_files_are_refused(tmp_path: Path, tags: Any, words: Any, named: str) -> None:
     with pytest.raises(InputError) as caught:
         read_vocabulary(*write(tmp_path, tags, words), "action", ["v#0", "v#1"])
     assert named in str(caught.value)
@@ -71,12 +71,12 @@ def test_partial_disagreements_are_warnings(tmp_path: Path, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING):
         read_vocabulary(*write(tmp_path, tags, WORDS), "action", ["v#0", "v#1"])
     assert [record.getMessage().split("json: ")[1] for record in caplog.records] == [
-        "7 caption ids that the dataset lacks: 'w#0'; 'w#1'; 'w#2'; 'w#3'; 'w#4'; and 2 more",
-        "lacks 1 captions of the dataset, they get no edits: 'v#1'",
-        "tags without words, nothing is replaced under them: 'JJ' (1 words in captions)",
+        "7 captions are not in the dataset: 'w#0'; 'w#1'; 'w#2'; 'w#3'; 'w#4'; and 2 more",
+        "1 captions of the dataset are missing and get no edits: 'v#1'",
+        "no words for some tags, whose words are not replaced: 'JJ' (1 words in captions)",
     ]
 
 
-def test_agreement_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_consistent_files_log_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     read_vocabulary(*write(tmp_path, TAGS, WORDS), "action", ["v#0", "v#1"])
     assert not caplog.records

@@ -5,13 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from method.negatives import words
-from method.negatives.words import find_words, fit_case, fold
+from method.negatives.words import find_words, match_case, normalize
 
 
 def found(text: str, *sought: str) -> dict[str, list[str]]:
-    """The places of each word as the text between brackets, the rest of the sentence left out."""
-    places = find_words(text, sought)
-    return {word: [f"{text[:a][-2:]}[{text[a:b]}]{text[b:][:2]}" for a, b in spans] for word, spans in places.items()}
+    """The matches of each word in brackets, with two characters of context."""
+    matches = find_words(text, sought)
+    return {word: [f"{text[:a][-2:]}[{text[a:b]}]{text[b:][:2]}" for a, b in spans] for word, spans in matches.items()}
 
 
 def test_examples_in_the_documentation() -> None:
@@ -51,9 +51,9 @@ def test_examples_in_the_documentation() -> None:
         ("anything", "", []),
     ],
 )
-def test_where_a_word_stands(text: str, word: str, expected: list[str]) -> None:
-    places = found(text, word).get(word, [])
-    assert [place.strip() for place in places] == [place.strip() for place in expected]
+def test_matches(text: str, word: str, expected: list[str]) -> None:
+    matches = found(text, word).get(word, [])
+    assert [match.strip() for match in matches] == [match.strip() for match in expected]
 
 
 def test_a_dash_ends_a_hyphenated_word() -> None:
@@ -61,11 +61,11 @@ def test_a_dash_ends_a_hyphenated_word() -> None:
     assert find_words("he walks--sit-ups--walks", ["sit", "ups"]) == {"sit": ((10, 13),), "ups": ((14, 17),)}
 
 
-def test_words_that_differ_in_case_keep_their_own_places() -> None:
+def test_words_that_differ_in_case_match_their_own_spelling() -> None:
     assert find_words("Will will WILL", ["will", "Will"]) == {"will": ((5, 9), (10, 14)), "Will": ((0, 4),)}
 
 
-def test_possessive_of_the_list_is_a_word_of_its_own() -> None:
+def test_a_listed_possessive_is_a_separate_word() -> None:
     text = "Beckett takes Beckett's coat"
     assert find_words(text, ["beckett", "beckett's"]) == {"beckett": ((0, 7),), "beckett's": ((14, 23),)}
     assert find_words(text, ["beckett"]) == {"beckett": ((0, 7), (14, 21))}
@@ -87,19 +87,19 @@ def test_possessive_of_the_list_is_a_word_of_its_own() -> None:
     ],
 )
 def test_case(word: str, replaced: str, fitted: str) -> None:
-    assert fit_case(word, replaced) == fitted
+    assert match_case(word, replaced) == fitted
 
 
 def test_fold_joins_accents_and_cases() -> None:
-    assert fold("Cafe\u0301") == fold("CAFÉ") == fold("café") != fold("cafe")
+    assert normalize("Cafe\u0301") == normalize("CAFÉ") == normalize("café") != normalize("cafe")
 
 
 @settings(deadline=None)
 @given(st.lists(st.text("aAbé'- ,.", min_size=1, max_size=5), max_size=6), st.text("aAbé'-", min_size=1, max_size=3))
-def test_places_hold_the_word_and_no_letter_touches_them(parts: list[str], word: str) -> None:
+def test_matches_are_whole_words(parts: list[str], word: str) -> None:
     text = " ".join(parts)
     for start, end in find_words(text, [word]).get(word, ()):
-        assert fold(text[start:end]) == fold(word.strip("'"))
+        assert normalize(text[start:end]) == normalize(word.strip("'"))
         around = text[start - 1 : start] + text[end : end + 1]
         assert not any(letter.isalnum() for letter in around)
 

@@ -239,7 +239,7 @@ def test_a_damaged_cache_of_edits_ends_all_with_one_line(group: Group, shared: S
     damage(cache)
     first, second = group.train(flags(shared, *edits, "--num_workers", "1", "--description", "damaged edits"))
     assert (first.status, second.status) == (2, 2)
-    assert f"{cache / 'block-00000.bin'}: damaged at edit" in first.last_line
+    assert f"{cache / 'block-00000.rows'}: edit " in first.last_line
     assert first.log.count("error") == 1
     assert second.log == ""
 

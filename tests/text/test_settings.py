@@ -144,5 +144,5 @@ def test_a_cache_of_edits_compares_the_encoder_before_it_is_built(
     assert FITS in caplog.text
     cache_negatives.main(world.flags("--neg_cache", str(tmp_path / "wrong"), "--text_layer", "-1"))
     assert WOULD_FIT in caplog.text
-    with pytest.raises(InputError, match="made from something else: --text_layer -1, expected -2"):
+    with pytest.raises(InputError, match="built from something else: --text_layer -1, expected -2"):
         run_train(world.flags("--neg_cache", str(tmp_path / "wrong"), "--description", "wrong"))

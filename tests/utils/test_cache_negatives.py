@@ -108,12 +108,12 @@ def test_interrupted_from_the_keyboard_it_exits_with_130_and_goes_on(world: Path
     command = [sys.executable, str(ROOT / "utils" / "cache_negatives.py"), *arguments]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     cache = tmp_path / "world" / "cache"
-    while not (cache / "block-00001.bin").exists() and process.poll() is None:
+    while not (cache / "block-00001.rows").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130, said
-    assert "blocks are done and kept; the same command goes on" in said
+    assert "blocks are saved; run the same command to continue" in said
     assert "Traceback" not in said
     before = {path.name: path.stat().st_mtime_ns for path in cache.glob("block*")}
     assert 2 <= len(before) < 32

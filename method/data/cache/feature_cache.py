@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import Dataset
 
 from method.data.batch import Loader
-from method.data.cache.rows_file import PackedRows, PackedTable, write_rows
+from method.data.cache.rows_file import CachedTable, RowsFile, write_rows
 from method.data.dataset import FeatureReader, FeatureSource, HDF5Source
 from method.data.ragged import Ragged
 from method.data.splits import Split, sampled_lengths
@@ -104,7 +104,7 @@ class _Cache:
     source: HDF5Source
     lengths: Mapping[str, int]
 
-    def open_or_build(self, workers: int) -> PackedTable:
+    def open_or_build(self, workers: int) -> CachedTable:
         """Open the file, and build it first unless there is a valid one."""
         # Before folders were named with a digest; such a file is still valid if it is this dataset's.
         earlier = self.path.parent.with_name(f"{self.source.file.path.name}.cache") / self.path.name
@@ -137,9 +137,9 @@ class _Cache:
         names = {self.source.names.format(item_id): item_id for item_id in ids}
         return {names[name]: digest_of(files) for name, files in self.source.file.linked(names).items()}
 
-    def _open(self) -> PackedTable:
+    def _open(self) -> CachedTable:
         try:
-            rows = PackedRows(self.path)
+            rows = RowsFile(self.path)
         except InputError as error:
             raise _Unusable("corrupt") from error
         except FileNotFoundError as error:
@@ -147,18 +147,18 @@ class _Cache:
         except OSError as error:
             raise _Unusable(str(error)) from error
         expected = self._provenance
-        if changed := [name for name, value in expected.items() if rows.made_from.get(name) != value]:
+        if changed := [name for name, value in expected.items() if rows.fingerprint.get(name) != value]:
             raise _Unusable(f"outdated ({', '.join(changed)} changed)")
-        before, now = rows.made_from.get("linked", {}), self._linked(self.lengths)
+        before, now = rows.fingerprint.get("linked", {}), self._linked(self.lengths)
         if any(item_id in rows and before.get(item_id) != now.get(item_id) for item_id in self.lengths):
             raise _Unusable("outdated (files that the feature file links to changed)")
         if missing := sum(item_id not in rows for item_id in self.lengths):
             raise _Unusable(f"{missing} of {len(self.lengths)} items are missing", kept=rows.ids)
-        if rows.lengths(list(self.lengths)) != list(self.lengths.values()) or not self._agrees(rows):
+        if rows.lengths_of(list(self.lengths)) != list(self.lengths.values()) or not self._agrees(rows):
             raise _Unusable("it differs from the feature file")
-        return PackedTable(rows, self.source)
+        return CachedTable(rows, self.source)
 
-    def _agrees(self, rows: PackedRows) -> bool:
+    def _agrees(self, rows: RowsFile) -> bool:
         """Whether a sample of items, short and long, is bit-identical to the feature file."""
         ids = sorted(self.lengths, key=self.lengths.__getitem__)
         for index in np.linspace(0, len(ids) - 1, min(len(ids), _COMPARED_ITEMS)).astype(int):

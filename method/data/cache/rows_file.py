@@ -1,11 +1,11 @@
-"""A packed table: the rows of many items in one file, written at once, checked by its sums and read item by item.
+"""A rows file: the rows of many items in one file, with a checksum for each item.
 
-    the rows of all items, one item after the other: float32, D wide, little-endian
-    the index, JSON: what the file was made from, and of each item the id, the number of rows and their CRC-32
-    magic (8 bytes) | bytes of the index (uint64) | SHA-256 of the index (32 bytes)
+    rows of all items, one item after the other: float32 or float16, D wide, little-endian
+    index, JSON: fingerprint of what the file was built from; id, number of rows and CRC-32 of each item
+    magic (8 bytes) | size of the index (uint64) | SHA-256 of the index (32 bytes)
 
-Rows are read by `preadv` straight into a batch. A mapped file would be as fast, but a disk that fails or a file that is
-cut off would then kill the process instead of being an error.
+It is written atomically. Rows are read by `preadv` straight into a batch. A memory-mapped file would be as fast, but
+then a failing disk or a truncated file kills the process instead of raising an error.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from method.data.dataset import HDF5Source
 from method.data.preprocessing import FloatRows
@@ -34,21 +35,25 @@ from method.runtime.files import atomic_writer
 
 log = logging.getLogger(__name__)
 
+Rows = npt.NDArray[np.floating[Any]]
+
 _MAGIC = b"A3PROWS\x01"
 _TRAILER = struct.Struct("<8sQ32s")
-_BYTES = 4  # float32
+_DTYPES = ("float32", "float16")
 
 
-class PackedRows:
-    """A packed table that is open for reading.
+class RowsFile:
+    """A rows file that is open for reading.
 
-    Every item is compared with its checksum when it is read for the first time, by this process or one forked from it.
+    The checksum of an item is verified the first time that this process, or one forked from it, reads the item.
 
-    made_from: what `write_rows` was told. ids: the items in their order. width: D.
+    fingerprint: what the file was built from, as given to `write_rows`.
+    ids: the items in file order. width: D. dtype: of the rows.
+    lengths, offsets, checksums: number of rows, first byte and CRC-32 of each item, in file order.
 
     Raises:
-        InputError: for a file that is not a packed table, or one that is cut off or damaged in its index.
-        OSError: for a file that is not there or cannot be read.
+        InputError: if it is not a rows file, truncated, or corrupt in its index.
+        OSError: if it is missing or cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,115 +61,143 @@ class PackedRows:
         self._descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
         index = _read_index(self._descriptor, path)
-        self.made_from: dict[str, Any] = index["made_from"]
-        self.width: int = index["width"]
+        self.fingerprint: dict[str, Any] = index["made_from"]
         self.ids: list[str] = index["ids"]
-        self._rows: list[int] = index["rows"]
-        self._sums: list[int] = index["sums"]
-        self._starts = list(accumulate(self._rows, initial=0))
-        self._place = {item_id: place for place, item_id in enumerate(self.ids)}
-        # Shared with the processes that are forked from here, so that an item is checked once and not once in each.
-        self._checked = memoryview(mmap.mmap(-1, len(self.ids) + 1))
+        self.width: int = index["width"]
+        self.dtype = _stored_dtype(index)
+        self.lengths = np.array(index["rows"], np.int64)
+        self.checksums = np.array(index["sums"], np.uint32)
+        self.offsets = (np.cumsum(self.lengths) - self.lengths) * self.width * self.dtype.itemsize
+        self._numbers = {item_id: number for number, item_id in enumerate(self.ids)}
+        # Shared with forked processes, so that an item is verified once in all and not once in each.
+        self._verified = memoryview(mmap.mmap(-1, len(self.ids) + 1))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_again, (self.path, self.made_from)
+        return _reopen, (self.path, self.fingerprint)
 
     def __contains__(self, item_id: object) -> bool:
-        return item_id in self._place
+        return item_id in self._numbers
 
-    def lengths(self, ids: Sequence[str]) -> list[int]:
-        """Rows of each of these items."""
-        return [self._rows[self._place[item_id]] for item_id in ids]
+    def lengths_of(self, ids: Sequence[str]) -> list[int]:
+        """Number of rows of each of these items."""
+        return [int(self.lengths[self._numbers[item_id]]) for item_id in ids]
 
-    def read_into(self, item_id: str, rows_nD: FloatRows) -> bool:
-        """Fill contiguous rows with those of an item; False when the file does not give them as they were written."""
-        place = self._place[item_id]
-        start, missing = self._starts[place] * self.width * _BYTES, rows_nD.data.cast("B")
-        try:
-            while missing:
-                count = os.preadv(self._descriptor, [missing], start)
-                if not count:
-                    return False
-                start, missing = start + count, missing[count:]
-        except OSError:
+    def read_into(self, item_id: str, rows_nD: Rows) -> bool:
+        """Fill a contiguous array with the rows of an item; False if they cannot be read or are corrupt."""
+        number = self._numbers[item_id]
+        if not read_exactly(self._descriptor, int(self.offsets[number]), rows_nD):
             return False
-        if not self._checked[place]:
-            if zlib.crc32(rows_nD.data) != self._sums[place]:
+        if not self._verified[number]:
+            if zlib.crc32(rows_nD.data) != self.checksums[number]:
                 return False
-            self._checked[place] = 1
+            self._verified[number] = 1
         return True
 
-    def forget(self) -> bool:
-        """Remove the file, if it still is the one that was opened; whether this was the first call in any process."""
-        first, self._checked[-1] = not self._checked[-1], 1
+    def is_intact(self) -> bool:
+        """Whether the rows of all items have their checksum; reads the whole file."""
+        return all(
+            self.read_into(item_id, np.empty((length, self.width), self.dtype))
+            for item_id, length in zip(self.ids, self.lengths, strict=True)
+        )
+
+    def remove(self) -> bool:
+        """Delete the file unless it has been replaced; True for the first call in any forked process."""
+        is_first, self._verified[-1] = not self._verified[-1], 1
         try:
             if os.path.samestat(os.stat(self.path), os.fstat(self._descriptor)):
                 os.unlink(self.path)
-        except OSError:  # it has gone already, or lies where nothing can be removed
+        except OSError:  # already deleted, or in a read-only folder
             pass
-        return first
+        return is_first
 
 
-class PackedTable:
-    """A table of the cache; an item that is damaged there is read from the feature file."""
+class CachedTable:
+    """The features of a rows file; items that are corrupt there are read from the feature file."""
 
-    def __init__(self, rows: PackedRows, stored: HDF5Source) -> None:
+    def __init__(self, rows: RowsFile, stored: HDF5Source) -> None:
         self._rows = rows
         self._stored = stored
 
     def gather(self, ids: Sequence[str]) -> Ragged:
         """The rows of these items, one item after the other."""
-        lengths = self._rows.lengths(ids)
+        lengths = self._rows.lengths_of(ids)
         values_ND = allocate_rows(sum(lengths), self._rows.width)
         rows_ND, end = values_ND.numpy(), 0
         for item_id, length in zip(ids, lengths, strict=True):
             start, end = end, end + length
             if not self._rows.read_into(item_id, rows_ND[start:end]):
-                rows_ND[start:end] = self._instead(item_id, length)
+                rows_ND[start:end] = self._read_stored(item_id, length)
         return Ragged(values_ND, Layout.of(lengths))
 
-    def _instead(self, item_id: str, length: int) -> FloatRows:
+    def _read_stored(self, item_id: str, length: int) -> FloatRows:
         source = self._stored.file.path
-        if self._rows.forget():
-            log.warning("%s: damaged at %r, which is read from %s; the next run makes it anew",
-                        self._rows.path, item_id, source)  # fmt: skip
+        if self._rows.remove():
+            log.warning(
+                "%s: item %r is corrupt, reading it from %s; the cache will be rebuilt by the next run",
+                self._rows.path,
+                item_id,
+                source,
+            )
         rows_nD: FloatRows = self._stored.read(item_id).numpy()
         if len(rows_nD) != length:
-            raise InputError(f"{source}: {item_id!r} has changed since it was cached; start the run again")
+            raise InputError(f"{source}: {item_id!r} has changed since it was cached; restart the run")
         return rows_nD
 
 
-def _open_again(path: Path, made_from: Mapping[str, Any]) -> PackedRows:
-    rows = PackedRows(path)
-    if rows.made_from != made_from:
-        raise InputError(f"{path}: replaced while it was in use")
+def _reopen(path: Path, fingerprint: Mapping[str, Any]) -> RowsFile:
+    rows = RowsFile(path)
+    if rows.fingerprint != fingerprint:
+        raise InputError(f"{path}: replaced while in use")
     return rows
 
 
+def read_exactly(descriptor: int, offset: int, rows_nD: Rows) -> bool:
+    """Fill a contiguous array with the bytes of a file from `offset` on; False if the file does not yield them."""
+    missing = rows_nD.data.cast("B")
+    try:
+        while missing:
+            count = os.preadv(descriptor, [missing], offset)
+            if not count:
+                return False
+            offset, missing = offset + count, missing[count:]
+    except OSError:
+        return False
+    return True
+
+
 def write_rows(
-    path: Path, made_from: Mapping[str, Any], ids: Sequence[str], width: int, batches: Iterable[Ragged]
+    path: Path,
+    fingerprint: Mapping[str, Any],
+    ids: Sequence[str],
+    width: int,
+    batches: Iterable[Ragged],
+    dtype: npt.DTypeLike = np.float32,
 ) -> None:
-    """Write a packed table whole or not at all.
+    """Write a rows file atomically.
 
     Args:
         path: the file.
-        made_from: what its content depends on, as JSON has it.
-        ids: the items.
+        fingerprint: what its content depends on, as JSON values.
+        ids: the items, each different.
         width: D.
-        batches: the rows of the items, a few items at a time, in their order.
+        batches: the rows of the items, in their order, a few items at a time.
+        dtype: float32 or float16, to which rows are converted.
     """
+    dtype = np.dtype(dtype).newbyteorder("<")
     rows: list[int] = []
     sums: list[int] = []
     with atomic_writer(path) as file:
         for batch in batches:
-            values_ND = np.ascontiguousarray(batch.values.numpy(), "<f4")
+            values_ND = np.ascontiguousarray(batch.values.numpy(), dtype)
             ends = list(accumulate(batch.layout.lengths, initial=0))
             sums += [zlib.crc32(values_ND[start:end].data) for start, end in pairwise(ends)]
             rows += batch.layout.lengths
             file.write(values_ND.data)
         if len(rows) != len(ids):
             raise ValueError(f"rows of {len(rows)} items for {len(ids)} ids")
-        content = {"made_from": dict(made_from), "width": width, "ids": list(ids), "rows": rows, "sums": sums}
+        content = {"made_from": dict(fingerprint), "width": width, "ids": list(ids), "rows": rows, "sums": sums}
+        if dtype.name != "float32":  # files from before there was a choice lack it
+            content["dtype"] = dtype.name
         index = json.dumps(content).encode()
         file.write(index + _TRAILER.pack(_MAGIC, len(index), hashlib.sha256(index).digest()))
 
@@ -173,13 +206,20 @@ def _read_index(descriptor: int, path: Path) -> dict[str, Any]:
     size = os.fstat(descriptor).st_size
     trailer = os.pread(descriptor, _TRAILER.size, max(0, size - _TRAILER.size))
     if len(trailer) < _TRAILER.size or not trailer.startswith(_MAGIC):
-        raise InputError(f"{path}: not a packed table, or one that was cut off")
+        raise InputError(f"{path}: not a rows file, or truncated")
     _, length, digest = _TRAILER.unpack(trailer)
-    first = size - _TRAILER.size - length
-    stored = os.pread(descriptor, length, first) if first >= 0 else b""
+    start = size - _TRAILER.size - length
+    stored = os.pread(descriptor, length, start) if start >= 0 else b""
     if hashlib.sha256(stored).digest() != digest:
-        raise InputError(f"{path}: its index is damaged")
+        raise InputError(f"{path}: its index is corrupt")
     index: dict[str, Any] = json.loads(stored)
-    if sum(index["rows"]) * index["width"] * _BYTES != first:
-        raise InputError(f"{path}: {first} bytes of rows, expected {sum(index['rows']) * index['width'] * _BYTES}")
+    if index.get("dtype", _DTYPES[0]) not in _DTYPES:
+        raise InputError(f"{path}: rows of type {index['dtype']}, expected {' or '.join(_DTYPES)}")
+    expected = sum(index["rows"]) * index["width"] * _stored_dtype(index).itemsize
+    if expected != start:
+        raise InputError(f"{path}: {start} bytes of rows, expected {expected}")
     return index
+
+
+def _stored_dtype(index: Mapping[str, Any]) -> np.dtype[Any]:
+    return np.dtype(index.get("dtype", _DTYPES[0])).newbyteorder("<")

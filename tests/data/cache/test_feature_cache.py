@@ -22,7 +22,7 @@ import torch
 from method.data.batch import EpochBatches, Loader, QueryBatch, VideoBatch
 from method.data.cache import feature_cache
 from method.data.cache.feature_cache import with_cache
-from method.data.cache.rows_file import PackedRows, PackedTable
+from method.data.cache.rows_file import CachedTable, RowsFile
 from method.data.dataset import TOKENS, CorpusVideos, FeatureReader, Queries, TrainingVideos
 from method.data.features import FeatureFile
 from method.data.preprocessing import FloatRows
@@ -294,24 +294,24 @@ def test_a_damaged_item_is_read_from_its_file(
     assert torch.equal(torch.cat([batch.streams["action"].values for batch in batches]), expected)
     assert not path.exists()
     if not workers:
-        source = f"which is read from {small.features}; the next run makes it anew"
-        assert [m for m in caplog.messages if "damaged" in m] == [f"{path}: damaged at 'T01', {source}"]
+        source = f"reading it from {small.features}; the cache will be rebuilt by the next run"
+        assert [m for m in caplog.messages if "corrupt" in m] == [f"{path}: item 'T01' is corrupt, {source}"]
         list(Loader(CorpusVideos(reader, training.video_ids), 4, workers, pinned=False))
-        assert sum("damaged" in message for message in caplog.messages) == 1
+        assert sum("corrupt" in message for message in caplog.messages) == 1
     assert_same_features(cache(small), small)
     assert path.exists()
 
 
 def test_a_damaged_item_whose_source_has_changed(small: SmallDataset) -> None:
     cache(small)
-    rows = PackedRows(files(small.root)["i3d_feat-6.rows"])
+    rows = RowsFile(files(small.root)["i3d_feat-6.rows"])
     os.truncate(rows.path, 10)
     with h5py.File(small.features, "r+") as videos:
         del videos["T05/i3d_feat"]
         videos["T05/i3d_feat"] = np.ones((2, 10), np.float32)
-    table = PackedTable(rows, make_reader(small).hdf5_sources["i3d_feat"])
+    table = CachedTable(rows, make_reader(small).hdf5_sources["i3d_feat"])
     assert torch.equal(table.gather(["T04"]).values, make_reader(small).gather_videos(["T04"])["action"].values)
-    with pytest.raises(InputError, match=r"numpy\.hdf5: 'T05' has changed since it was cached; start the run again"):
+    with pytest.raises(InputError, match=r"numpy\.hdf5: 'T05' has changed since it was cached; restart the run"):
         table.gather(["T05"])
 
 
