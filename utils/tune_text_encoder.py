@@ -33,8 +33,7 @@ from method.runtime.errors import InputError, run_command
 from method.runtime.files import atomic_folder
 from method.runtime.progress import progress_bar
 from method.runtime.run_folder import log_to_terminal
-from method.text.encoder import count_positions
-from method.text.encoder_files import failures_named, quiet_transformers, require_parts
+from method.text.encoder_files import count_positions, load_errors, quiet_transformers, require_parts
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +75,7 @@ def load_masked_lm(folder: Path, width: int) -> tuple[Any, Any]:
 
     InputError for a folder that is missing, broken, incomplete or of another width.
     """
-    remedy = "`python utils/download_roberta.py --model FacebookAI/roberta-base` fetches one, --base_encoder names it"
+    remedy = "run `python utils/download_roberta.py --model FacebookAI/roberta-base`, or set --base_encoder"
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, expected roberta-base; {remedy}")
     require_parts(folder)
@@ -84,7 +83,7 @@ def load_masked_lm(folder: Path, width: int) -> tuple[Any, Any]:
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     safely: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    with failures_named(folder, remedy), quiet_transformers():
+    with load_errors(folder, remedy), quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(folder, **safely)
         loaded = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True, weights_only=True, **safely)
     model, report = loaded

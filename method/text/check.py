@@ -1,7 +1,7 @@
-"""Whether a text encoder gives the token features that a dataset has: some captions are encoded and compared.
+"""Checks that a text encoder reproduces the token features of a dataset, by encoding a sample of captions.
 
-Edited captions and typed sentences are encoded here, the dataset's captions were encoded elsewhere. A model that is
-trained on the one and meets the other, from another layer or with other special tokens, ranks wrong without an error.
+The dataset's captions were encoded in advance; edited captions and typed sentences are encoded by this program. If the
+encoder, the layer or the special tokens differ, a model ranks wrongly without any error.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ _LAYERS_TO_TRY = (-1, -2)
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well encoded captions agree with their stored token features.
+    """Agreement of encoded captions with their stored token features.
 
-    captions: how many were compared. other_lengths: how many of them have another number of tokens.
-    cosine: mean over all tokens of the others, None where there is none.
+    captions: number of captions compared. length_mismatches: those with a different number of tokens.
+    cosine: mean over the tokens of all other captions; None if there are none.
     """
 
     captions: int
-    other_lengths: int
+    length_mismatches: int
     cosine: float | None
 
     @property
     def is_good(self) -> bool:
-        """Whether the encoder, at this layer and with these special tokens, can be the one of the features."""
-        return self.other_lengths == 0 and self.cosine is not None and self.cosine >= MIN_COSINE
+        """Whether the features can come from this encoder, layer and treatment of special tokens."""
+        return self.length_mismatches == 0 and self.cosine is not None and self.cosine >= MIN_COSINE
 
     def __str__(self) -> str:
         parts = [] if self.cosine is None else [f"mean cosine {self.cosine:.4f}"]
-        if self.other_lengths:
-            parts.append(f"{self.other_lengths} of {self.captions} captions have another number of tokens")
+        if self.length_mismatches:
+            parts.append(f"{self.length_mismatches} of {self.captions} captions have a different number of tokens")
         return ", ".join(parts)
 
 
 def compare_with_stored(encoder: TextEncoder, reader: FeatureReader, captions: Sequence[Caption]) -> Agreement:
-    """Encode about twenty captions, always the same ones, and compare them with their stored token features.
+    """Encode a fixed sample of up to 20 captions and compare it with their stored token features.
 
-    InputError for token features that are missing or broken, and for captions that cannot be encoded.
+    InputError if token features are missing or invalid, or if a caption cannot be encoded.
     """
     count = min(SAMPLED_CAPTIONS, len(captions))
-    sample = [captions[number * len(captions) // count] for number in range(count)]
+    sample = [captions[index * len(captions) // count] for index in range(count)]
     encoded = encoder.encode([caption.text for caption in sample])
     stored = reader.gather_queries([caption.id for caption in sample])
     pairs = zip(
@@ -66,42 +66,42 @@ def compare_with_stored(encoder: TextEncoder, reader: FeatureReader, captions: S
 
 
 def check_encoder(encoder: TextEncoder, reader: FeatureReader, captions: Sequence[Caption]) -> tuple[bool, str]:
-    """Whether an encoder gives a dataset's token features, and a line that says so with the number.
+    """Whether an encoder reproduces a dataset's token features, and a one-line message with the measured agreement.
 
-    Where it does not, the line names another layer or treatment of special tokens that would, if there is one.
+    If it does not, the message names the layer and treatment of special tokens that would, if there are any.
     """
     try:
-        found = compare_with_stored(encoder, reader, captions)
+        agreement = compare_with_stored(encoder, reader, captions)
     except InputError as error:
         return False, f"{encoder.folder}: not compared with the token features: {error}"
-    if found.is_good:
-        return True, f"{encoder.folder}: gives the token features of {found.captions} captions ({found})"
+    if agreement.is_good:
+        return True, f"{encoder.folder}: matches the token features of {agreement.captions} captions ({agreement})"
     line = (
-        f"{encoder.folder}: does not give the token features in {reader.texts.path} ({found}, expected at least "
+        f"{encoder.folder}: does not match the token features in {reader.texts.path} ({agreement}, expected at least "
         f"{MIN_COSINE}) with {_flags(encoder)}"
     )
     better = _better_settings(encoder, reader, captions)
-    return False, line if better is None else f"{line}; {better} would"
+    return False, line if better is None else f"{line}; use {better}"
 
 
 def log_encoder_check(encoder: TextEncoder, reader: FeatureReader, captions: Sequence[Caption]) -> None:
-    """Log the line of `check_encoder`, as a warning where the encoder does not fit."""
-    fits, line = check_encoder(encoder, reader, captions)
-    log.log(logging.INFO if fits else logging.WARNING, "%s", line)
+    """Log the message of `check_encoder`, as a warning if the encoder does not match."""
+    matches, line = check_encoder(encoder, reader, captions)
+    log.log(logging.INFO if matches else logging.WARNING, "%s", line)
 
 
 def _better_settings(encoder: TextEncoder, reader: FeatureReader, captions: Sequence[Caption]) -> str | None:
-    """The flags under which the encoder gives the token features, with their number; None when none do."""
+    """The flags with which the encoder matches best, and their agreement; None if it matches with none."""
     best, flags = MIN_COSINE, None
     for layer in _LAYERS_TO_TRY:
         try:
             at_layer = encoder.with_settings(layer, encoder.special_tokens)
             for special_tokens in get_args(SpecialTokens):
                 other = at_layer.with_settings(layer, special_tokens)
-                found = compare_with_stored(other, reader, captions)
-                if found.is_good and found.cosine is not None and found.cosine >= best:
-                    best, flags = found.cosine, f"{_flags(other)} ({found})"
-        except InputError:  # the encoder has no such layer, or a caption is nothing but special tokens
+                agreement = compare_with_stored(other, reader, captions)
+                if agreement.is_good and agreement.cosine is not None and agreement.cosine >= best:
+                    best, flags = agreement.cosine, f"{_flags(other)} ({agreement})"
+        except InputError:  # the encoder lacks this layer, or a caption has only special tokens
             continue
     return flags
 

@@ -1,8 +1,8 @@
-"""The frozen text encoder of edited captions: any encoder that transformers can load from a folder.
+"""The frozen text encoder of hard negatives and typed sentences: any encoder that transformers loads from a folder.
 
-It is no part of the trained model: nothing of it is optimised or stored in checkpoints.
+It is not part of the trained model: its weights are neither optimised nor stored in checkpoints.
 
-Letters: E sentences, b of them in a batch, L tokens of its longest, N rows of token features in all, D width.
+Letters: E sentences, b sentences in a batch, L tokens of the longest, N rows of token features in all, D width.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from method.data.preprocessing import normalize_rows
 from method.data.ragged import Layout, Ragged
 from method.runtime import hardware
 from method.runtime.errors import InputError, shown
-from method.text.encoder_files import load_encoder
+from method.text.encoder_files import count_positions, load_encoder
 
-# Tokens of a batch, padding included: a GPU wants many, a CPU gains nothing from more.
+# Tokens per batch, padding included. A GPU needs large batches; on a CPU, larger ones are not faster.
 _TOKENS_ON_GPU, _TOKENS_ON_CPU = 16384, 1024
 
 SpecialTokens = Literal["keep", "drop"]
 
 
 def open_text_encoder(options: Mapping[str, Any], device: torch.device, precision: str = "off") -> TextEncoder:
-    """The text encoder that the options describe; errors as of `TextEncoder`."""
+    """The text encoder that the options describe; raises what `TextEncoder` raises."""
     return TextEncoder(
         options["text_encoder"],
         options["q_feat_size"],
@@ -42,22 +42,22 @@ def open_text_encoder(options: Mapping[str, Any], device: torch.device, precisio
 
 
 class TextEncoder:
-    """Sentences in, token features out as they are for queries: normalised, the first `max_tokens` of each.
+    """Encodes sentences into token features like those of a dataset: row-normalised, truncated to `max_tokens`.
 
     Args:
-        folder: config, weights and tokeniser as transformers saves them.
-        width: D that is expected of the encoder.
-        max_tokens: tokens kept of a sentence; a longer sentence is encoded whole and then cut.
-        device: where it runs, in half precision (fp16) on a GPU and single on a CPU.
-        token_budget: most tokens in a batch, padding included; None chooses by the device.
-        precision: of the training that it serves: with 'bf16' a CPU encodes in bf16 too.
-        layer: index into the hidden states, -1 the last one.
-        special_tokens: whether the rows of <s> and </s> are kept. The encoder sees them in any case.
-        dataset: whose token features the encoder is for; error messages say how to get it.
+        folder: config, weights and tokenizer as saved by transformers.
+        width: the expected D of the encoder.
+        max_tokens: maximum number of rows per sentence; sentences are truncated after encoding.
+        device: of the encoder, which runs in fp16 on a GPU and in fp32 on a CPU.
+        token_budget: maximum number of tokens in a batch, padding included; None chooses by the device.
+        precision: `--amp` of the training; with 'bf16', the encoder uses bf16 on a CPU, too.
+        layer: index into the hidden states, -1 for the last.
+        special_tokens: whether the rows of <s> and </s> are kept. The encoder always sees them.
+        dataset: the dataset that the encoder is for; error messages then say how to get it.
 
     Raises:
-        InputError: when the folder or a part of it is missing, broken or of another width, and for a layer that the
-            encoder does not have.
+        InputError: if the folder or a part of it is missing, corrupt or of another width, and for a layer that does
+            not exist.
     """
 
     def __init__(
@@ -85,63 +85,54 @@ class TextEncoder:
         self._model = model.eval().requires_grad_(False).to(device, on_cpu if is_cpu else torch.float16)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Where workers are not forked they get a copy, and need the tokeniser alone; the model may lie on a GPU.
+        # Spawned workers only tokenize, and the model may be on a GPU.
         return {**self.__dict__, "_model": None}
 
     def with_settings(self, layer: int, special_tokens: SpecialTokens) -> TextEncoder:
-        """The same encoder with another layer or other special tokens; for the same layer it shares the weights."""
+        """This encoder with another layer or other special tokens; with the same layer, it shares the weights."""
         if layer != self.layer:
-            return TextEncoder(
-                self.folder,
-                self.width,
-                self.max_tokens,
-                self.device,
-                self._token_budget,
-                self._precision,
-                layer,
-                special_tokens,
-                self.dataset,
-            )
+            size = self.folder, self.width, self.max_tokens, self.device, self._token_budget, self._precision
+            return TextEncoder(*size, layer, special_tokens, self.dataset)
         other = copy.copy(self)
-        other._model = self._model  # which __getstate__ leaves out of copies
+        other._model = self._model  # dropped by __getstate__
         other.special_tokens = special_tokens
         other._dropped = _special_tokens_around(self._tokenizer) if special_tokens == "drop" else (0, 0)
         return other
 
     def encode(self, sentences: Sequence[str]) -> Ragged:
-        """Token features of E sentences in their order, values (N, D) float32 on the encoder's device.
+        """Token features of E sentences in their order: values (N, D), float32, on the encoder's device.
 
-        Equal sentences are encoded once; without sentences nothing is. InputError for a sentence without any token.
+        Equal sentences are encoded once. InputError for a sentence without any token.
         """
         return self.encode_tokens(*self.tokenize(sentences))
 
     def tokenize(self, sentences: Sequence[str]) -> tuple[Ragged, list[int]]:
-        """What `encode_tokens` takes, made on the CPU by any process: it touches neither the model nor its device.
+        """The input of `encode_tokens`; uses neither the model nor its device, so any process can call it.
 
-        Returns the tokens (N,) of the distinct sentences, and for each of the E sentences its number among these.
+        Returns the tokens (N,) of the distinct sentences, and the index among these of each of the E sentences.
         """
-        distinct = {sentence: number for number, sentence in enumerate(dict.fromkeys(sentences))}
+        distinct = {sentence: index for index, sentence in enumerate(dict.fromkeys(sentences))}
         tokens = self._token_lists(list(distinct))
         ids_N = torch.tensor([token for ids in tokens for token in ids], dtype=torch.long)
         return Ragged(ids_N, Layout.of([len(ids) for ids in tokens])), [distinct[sentence] for sentence in sentences]
 
     def encode_tokens(self, tokens: Ragged, order: Sequence[int]) -> Ragged:
-        """Token features of sentences as `encode` gives them, from what `tokenize` gave."""
+        """Token features of E sentences, as from `encode`, for the output of `tokenize`."""
         tokens = Ragged(hardware.sent(tokens.values, self.device), tokens.layout.to(self.device))
-        kept = Layout.of(list(map(self._kept, tokens.layout.lengths)), device=self.device)
-        values_ND = self._encode(tokens, kept)
-        if len(kept.lengths) < len(order):
-            rows_n, kept = _rows_of(kept, order)
+        layout = Layout.of(list(map(self._output_length, tokens.layout.lengths)), device=self.device)
+        values_ND = self._encode(tokens, layout)
+        if len(layout.lengths) < len(order):
+            rows_n, layout = _select(layout, order)
             values_ND = values_ND[rows_n]
-        # A new layout: what gradients keep must not be made in inference mode, as what this one holds may be.
-        return Ragged(values_ND, kept.to(self.device))
+        # A new layout: this one may cache inference tensors, which autograd cannot save for the backward pass.
+        return Ragged(values_ND, layout.to(self.device))
 
     def count_rows(self, sentences: Sequence[str]) -> int:
-        """N, the rows that these sentences will have if no two are equal, without encoding them."""
-        return sum(self._kept(len(ids)) for ids in self._token_lists(list(sentences)))
+        """N of these sentences, without encoding them; equal sentences count separately."""
+        return sum(self._output_length(len(ids)) for ids in self._token_lists(list(sentences)))
 
-    def _kept(self, length: int) -> int:
-        """Rows that are kept of a sentence of so many tokens."""
+    def _output_length(self, length: int) -> int:
+        """Number of rows of a sentence with `length` tokens."""
         return min(length - sum(self._dropped), self.max_tokens)
 
     def _token_lists(self, sentences: list[str]) -> list[list[int]]:
@@ -149,21 +140,21 @@ class TextEncoder:
             return []
         tokens = self._tokenizer(sentences, truncation=True, max_length=self._max_positions)["input_ids"]
         for sentence, ids in zip(sentences, tokens, strict=True):
-            if self._kept(len(ids)) < 1:
-                raise InputError(f"{shown(sentence)}: no token for {self.folder}, expected words that it knows")
+            if self._output_length(len(ids)) < 1:
+                raise InputError(f"{shown(sentence)}: no token in the vocabulary of {self.folder}")
         return [list(ids) for ids in tokens]
 
     def _encode(self, tokens: Ragged, layout: Layout) -> Tensor:
-        """Rows (N, D) of sentences; `layout` says how many of each are kept."""
-        # Made outside of inference mode, so that the layers above can keep it for their gradients.
+        """Rows (N, D) of sentences, with this output layout."""
+        # Allocated outside inference mode, so that autograd can save it in the layers that consume it.
         values_ND = torch.empty(sum(layout.lengths), self.width, device=self.device)
         with torch.inference_mode():
             for batch in _batches(tokens.layout.lengths, self._token_budget):
-                rows_n, whole = _rows_of(tokens.layout, batch)
-                hidden_bLD = self._hidden(Ragged(tokens.values[rows_n], whole))
-                target_n, kept = _rows_of(layout, batch)
-                first_n = kept.owner_N * hidden_bLD.shape[1] + self._dropped[0]
-                rows_nD = hidden_bLD.flatten(0, 1)[first_n + kept.position_N]
+                tokens_n, input_layout = _select(tokens.layout, batch)
+                hidden_bLD = self._hidden(Ragged(tokens.values[tokens_n], input_layout))
+                target_n, output_layout = _select(layout, batch)
+                start_n = output_layout.owner_N * hidden_bLD.shape[1] + self._dropped[0]
+                rows_nD = hidden_bLD.flatten(0, 1)[start_n + output_layout.position_N]
                 values_ND.index_copy_(0, target_n, normalize_rows(rows_nD.float()))
         return values_ND
 
@@ -181,33 +172,25 @@ class TextEncoder:
 
 
 def _special_tokens_around(tokenizer: Any) -> tuple[int, int]:
-    """How many special tokens the tokeniser puts before and behind every sentence."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    before = next(first for first in range(len(whole) + 1) if whole[first : first + len(bare)] == bare)
-    return before, len(whole) - len(bare) - before
+    """Number of special tokens that the tokenizer adds before and after a sentence."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    before = next(start for start in range(len(full) + 1) if full[start : start + len(plain)] == plain)
+    return before, len(full) - len(plain) - before
 
 
-def _rows_of(layout: Layout, order: Sequence[int]) -> tuple[Tensor, Layout]:
-    """Numbers of the rows of some sequences, one sequence after the other, and the layout that they then have."""
-    chosen = Layout.of([layout.lengths[number] for number in order], device=layout.device)
+def _select(layout: Layout, order: Sequence[int]) -> tuple[Tensor, Layout]:
+    """Row indices of the selected sequences, one sequence after the other, and their layout."""
+    chosen = Layout.of([layout.lengths[index] for index in order], device=layout.device)
     starts_b = layout.starts_B[hardware.sent(torch.tensor(order), layout.device)]
     return starts_b[chosen.owner_N] + chosen.position_N, chosen
 
 
 def _batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Numbers of sentences, those of similar length together, as many as the budget allows; the longest come first."""
-    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    """Indices of sentences in batches of similar length within the token budget, longest first."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     start = 0
     while start < len(order):
         size = max(1, token_budget // lengths[order[start]])
         yield order[start : start + size]
         start += size
-
-
-def count_positions(model: Any) -> int:
-    """Most tokens that a model takes: its position embeddings, less those that are kept for padding."""
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return int(getattr(model.config, "max_position_embeddings", 512))

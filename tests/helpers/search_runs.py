@@ -25,7 +25,7 @@ from method.serving.searcher import Searcher
 from method.text.encoder import TextEncoder
 from tests.helpers.small_models import SMALL, branch_weights, many_branches
 
-MISSING_ENCODER = "checkpoints/roberta-large: no such folder; `python utils/download_roberta.py` fetches one"
+MISSING_ENCODER = "checkpoints/roberta-large: no such folder; run `python utils/download_roberta.py`"
 
 # Four seconds of 64 x 48 pixels at 5 frames a second, VP8.
 _VIDEO = """

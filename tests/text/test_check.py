@@ -55,13 +55,13 @@ def test_the_encoder_of_the_features_fits_and_the_number_is_said(
     same = TextEncoder(encoder_folder, WIDTH, 30, CPU)
     as_tvr = TextEncoder(encoder_folder, WIDTH, 30, CPU, layer=-2, special_tokens="drop")
     for encoder, reader in ((same, like_charades), (as_tvr, like_tvr)):
-        expected = f"{encoder_folder}: gives the token features of 20 captions (mean cosine 1.0000)"
+        expected = f"{encoder_folder}: matches the token features of 20 captions (mean cosine 1.0000)"
         assert check_encoder(encoder, reader, CAPTIONS) == (True, expected)
 
 
 @pytest.mark.parametrize(
     ("layer", "special_tokens", "found"),
-    [(-1, "keep", "(20 of 20 captions have another number of tokens"), (-1, "drop", "(mean cosine ")],
+    [(-1, "keep", "(20 of 20 captions have a different number of tokens"), (-1, "drop", "(mean cosine ")],
 )
 def test_other_settings_do_not_fit_and_the_right_ones_are_named(
     encoder_folder: Path, like_tvr: FeatureReader, layer: int, special_tokens: SpecialTokens, found: str
@@ -69,8 +69,8 @@ def test_other_settings_do_not_fit_and_the_right_ones_are_named(
     encoder = TextEncoder(encoder_folder, WIDTH, 30, CPU, layer=layer, special_tokens=special_tokens)
     fits, line = check_encoder(encoder, like_tvr, CAPTIONS)
     assert not fits
-    assert f"does not give the token features in {like_tvr.texts.path} {found}" in line
-    assert f"with --text_layer {layer} --text_special_tokens {special_tokens}; {TVR} (mean cosine 1.0000) would" in line
+    assert f"does not match the token features in {like_tvr.texts.path} {found}" in line
+    assert f"with --text_layer {layer} --text_special_tokens {special_tokens}; use {TVR} (mean cosine 1.0000)" in line
     assert "\n" not in line
 
 
@@ -79,7 +79,7 @@ def test_another_encoder_fits_with_no_settings(tmp_path: Path, like_charades: Fe
     fits, line = check_encoder(TextEncoder(other, WIDTH, 30, CPU), like_charades, CAPTIONS)
     assert not fits
     assert "mean cosine" in line
-    assert "would" not in line
+    assert "use --text_layer" not in line
 
 
 def test_a_sample_is_spread_over_all_captions_and_always_the_same(

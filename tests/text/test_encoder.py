@@ -65,7 +65,7 @@ def test_any_layer_and_no_special_tokens(
 ) -> None:
     """As the features of TVR were made: `<s>` and `</s>` are seen by the encoder, their rows are not kept."""
     if not left_out:
-        monkeypatch.setattr(encoder_files, "_LAYERS_CAN_BE_LEFT_OUT", ())
+        monkeypatch.setattr(encoder_files, "_CAN_BE_TRUNCATED", ())
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     single = []
     for sentence in SENTENCES:
@@ -225,7 +225,7 @@ def other_tokenizer(copy: Path) -> None:
     ("change", "named"),
     [
         (shutil.rmtree, "no such folder"),
-        (lambda copy: (copy / "config.json").unlink(), "no config.json, expected a whole text encoder"),
+        (lambda copy: (copy / "config.json").unlink(), "no config.json, expected a complete text encoder"),
         (lambda copy: (copy / "model.safetensors").unlink(), "no model.safetensors,"),
         (without_tokenizer, "no tokenizer.json (or vocab.json with merges.txt),"),
         (lambda copy: (copy / "tokenizer.json").write_text("{"), "cannot be loaded"),
@@ -238,7 +238,7 @@ def other_tokenizer(copy: Path) -> None:
         ),
         (code_of_its_own, "cannot be loaded"),
         (lambda copy: set_config(copy, num_hidden_layers=3), "16 weights missing, such as encoder.layer.2.attention"),
-        (lambda copy: set_config(copy, hidden_size=64), f"hidden size 64, expected {WIDTH} as in --q_feat_size"),
+        (lambda copy: set_config(copy, hidden_size=64), f"hidden size 64, expected {WIDTH} (--q_feat_size)"),
         (lambda copy: set_config(copy, intermediate_size=17), "cannot be loaded"),
         (lambda copy: set_config(copy, model_type="bart", is_encoder_decoder=True), "expected an encoder without"),
         (other_tokenizer, "the model only"),

@@ -26,8 +26,8 @@ from utils import cache_negatives
 
 SETTINGS = ("--text_layer", "-2", "--text_special_tokens", "drop")
 NUMBERS = ("--neg_action_num", "2", "--neg_object_num", "2")
-FITS = "gives the token features of 20 captions (mean cosine 1.0000)"
-WOULD_FIT = "--text_layer -2 --text_special_tokens drop (mean cosine 1.0000) would"
+FITS = "matches the token features of 20 captions (mean cosine 1.0000)"
+WOULD_FIT = "use --text_layer -2 --text_special_tokens drop (mean cosine 1.0000)"
 
 
 class World:

@@ -111,15 +111,15 @@ def test_the_yaml_file_of_tvr_uses_it_as_tvr_was_made(
     assert torch.cosine_similarity(rows, stored).min() > 0.9999
 
     check_dataset.main(["tvr", *flags])
-    assert f"{world.tuned}: gives the token features of 20 captions (mean cosine 1.0000)" in capsys.readouterr().out
+    assert f"{world.tuned}: matches the token features of 20 captions (mean cosine 1.0000)" in capsys.readouterr().out
     check_dataset.main(["tvr", *flags, "--text_layer", "-1", "--text_special_tokens", "keep"])
-    assert "gives the token features" not in capsys.readouterr().out
-    assert "20 of 20 captions have another number of tokens" in caplog.text
-    assert "--text_layer -2 --text_special_tokens drop (mean cosine 1.0000) would" in caplog.text
+    assert "matches the token features" not in capsys.readouterr().out
+    assert "20 of 20 captions have a different number of tokens" in caplog.text
+    assert "use --text_layer -2 --text_special_tokens drop (mean cosine 1.0000)" in caplog.text
     caplog.clear()
     check_dataset.main(["tvr", *flags, "--text_encoder", str(world.base)])
     assert "mean cosine" in caplog.text
-    assert "would" not in caplog.text
+    assert "use --text_layer" not in caplog.text
     check_dataset.main(["tvr", *flags, "--text_encoder", "nowhere"])
     assert "nowhere: no text encoder there" in capsys.readouterr().out
 
