@@ -22,7 +22,8 @@ import torch
 from torch.utils.data import Dataset
 
 from method.data.batch import Loader
-from method.data.cache.rows_file import CachedTable, RowsFile, write_rows
+from method.data.cache.cached_source import CachedSource
+from method.data.cache.rows_file import RowsFile, write_rows
 from method.data.dataset import FeatureReader, FeatureSource, HDF5Source
 from method.data.ragged import Ragged
 from method.data.splits import Split, sampled_lengths
@@ -104,7 +105,7 @@ class _Cache:
     source: HDF5Source
     lengths: Mapping[str, int]
 
-    def open_or_build(self, workers: int) -> CachedTable:
+    def open_or_build(self, workers: int) -> CachedSource:
         """Open the file, and build it first unless there is a valid one."""
         # Before folders were named with a digest; such a file is still valid if it is this dataset's.
         earlier = self.path.parent.with_name(f"{self.source.file.path.name}.cache") / self.path.name
@@ -137,7 +138,7 @@ class _Cache:
         names = {self.source.names.format(item_id): item_id for item_id in ids}
         return {names[name]: digest_of(files) for name, files in self.source.file.linked(names).items()}
 
-    def _open(self) -> CachedTable:
+    def _open(self) -> CachedSource:
         try:
             rows = RowsFile(self.path)
         except InputError as error:
@@ -156,7 +157,7 @@ class _Cache:
             raise _Unusable(f"{missing} of {len(self.lengths)} items are missing", kept=rows.ids)
         if rows.lengths_of(list(self.lengths)) != list(self.lengths.values()) or not self._agrees(rows):
             raise _Unusable("it differs from the feature file")
-        return CachedTable(rows, self.source)
+        return CachedSource(rows, self.source)
 
     def _agrees(self, rows: RowsFile) -> bool:
         """Whether a sample of items, short and long, is bit-identical to the feature file."""

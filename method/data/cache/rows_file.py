@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import mmap
 import os
 import struct
@@ -26,14 +25,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from method.data.dataset import HDF5Source
-from method.data.preprocessing import FloatRows
-from method.data.ragged import Layout, Ragged
-from method.data.shared_memory import allocate_rows
+from method.data.ragged import Ragged
 from method.runtime.errors import InputError
 from method.runtime.files import atomic_writer
-
-log = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.floating[Any]]
 
@@ -109,39 +103,6 @@ class RowsFile:
         except OSError:  # already deleted, or in a read-only folder
             pass
         return is_first
-
-
-class CachedTable:
-    """The features of a rows file; items that are corrupt there are read from the feature file."""
-
-    def __init__(self, rows: RowsFile, stored: HDF5Source) -> None:
-        self._rows = rows
-        self._stored = stored
-
-    def gather(self, ids: Sequence[str]) -> Ragged:
-        """The rows of these items, one item after the other."""
-        lengths = self._rows.lengths_of(ids)
-        values_ND = allocate_rows(sum(lengths), self._rows.width)
-        rows_ND, end = values_ND.numpy(), 0
-        for item_id, length in zip(ids, lengths, strict=True):
-            start, end = end, end + length
-            if not self._rows.read_into(item_id, rows_ND[start:end]):
-                rows_ND[start:end] = self._read_stored(item_id, length)
-        return Ragged(values_ND, Layout.of(lengths))
-
-    def _read_stored(self, item_id: str, length: int) -> FloatRows:
-        source = self._stored.file.path
-        if self._rows.remove():
-            log.warning(
-                "%s: item %r is corrupt, reading it from %s; the cache will be rebuilt by the next run",
-                self._rows.path,
-                item_id,
-                source,
-            )
-        rows_nD: FloatRows = self._stored.read(item_id).numpy()
-        if len(rows_nD) != length:
-            raise InputError(f"{source}: {item_id!r} has changed since it was cached; restart the run")
-        return rows_nD
 
 
 def _reopen(path: Path, fingerprint: Mapping[str, Any]) -> RowsFile:

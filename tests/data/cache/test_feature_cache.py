@@ -21,8 +21,9 @@ import torch
 
 from method.data.batch import EpochBatches, Loader, QueryBatch, VideoBatch
 from method.data.cache import feature_cache
+from method.data.cache.cached_source import CachedSource
 from method.data.cache.feature_cache import with_cache
-from method.data.cache.rows_file import CachedTable, RowsFile
+from method.data.cache.rows_file import RowsFile
 from method.data.dataset import TOKENS, CorpusVideos, FeatureReader, Queries, TrainingVideos
 from method.data.features import FeatureFile
 from method.data.preprocessing import FloatRows
@@ -309,7 +310,7 @@ def test_a_damaged_item_whose_source_has_changed(small: SmallDataset) -> None:
     with h5py.File(small.features, "r+") as videos:
         del videos["T05/i3d_feat"]
         videos["T05/i3d_feat"] = np.ones((2, 10), np.float32)
-    table = CachedTable(rows, make_reader(small).hdf5_sources["i3d_feat"])
+    table = CachedSource(rows, make_reader(small).hdf5_sources["i3d_feat"])
     assert torch.equal(table.gather(["T04"]).values, make_reader(small).gather_videos(["T04"])["action"].values)
     with pytest.raises(InputError, match=r"numpy\.hdf5: 'T05' has changed since it was cached; restart the run"):
         table.gather(["T05"])
