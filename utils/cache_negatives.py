@@ -2,9 +2,8 @@
 
     python utils/cache_negatives.py --dataset_name charades --neg_query_loss both --neg_cache cache/charades
 
-and then the training with the same flags. It says how large the cache will be and how long it will take, before it
-starts. It can be interrupted at any moment: the same command goes on. Of a complete cache it checks every byte, and
-makes again what is damaged.
+and then train with the same flags. Size and duration are printed before it starts. After an interruption, the same
+command continues. A complete cache is verified, and corrupt parts are rebuilt.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ def _add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--pool_size",
         type=int,
-        help=f"edits of each kind kept of a caption (default: {POOLS_PER_DRAW} times --neg_*_num)",
+        help=f"maximum number of edits of each kind per caption (default: {POOLS_PER_DRAW} times --neg_*_num)",
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the cache that the flags ask for."""
-    expect_one_process("making a cache")
+    """Build the cache that the flags describe."""
+    expect_one_process("building a cache")
     log_to_terminal()
     options = read_options(arguments, "Encode edited captions once.", _add_flags)
     if options.neg_cache is None:
@@ -70,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             open_features(options, options.dataset_name, make_architecture(options), options.root_path, ()),
             captions,
         )
-    made_from = cache_fingerprint(options, captions, vocabularies)
-    make_cache(options.neg_cache, Pools(captions, editors, sizes, options.seed), made_from, encoder)
+    fingerprint = cache_fingerprint(options, captions, vocabularies)
+    make_cache(options.neg_cache, Pools(captions, editors, sizes, options.seed), fingerprint, encoder)
 
 
 if __name__ == "__main__":

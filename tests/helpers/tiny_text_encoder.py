@@ -1,4 +1,4 @@
-"""A text encoder for tests: a small RoBERTa with random weights and a byte-level BPE tokeniser, saved as a folder."""
+"""A text encoder for tests: a small RoBERTa with random weights and a byte-level BPE tokenizer, saved in a folder."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,15 +13,15 @@ WIDTH = 32
 def make_text_encoder(
     folder: Path, sentences: Iterable[str], width: int = WIDTH, seed: int = 0, positions: int = 60
 ) -> Path:
-    """Save an encoder of this width that takes at most `positions` tokens, its words learned from the sentences."""
+    """Save an encoder of this width for at most `positions` tokens, with a tokenizer trained on the sentences."""
     folder.mkdir(parents=True)
-    learned = ByteLevelBPETokenizer()
+    bpe = ByteLevelBPETokenizer()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    learned.train_from_iterator(sentences, vocab_size=600, min_frequency=1, special_tokens=special, show_progress=False)
-    learned.save_model(str(folder))
+    bpe.train_from_iterator(sentences, vocab_size=600, min_frequency=1, special_tokens=special, show_progress=False)
+    bpe.save_model(str(folder))
     RobertaTokenizerFast.from_pretrained(folder).save_pretrained(folder)
     config = RobertaConfig(
-        vocab_size=learned.get_vocab_size(),
+        vocab_size=bpe.get_vocab_size(),
         hidden_size=width,
         num_hidden_layers=2,
         num_attention_heads=4,

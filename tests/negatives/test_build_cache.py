@@ -144,7 +144,7 @@ def test_draws_are_even_distinct_and_reproducible(made: Made) -> None:
     assert len(draws) > 3
 
 
-def test_a_caption_draws_the_same_in_any_batch(made: Made) -> None:
+def test_draws_do_not_depend_on_the_batch(made: Made) -> None:
     cached = made.open(made.folder / "cache")
     alone = edits_of(cached, [CAPTIONS[30]], 2)["action"]
     together = edits_of(cached, CAPTIONS[29:33], 2)["action"]
@@ -154,7 +154,7 @@ def test_a_caption_draws_the_same_in_any_batch(made: Made) -> None:
     assert torch.equal(rows, alone.queries.values)
 
 
-def test_a_batch_without_any_edit_is_none(made: Made) -> None:
+def test_a_batch_without_edits_has_none(made: Made) -> None:
     cached = made.open(made.folder / "cache")
     assert edits_of(cached, [CAPTIONS[0], CAPTIONS[7]], 0) == {"action": None, "object": None}
     assert cached.count_editable() == {"action": 128, "object": 128}
@@ -221,7 +221,7 @@ def test_pools_must_be_large_enough(made: Made) -> None:
         made.open(made.folder / "cache", counts={"action": 5})
 
 
-def test_without_the_encoder_the_cache_is_enough(made: Made) -> None:
+def test_the_text_encoder_need_not_be_in_the_expected_fingerprint(made: Made) -> None:
     parts = {part: value for part, value in made.parts.items() if part != "text encoder"}
     assert edits_of(made.open(made.folder / "cache", expected=parts), CAPTIONS, 0)["action"] is not None
 
@@ -352,7 +352,7 @@ def test_two_processes_cannot_build_it_at_once(made: Made, copy: Path) -> None:
     make_cache(copy, made.pools, made.parts, made.encoder)
 
 
-def test_a_cache_on_a_poor_disk(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_on_a_limited_file_system(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = edits_of(made.open(made.folder / "cache"), CAPTIONS[:9], 0)
     refuse_all(monkeypatch)
     make_cache(tmp_path / "cache", made.pools, made.parts, made.encoder)

@@ -44,14 +44,14 @@ def every_edit(text: str, tags: dict[str, str], words: Words) -> dict[str, set[s
 
     whole: dict[str, dict[int, tuple[str, str]]] = {}
     parts: dict[str, dict[int, tuple[str, str]]] = {}
-    for place, token in enumerate(tokens):
+    for index, token in enumerate(tokens):
         stem = re.sub(r"['’](s|re|ve|ll|d|m)$", "", token)
         form = stem if same(token) not in keys else token
         if word := owner(form):
-            whole.setdefault(word, {})[place] = (form, token[len(form) :])
+            whole.setdefault(word, {})[index] = (form, token[len(form) :])
         elif word := owner(token.split("-")[0]):
             first = token.split("-")[0]
-            parts.setdefault(word, {})[place] = (first, token[len(first) :])
+            parts.setdefault(word, {})[index] = (first, token[len(first) :])
     found: dict[str, set[str]] = {}
     for word, tag in tags.items():
         hits = whole.get(word) or parts.get(word) or {}
@@ -87,7 +87,7 @@ def situations(draw: st.DrawFn) -> tuple[Caption, dict[str, str], Words]:
 @settings(max_examples=200, deadline=None)
 @example((Caption("v#0", "v", "walks--sit-ups"), {"sit": "X", "sit-ups": "X"}, {"X": ("runs",)}), 1, 0)
 @given(situations(), st.integers(1, 14), st.integers(0, 5))
-def test_edits_are_those_of_the_brute_force_distinct_and_evenly_spread(
+def test_edits_match_brute_force_and_are_distinct_and_evenly_spread(
     situation: tuple[Caption, dict[str, str], Words], count: int, seed: int
 ) -> None:
     caption, tags, words = situation
@@ -97,14 +97,14 @@ def test_edits_are_those_of_the_brute_force_distinct_and_evenly_spread(
     assert set(edits) <= set().union(*possible.values())
     assert same(caption.text) not in {same(edit) for edit in edits}
     assert len({same(edit) for edit in edits}) == len(edits) == min(count, sum(map(len, possible.values())))
-    of_word = {word: len(set(edits) & sentences) for word, sentences in possible.items()}
-    lasting = [made for word, made in of_word.items() if made < len(possible[word])]
-    assert all(made >= max(of_word.values()) - 1 for made in lasting)
+    counts = {word: len(set(edits) & sentences) for word, sentences in possible.items()}
+    not_exhausted = [count for word, count in counts.items() if count < len(possible[word])]
+    assert all(count >= max(counts.values()) - 1 for count in not_exhausted)
 
 
 @settings(max_examples=50, deadline=None)
 @given(situations(), st.integers(1, 9))
-def test_edits_depend_on_the_key_alone(situation: tuple[Caption, dict[str, str], Words], count: int) -> None:
+def test_edits_depend_only_on_the_key(situation: tuple[Caption, dict[str, str], Words], count: int) -> None:
     caption, tags, words = situation
     editor = editor_of(caption, tags, words)
     first = editor.edits(caption, count, 666, 3, caption.id, "action")
@@ -129,11 +129,11 @@ print(*editor.edits(caption, 6, 666, 3, caption.id, "action"), sep="\\n", end=""
 
 
 @pytest.mark.parametrize("hash_seed", ["0", "1234"])
-def test_every_process_makes_the_same_edits(hash_seed: str) -> None:
+def test_every_process_draws_the_same_edits(hash_seed: str) -> None:
     command = [sys.executable, "-c", PRINT_EDITS]
     environment = {"PYTHONHASHSEED": hash_seed}
     made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    # Written down once: another release or machine that makes others could not go on with a run or a cache.
+    # Recorded: if a release or machine drew other edits, runs and caches could not be continued.
     assert made.stdout.splitlines() == [
         "A man eats to the table and the Man sits.",
         "A man walks to the table and the Man jumps.",
@@ -144,7 +144,7 @@ def test_every_process_makes_the_same_edits(hash_seed: str) -> None:
     ]
 
 
-def test_a_word_is_replaced_wherever_it_stands_in_the_case_it_has_there() -> None:
+def test_all_occurrences_are_replaced_with_matching_case() -> None:
     edits = editor_of(CAPTION, {"man": "NN"}, WORDS).edits(CAPTION, 99, 0)
     assert sorted(edits) == [
         "A car walks to the table and the Car sits.",
@@ -167,7 +167,7 @@ def test_phrases_are_replaced_whole() -> None:
     ]
 
 
-def test_a_sentence_that_two_words_lead_to_comes_once() -> None:
+def test_an_edit_that_two_words_lead_to_is_drawn_once() -> None:
     caption = Caption("v#0", "v", "He picks up it.")
     words = {"V": ("picks", "takes"), "P": ("picks up", "takes up")}
     editor = editor_of(caption, {"picks": "V", "picks up": "P"}, words)
@@ -175,13 +175,13 @@ def test_a_sentence_that_two_words_lead_to_comes_once() -> None:
 
 
 @pytest.mark.parametrize("tags", [{}, {"flies": "VBZ"}, {"walks": "unknown"}, {"walks": "VB"}])
-def test_nothing_to_replace_means_no_edits(tags: dict[str, str]) -> None:
+def test_no_edits_without_a_replaceable_word(tags: dict[str, str]) -> None:
     editor = editor_of(CAPTION, tags, {**WORDS, "VB": ("walks",)})
     assert editor.edits(CAPTION, 8, 0) == []
     assert editor.count_editable() == 0
 
 
-def test_a_caption_that_the_vocabulary_lacks_has_no_edits() -> None:
+def test_a_caption_missing_from_the_vocabulary_has_no_edits() -> None:
     other = Caption("w#0", "w", "A man sits.")
     editor = CaptionEditor([CAPTION, other], Vocabulary("object", {CAPTION.id: TAGS}, WORDS))
     assert editor.edits(other, 8, 0) == []
@@ -191,7 +191,7 @@ def test_a_caption_that_the_vocabulary_lacks_has_no_edits() -> None:
 def test_all_edits_are_equally_likely() -> None:
     editor = editor_of(CAPTION, TAGS, WORDS)
     drawn = Counter(edit for epoch in range(3000) for edit in editor.edits(CAPTION, 4, 1, epoch))
-    # Four words get one edit each: 6 others for each noun, 5 for each verb.
+    # One edit for each of four words: 6 replacements for a noun, 5 for a verb.
     assert len(drawn) == 2 * 6 + 2 * 5
     for edit, times in drawn.items():
         others = 6 if "walks" in edit and "sits" in edit else 5
@@ -200,7 +200,7 @@ def test_all_edits_are_equally_likely() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 7), max_size=6), st.integers(0, 30), st.integers())
-def test_draws_are_even_and_without_repetition(sizes: list[int], count: int, seed: int) -> None:
+def test_draws_are_even_and_without_replacement(sizes: list[int], count: int, seed: int) -> None:
     drawn: list[tuple[int, int]] = []
 
     def accept(group: int, item: int) -> bool:
@@ -210,11 +210,11 @@ def test_draws_are_even_and_without_repetition(sizes: list[int], count: int, see
     draw_evenly(sizes, count, accept, seed)
     assert len(set(drawn)) == len(drawn) == min(count, sum(sizes))
     assert all(0 <= item < sizes[group] for group, item in drawn)
-    taken = [sum(group == drawn_of for drawn_of, _ in drawn) for group in range(len(sizes))]
-    assert all(taken[i] == sizes[i] or taken[i] >= max(taken) - 1 for i in range(len(sizes)))
+    counts = [sum(group == drawn_group for drawn_group, _ in drawn) for group in range(len(sizes))]
+    assert all(counts[i] == sizes[i] or counts[i] >= max(counts) - 1 for i in range(len(sizes)))
 
 
-def test_what_is_refused_is_made_up_for_in_the_same_group() -> None:
+def test_a_rejected_item_is_replaced_from_the_same_group() -> None:
     drawn: list[tuple[int, int]] = []
 
     def accept(group: int, item: int) -> bool:
@@ -227,7 +227,7 @@ def test_what_is_refused_is_made_up_for_in_the_same_group() -> None:
     assert Counter(group for group, _ in drawn) == {0: 4, 1: 4}
 
 
-def test_a_long_list_costs_no_more_than_what_is_drawn() -> None:
+def test_the_cost_is_proportional_to_the_draws() -> None:
     offered = 0
 
     def accept(group: int, item: int) -> bool:

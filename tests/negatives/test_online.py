@@ -1,4 +1,5 @@
 import logging
+import pickle
 import shutil
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def given(edits: EditedQueries | None) -> EditedQueries:
     return edits
 
 
-def test_online_edits_are_those_of_each_caption_encoded_alone(options: dict[str, Any]) -> None:
+def test_online_edits_equal_captions_encoded_one_by_one(options: dict[str, Any]) -> None:
     encoder = TextEncoder(options["text_encoder"], WIDTH, 10, CPU)
     batch = CAPTIONS[5:20]
     made = edits_of(opened(options), batch, 3)
@@ -80,44 +81,37 @@ def test_online_edits_are_those_of_each_caption_encoded_alone(options: dict[str,
         assert {"Nobody" in batch[owner].text for owner in owners} == {False}
 
 
-def test_on_a_cpu_edits_are_encoded_in_the_precision_of_the_training(options: dict[str, Any]) -> None:
+def test_on_a_cpu_edits_are_encoded_in_the_precision_of_training(options: dict[str, Any]) -> None:
     single, half = (given(edits_of(opened(options, amp=amp), CAPTIONS, 0)["action"]) for amp in ("off", "bf16"))
     assert half.queries.layout.lengths == single.queries.layout.lengths
     assert not torch.equal(half.queries.values, single.queries.values)
     torch.testing.assert_close(half.queries.values, single.queries.values, atol=2e-2, rtol=0)
 
 
-def test_a_sentence_of_both_kinds_is_encoded_once(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_edits_of_a_batch_are_encoded_once(options: dict[str, Any]) -> None:
     encoder = TextEncoder(options["text_encoder"], WIDTH, 10, CPU)
     editor = make_editors(options["id_action_dict"].parent, CAPTIONS)[0]
-    counted: list[int] = []
-    encode = encoder._encode
-
-    def counting(tokens: Any, layout: Any) -> torch.Tensor:
-        counted.append(len(tokens))
-        return encode(tokens, layout)
-
-    monkeypatch.setattr(encoder, "_encode", counting)
     online = OnlineNegatives([editor], {"action": 3}, encoder, 666)
-    repeated = given(edits_of(online, [CAPTIONS[1], CAPTIONS[1]], 0)["action"])
-    assert counted == [3]
+    prepared = online.prepare([CAPTIONS[1], CAPTIONS[1]], 0)
+    assert (len(prepared.rows), list(prepared.order)) == (3, [0, 1, 2, 0, 1, 2])
+    repeated = given(online.queries(prepared, CPU)["action"])
     assert repeated.owner_E.tolist() == [0, 0, 0, 1, 1, 1]
     first, second = repeated.queries.values.chunk(2)
     assert torch.equal(first, second)
 
 
-def test_a_batch_without_any_edit_is_none_and_encodes_nothing(options: dict[str, Any]) -> None:
+def test_a_batch_without_edits_has_none(options: dict[str, Any]) -> None:
     assert edits_of(opened(options), [CAPTIONS[0], CAPTIONS[7]], 0) == {"action": None, "object": None}
     assert edits_of(opened(options), [], 0) == {"action": None, "object": None}
 
 
 def test_a_batch_where_only_one_kind_has_edits(options: dict[str, Any], tmp_path: Path) -> None:
-    things_only = [Caption("v#0", "v", "A man and the door."), Caption("v#1", "v", "A man opens the cup.")]
-    make_editors(tmp_path, things_only)
+    nouns_only = [Caption("v#0", "v", "A man and the door."), Caption("v#1", "v", "A man opens the cup.")]
+    make_editors(tmp_path, nouns_only)
     files = {name: tmp_path / path.name for name, path in options.items() if name.endswith("_dict")}
-    source = open_negatives({**options, **files}, things_only, ["v#0", "v#1"], CPU)
+    source = open_negatives({**options, **files}, nouns_only, ["v#0", "v#1"], CPU)
     assert source is not None
-    made = edits_of(source, things_only[:1], 0)
+    made = edits_of(source, nouns_only[:1], 0)
     assert made["action"] is None
     assert given(made["object"]).owner_E.tolist() == [0] * 4
 
@@ -138,7 +132,7 @@ def test_one_kind_alone(options: dict[str, Any], kind: Kind) -> None:
         ({"phrase_action_branch": False}, "action"),
     ],
 )
-def test_of_both_kinds_that_of_a_branch_without_the_loss_is_not_needed(
+def test_the_kind_of_a_branch_without_the_loss_is_not_read(
     options: dict[str, Any], cached_options: dict[str, Any], changes: dict[str, Any], kind: Kind
 ) -> None:
     unread = {f"{part}_{other}_dict": Path("nowhere") for part in ("id", "total") for other in KINDS if other != kind}
@@ -149,7 +143,7 @@ def test_of_both_kinds_that_of_a_branch_without_the_loss_is_not_needed(
         torch.testing.assert_close(given(needed[kind]).queries.values, given(both[kind]).queries.values)
 
 
-def test_epochs_and_seeds_differ_and_repeat(options: dict[str, Any]) -> None:
+def test_edits_depend_on_epoch_and_seed_only(options: dict[str, Any]) -> None:
     def values(seed: int, epoch: int) -> torch.Tensor:
         return given(edits_of(opened(options, seed=seed), CAPTIONS, epoch)["object"]).queries.values
 
@@ -172,7 +166,7 @@ def cached_options(options: dict[str, Any], tmp_path_factory: pytest.TempPathFac
 def test_cached_and_online_features_agree_to_half_precision(
     options: dict[str, Any], cached_options: dict[str, Any]
 ) -> None:
-    """Drawing all edits that there are: the same features from both, in another order."""
+    """Drawing all edits gives the same features in both ways, in a different order."""
     everything = {"neg_action_num": 99, "neg_object_num": 99}
     for caption in CAPTIONS[1:4]:
         online = edits_of(opened(options, **everything), [caption], 0)
@@ -189,21 +183,23 @@ def test_cached_and_online_features_agree_to_half_precision(
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_says_how_many_captions_have_edits(
+def test_logs_how_many_captions_have_edits(
     options: dict[str, Any], cached_options: dict[str, Any], cached: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
         opened(cached_options if cached else options)
-    said = [record.getMessage() for record in caplog.records]
-    assert said == ["34 of 40 training captions have action edits", "34 of 40 training captions have object edits"]
+    assert caplog.messages == [
+        "34 of 40 training captions have action edits",
+        "34 of 40 training captions have object edits",
+    ]
 
 
-def test_a_cache_without_its_encoder_trains_and_says_so(
+def test_a_cache_is_enough_without_its_encoder(
     cached_options: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = edits_of(opened(cached_options, text_encoder=tmp_path / "nowhere"), CAPTIONS, 0)
     assert made["action"] is not None
-    assert "nowhere: no such folder, so the cache is not compared with its encoder" in caplog.text
+    assert "nowhere: no such folder, so the cache is not checked against its text encoder" in caplog.text
 
 
 def test_a_cache_of_another_encoder_is_refused(cached_options: dict[str, Any], tmp_path: Path) -> None:
@@ -212,7 +208,7 @@ def test_a_cache_of_another_encoder_is_refused(cached_options: dict[str, Any], t
         opened(cached_options, text_encoder=other)
 
 
-def test_other_settings_of_the_encoder_change_the_edits_and_refuse_their_cache(
+def test_encoder_settings_change_the_edits_and_are_part_of_the_fingerprint(
     options: dict[str, Any], cached_options: dict[str, Any], tmp_path: Path
 ) -> None:
     settings = {"text_layer": -2, "text_special_tokens": "drop"}
@@ -238,7 +234,7 @@ def test_other_settings_of_the_encoder_change_the_edits_and_refuse_their_cache(
     torch.testing.assert_close(cached.queries.values.sum(0), online.queries.values.sum(0), atol=2e-2, rtol=0)
 
 
-def test_a_cache_from_before_the_settings_were_recorded_is_used_and_continued(
+def test_a_cache_without_recorded_settings_is_used_and_continued(
     options: dict[str, Any], cached_options: dict[str, Any], tmp_path: Path
 ) -> None:
     editors = make_editors(options["id_action_dict"].parent, CAPTIONS)
@@ -261,7 +257,7 @@ def test_a_cache_from_before_the_settings_were_recorded_is_used_and_continued(
     assert all(torch.equal(given(made[kind]).queries.values, given(expected[kind]).queries.values) for kind in KINDS)
 
 
-def test_features_of_a_cache_become_single_precision_on_the_device(cached_options: dict[str, Any]) -> None:
+def test_cached_features_become_single_precision_on_the_device(cached_options: dict[str, Any]) -> None:
     source = opened(cached_options)
     prepared = source.prepare(CAPTIONS, 0)
     assert prepared.rows.values.dtype == torch.float16
@@ -271,13 +267,10 @@ def test_features_of_a_cache_become_single_precision_on_the_device(cached_option
     assert torch.equal(torch.cat(values), prepared.rows.values.float())
 
 
-def test_edits_are_prepared_without_the_encoder_and_its_device(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A worker's copy of a process that uses a GPU must not touch it."""
-    encoder = TextEncoder(options["text_encoder"], WIDTH, 10, CPU)
-    monkeypatch.setattr(encoder, "_model", None)
-    monkeypatch.setattr(encoder, "device", torch.device("cuda", 99))
+def test_edits_are_prepared_without_the_model_and_its_device(options: dict[str, Any]) -> None:
+    """A worker must not use the GPU of the main process."""
+    encoder = pickle.loads(pickle.dumps(TextEncoder(options["text_encoder"], WIDTH, 10, CPU)))  # without the model
+    encoder.device = torch.device("cuda", 99)
     editors = make_editors(options["id_action_dict"].parent, CAPTIONS)
     prepared = OnlineNegatives(editors, {"action": 3, "object": 4}, encoder, 666).prepare(CAPTIONS, 2)
     expected = edits_of(opened(options), CAPTIONS, 2)
@@ -286,7 +279,7 @@ def test_edits_are_prepared_without_the_encoder_and_its_device(
 
 
 class Epochs(torch.utils.data.Dataset[PreparedEdits]):
-    """The edits of the same captions in one epoch after the other."""
+    """The edits of the same captions, epoch by epoch."""
 
     def __init__(self, source: NegativeSource) -> None:
         self.source = source
@@ -305,10 +298,10 @@ class Epochs(torch.utils.data.Dataset[PreparedEdits]):
 
 @pytest.mark.parametrize("cached", [False, True], ids=["online", "cached"])
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_workers_prepare_what_the_main_process_prepares(
+def test_workers_prepare_the_same_as_the_main_process(
     options: dict[str, Any], cached_options: dict[str, Any], cached: bool, start: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """After this one has used the tokeniser, with its threads."""
+    """Even after this process has used the threads of the tokenizer."""
     source = opened(cached_options if cached else options)
     here = [edits_of(source, CAPTIONS[:9], epoch) for epoch in range(4)]
     workers = 2 if start == "fork" else 1
@@ -324,7 +317,7 @@ def test_workers_prepare_what_the_main_process_prepares(
     assert capfd.readouterr().err == ""
 
 
-def test_switched_off_nothing_is_read_or_imported() -> None:
+def test_without_the_loss_nothing_is_read_or_imported() -> None:
     script = """
 import sys
 import torch
@@ -345,13 +338,13 @@ assert "transformers" not in sys.modules and "tokenizers" not in sys.modules
         (None, "--total_object_dict: dataset charades names no such file"),
     ],
 )
-def test_missing_vocabulary_files_say_what_to_do(options: dict[str, Any], path: Path | None, named: str) -> None:
+def test_missing_vocabulary_files_have_a_remedy(options: dict[str, Any], path: Path | None, named: str) -> None:
     with pytest.raises(InputError, match=named):
         opened(options, total_object_dict=path)
     opened(options, total_object_dict=path, neg_query_loss="action")
 
 
-def test_a_missing_encoder_says_what_to_do(options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_missing_encoder_has_a_remedy(options: dict[str, Any], tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "roberta-large", ignore_errors=True)
     with pytest.raises(InputError, match=r"roberta-large: no such folder.*python utils/download_roberta\.py"):
         opened(options, text_encoder=tmp_path / "roberta-large")

@@ -1,4 +1,4 @@
-"""Whole trainings with edited captions as hard negative queries."""
+"""Training runs with hard negative queries."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from utils import cache_negatives
 
 @pytest.fixture(scope="module")
 def edits(shared: SmallDataset) -> list[str]:
-    """Flags that switch the edits on."""
+    """Flags that enable hard negatives."""
     sentences = [caption.text for caption in read_captions(shared.train_txt)]
     encoder = make_text_encoder(shared.root / "encoder", sentences, width=QUERY_WIDTH)
     return [
@@ -52,7 +52,7 @@ def edited(shared: SmallDataset, edits: list[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def cached(shared: SmallDataset, edits: list[str]) -> list[str]:
-    """Flags that switch the edits on and draw them from a cache."""
+    """Flags that enable hard negatives from a cache."""
     flags = [*edits, "--neg_cache", str(shared.root / "edits")]
     with own_log_handlers():
         cache_negatives.main(shared.flags(*flags))
@@ -82,7 +82,7 @@ def test_branches_with_the_loss(shared: SmallDataset, edits: list[str], flags: l
     assert all(math.isfinite(value) for value in row["losses"].values())
 
 
-def test_the_loss_is_trained_and_evaluation_needs_no_encoder(edited: Path, edits: list[str]) -> None:
+def test_training_uses_the_loss_and_evaluation_needs_no_encoder(edited: Path, edits: list[str]) -> None:
     assert all({ACTION, OBJECT} < set(row["losses"]) for row in history(edited))
     weights = read_checkpoint(edited / "model.ckpt")["model"]
     assert {name for name in weights if "temperature" in name} == {"temperatures.action", "temperatures.object"}
@@ -107,7 +107,7 @@ SOURCES = pytest.mark.parametrize(("source", "reference"), [("edits", "edited"),
 
 @SOURCES
 @pytest.mark.parametrize("way", WAYS)
-def test_whoever_prepares_the_edits_the_run_is_the_same(
+def test_the_run_does_not_depend_on_who_prepares_the_edits(
     shared: SmallDataset, source: str, reference: str, way: str, request: pytest.FixtureRequest
 ) -> None:
     flags, expected = request.getfixturevalue(source), request.getfixturevalue(reference)
@@ -132,7 +132,7 @@ def test_stopped_and_resumed(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_cache_is_one_line(shared: SmallDataset, cached: list[str], tmp_path: Path, workers: int) -> None:
+def test_a_corrupt_cache_is_an_error(shared: SmallDataset, cached: list[str], tmp_path: Path, workers: int) -> None:
     damage(shutil.copytree(cached[-1], tmp_path / "damaged"))
     flags = [*cached[:-1], str(tmp_path / "damaged"), "--num_workers", str(workers)]
     line = r"^\S*block-00000\.rows: edit \d+ is corrupt; repair it with `python utils/cache_negatives\.py` [^\n]*$"
@@ -140,8 +140,8 @@ def test_a_damaged_cache_is_one_line(shared: SmallDataset, cached: list[str], tm
         run_train(shared.flags(*flags, "--description", f"damaged{workers}"))
 
 
-def test_captions_that_cannot_be_edited_are_left_out(shared: SmallDataset, edits: list[str]) -> None:
-    """A vocabulary whose tags have one word each: no edit anywhere, and the loss has no such term."""
+def test_without_any_edit_there_is_no_loss_term(shared: SmallDataset, edits: list[str]) -> None:
+    """With one word per tag, nothing can be replaced."""
     flags = []
     for kind, tag, word in (("action", "VBZ", "opens"), ("object", "NN", "door")):
         path = shared.root / f"total_{kind}.json"
@@ -154,7 +154,7 @@ def test_captions_that_cannot_be_edited_are_left_out(shared: SmallDataset, edits
     assert set(history(run)[0]["losses"]) == TERMS
 
 
-def test_no_encoder(shared: SmallDataset, edits: list[str]) -> None:
+def test_a_missing_encoder_is_an_error(shared: SmallDataset, edits: list[str]) -> None:
     with pytest.raises(InputError, match=r"nowhere: .*python utils/download_roberta\.py"):
         run_train(shared.flags(*edits, "--text_encoder", "nowhere", "--description", "none"))
     assert not (shared.results / "none").exists()

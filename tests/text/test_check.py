@@ -22,14 +22,14 @@ TVR = "--text_layer -2 --text_special_tokens drop"
 
 
 def write_features(path: Path, folder: Path, captions: Sequence[Caption], layer: int, dropped: int) -> FeatureReader:
-    """Token features of every caption by transformers alone, not normalised, without `dropped` tokens at each end."""
+    """Token features by plain transformers, not normalised, without `dropped` tokens at each end."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     with h5py.File(path, "w") as file:
         for caption in captions:
             with torch.no_grad():
                 states = model(**tokenizer(caption.text, return_tensors="pt"), output_hidden_states=True).hidden_states
             rows = states[layer][:, dropped : states[layer].shape[1] - dropped]
-            file[caption.id] = 3 * rows.numpy()  # with the extra leading dimension that some files have
+            file[caption.id] = 3 * rows.numpy()  # with the extra leading dimension of some files
     file = FeatureFile(path)
     return FeatureReader(file, file, {}, WIDTH, 128, 30)
 
@@ -49,7 +49,7 @@ def like_charades(encoder_folder: Path) -> FeatureReader:
     return write_features(encoder_folder.parent / "charades.hdf5", encoder_folder, CAPTIONS, layer=-1, dropped=0)
 
 
-def test_the_encoder_of_the_features_fits_and_the_number_is_said(
+def test_the_encoder_of_the_features_matches(
     encoder_folder: Path, like_tvr: FeatureReader, like_charades: FeatureReader
 ) -> None:
     same = TextEncoder(encoder_folder, WIDTH, 30, CPU)
@@ -63,7 +63,7 @@ def test_the_encoder_of_the_features_fits_and_the_number_is_said(
     ("layer", "special_tokens", "found"),
     [(-1, "keep", "(20 of 20 captions have a different number of tokens"), (-1, "drop", "(mean cosine ")],
 )
-def test_other_settings_do_not_fit_and_the_right_ones_are_named(
+def test_other_settings_do_not_match_and_the_right_ones_are_named(
     encoder_folder: Path, like_tvr: FeatureReader, layer: int, special_tokens: SpecialTokens, found: str
 ) -> None:
     encoder = TextEncoder(encoder_folder, WIDTH, 30, CPU, layer=layer, special_tokens=special_tokens)
@@ -74,7 +74,7 @@ def test_other_settings_do_not_fit_and_the_right_ones_are_named(
     assert "\n" not in line
 
 
-def test_another_encoder_fits_with_no_settings(tmp_path: Path, like_charades: FeatureReader) -> None:
+def test_another_encoder_matches_with_no_settings(tmp_path: Path, like_charades: FeatureReader) -> None:
     other = make_text_encoder(tmp_path / "other", [caption.text for caption in CAPTIONS], seed=1)
     fits, line = check_encoder(TextEncoder(other, WIDTH, 30, CPU), like_charades, CAPTIONS)
     assert not fits
@@ -82,18 +82,18 @@ def test_another_encoder_fits_with_no_settings(tmp_path: Path, like_charades: Fe
     assert "use --text_layer" not in line
 
 
-def test_a_sample_is_spread_over_all_captions_and_always_the_same(
+def test_the_sample_is_fixed_and_spread_over_all_captions(
     encoder_folder: Path, like_charades: FeatureReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = TextEncoder(encoder_folder, WIDTH, 30, CPU)
     seen: list[Sequence[str]] = []
     encode = encoder.encode
 
-    def noting(sentences: Sequence[str]) -> Ragged:
+    def record(sentences: Sequence[str]) -> Ragged:
         seen.append(sentences)
         return encode(sentences)
 
-    monkeypatch.setattr(encoder, "encode", noting)
+    monkeypatch.setattr(encoder, "encode", record)
     for captions in (CAPTIONS, CAPTIONS, CAPTIONS[:7]):
         assert compare_with_stored(encoder, like_charades, captions).captions == min(len(captions), SAMPLED_CAPTIONS)
     assert seen[0] == seen[1]
@@ -102,7 +102,7 @@ def test_a_sample_is_spread_over_all_captions_and_always_the_same(
     assert list(seen[2]) == [caption.text for caption in CAPTIONS[:7]]
 
 
-def test_missing_token_features_are_no_reason_to_stop(encoder_folder: Path, like_charades: FeatureReader) -> None:
+def test_missing_token_features_are_not_an_error(encoder_folder: Path, like_charades: FeatureReader) -> None:
     unknown = [Caption("gone#enc#0", "gone", "a man sits.")]
     fits, line = check_encoder(TextEncoder(encoder_folder, WIDTH, 30, CPU), like_charades, unknown)
     assert not fits

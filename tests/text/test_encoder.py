@@ -3,15 +3,14 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, ElectraConfig, ElectraModel
 
-from method.data.ragged import Ragged
 from method.runtime.errors import InputError
-from method.text import encoder_files
 from method.text.encoder import TextEncoder
 from method.text.encoder_files import encoder_digest
 from tests.helpers.tiny_text_encoder import WIDTH, make_text_encoder
@@ -34,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def naive(folder: Path, sentence: str, max_tokens: int) -> torch.Tensor:
-    """One sentence by itself through transformers, cut to the 60 positions of the encoder, no padding anywhere."""
+    """A single sentence by transformers, truncated to the 60 positions of the encoder, without padding."""
     ids = AutoTokenizer.from_pretrained(folder)(sentence, truncation=True, max_length=60, return_tensors="pt")
     with torch.no_grad():
         hidden = AutoModel.from_pretrained(folder).eval()(**ids).last_hidden_state[0, :max_tokens]
@@ -42,7 +41,7 @@ def naive(folder: Path, sentence: str, max_tokens: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("token_budget", [None, 1, 70, 10_000])
-def test_batches_give_what_single_sentences_give(folder: Path, token_budget: int | None) -> None:
+def test_batches_equal_single_sentences(folder: Path, token_budget: int | None) -> None:
     encoded = TextEncoder(folder, WIDTH, 30, CPU, token_budget).encode(SENTENCES)
     single = [naive(folder, sentence, 30) for sentence in SENTENCES]
     assert encoded.layout.lengths == tuple(len(rows) for rows in single)
@@ -58,14 +57,28 @@ def test_starts_and_ends_with_the_special_tokens(folder: Path) -> None:
     assert tokenizer.unk_token_id not in ids
 
 
-@pytest.mark.parametrize("layer", [-3, -2, -1, 0, 1, 2])
-@pytest.mark.parametrize("left_out", [True, False], ids=["needed layers", "all layers"])
-def test_any_layer_and_no_special_tokens(
-    folder: Path, layer: int, left_out: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As the features of TVR were made: `<s>` and `</s>` are seen by the encoder, their rows are not kept."""
-    if not left_out:
-        monkeypatch.setattr(encoder_files, "_CAN_BE_TRUNCATED", ())
+@pytest.fixture(scope="module")
+def electra(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder that cannot be truncated to fewer layers."""
+    copy = tmp_path_factory.mktemp("electra") / "electra"
+    shutil.copytree(folder, copy)
+    vocabulary = len(AutoTokenizer.from_pretrained(folder))
+    sizes: dict[str, Any] = {
+        "embedding_size": WIDTH,
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDTH,
+        "max_position_embeddings": 60,
+    }
+    config = ElectraConfig(vocab_size=vocabulary, num_hidden_layers=2, num_attention_heads=4, **sizes)
+    ElectraModel(config).save_pretrained(copy)
+    return copy
+
+
+@pytest.mark.parametrize("layer", [-3, -2, -1, 1])
+@pytest.mark.parametrize("architecture", ["folder", "electra"])
+def test_any_layer_without_special_tokens(architecture: str, layer: int, request: pytest.FixtureRequest) -> None:
+    """As for TVR: the encoder sees `<s>` and `</s>`, and their rows are dropped."""
+    folder: Path = request.getfixturevalue(architecture)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     single = []
     for sentence in SENTENCES:
@@ -84,40 +97,35 @@ def test_any_layer_and_no_special_tokens(
 
 
 @pytest.mark.parametrize("layer", [-4, 3])
-def test_a_layer_that_is_not_there_is_named(folder: Path, layer: int) -> None:
+def test_a_missing_layer_is_an_error(folder: Path, layer: int) -> None:
     with pytest.raises(InputError, match=rf"--text_layer {layer}: .* has 2 layers, expected -3 to 2"):
         TextEncoder(folder, WIDTH, 30, CPU, layer=layer)
 
 
-def test_a_sentence_without_any_token_is_named(folder: Path) -> None:
+def test_a_sentence_without_tokens_is_an_error(folder: Path) -> None:
     assert TextEncoder(folder, WIDTH, 30, CPU).encode([""]).layout.lengths == (2,)
     with pytest.raises(InputError, match="'': no token"):
         TextEncoder(folder, WIDTH, 30, CPU, special_tokens="drop").encode(["He sits.", ""])
 
 
-def test_a_long_sentence_is_encoded_whole_before_it_is_cut(folder: Path) -> None:
+def test_a_long_sentence_is_truncated_after_encoding(folder: Path) -> None:
     long, short = TextEncoder(folder, WIDTH, 60, CPU), TextEncoder(folder, WIDTH, 30, CPU)
     torch.testing.assert_close(short.encode(SENTENCES[-1:]).values, long.encode(SENTENCES[-1:]).values[:30])
 
 
-def test_equal_sentences_are_encoded_once_and_none_cost_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_sentences_are_encoded_once(folder: Path) -> None:
     encoder = TextEncoder(folder, WIDTH, 30, CPU)
-    seen: list[int] = []
-    hidden = encoder._hidden
+    sentences = ["He sits.", "He eats.", "He sits.", "He sits."]
+    tokens, order = encoder.tokenize(sentences)
+    assert (len(tokens), order) == (2, [0, 1, 0, 0])
+    encoded = encoder.encode(sentences)
+    length = encoded.layout.lengths[0]
+    assert torch.equal(encoded.values[:length], encoded.values[-length:])
 
-    def counted(tokens: Ragged) -> torch.Tensor:
-        seen.append(len(tokens))
-        return hidden(tokens)
 
-    monkeypatch.setattr(encoder, "_hidden", counted)
-    twice = encoder.encode(["He sits.", "He eats.", "He sits.", "He sits."])
-    assert sum(seen) == 2
-    sits = twice.layout.lengths[0]
-    assert torch.equal(twice.values[:sits], twice.values[-sits:])
-
-    seen.clear()
-    nothing = encoder.encode([])
-    assert (len(nothing), nothing.values.shape, seen) == (0, (0, WIDTH), [])
+def test_no_sentences(folder: Path) -> None:
+    encoded = TextEncoder(folder, WIDTH, 30, CPU).encode([])
+    assert (len(encoded), encoded.values.shape) == (0, (0, WIDTH))
 
 
 def test_counts_rows_without_encoding(folder: Path) -> None:
@@ -126,16 +134,17 @@ def test_counts_rows_without_encoding(folder: Path) -> None:
     assert encoder.count_rows([]) == 0
 
 
-def test_trained_layers_get_gradients_from_its_features_and_it_gets_none(folder: Path) -> None:
+def test_it_is_frozen_and_layers_on_top_are_trainable(folder: Path) -> None:
     encoder = TextEncoder(folder, WIDTH, 30, CPU)
+    encoded = encoder.encode(SENTENCES)
+    assert not encoded.values.requires_grad
+    assert torch.equal(encoder.encode(SENTENCES).values, encoded.values)  # no dropout
     layers = torch.nn.Sequential(torch.nn.LayerNorm(WIDTH), torch.nn.Linear(WIDTH, 3))
-    layers(encoder.encode(SENTENCES).values).square().sum().backward()
+    layers(encoded.values).square().sum().backward()
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in layers.parameters())
-    assert not any(weight.requires_grad for weight in encoder._model.parameters())
-    assert not encoder._model.training
 
 
-def test_loading_draws_no_random_numbers_and_says_nothing(
+def test_loading_keeps_the_random_state_and_prints_nothing(
     tmp_path: Path, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     copy = changed(folder, tmp_path, without_pooler)
@@ -151,11 +160,8 @@ def test_loading_draws_no_random_numbers_and_says_nothing(
     )
 
 
-def test_half_precision_is_within_rounding_of_single(folder: Path) -> None:
-    encoder = TextEncoder(folder, WIDTH, 30, CPU)
-    single = encoder.encode(SENTENCES).values
-    encoder._model.half()
-    torch.testing.assert_close(encoder.encode(SENTENCES).values, single, atol=5e-3, rtol=0)
+def test_bf16_is_within_rounding_of_single_precision(folder: Path) -> None:
+    single = TextEncoder(folder, WIDTH, 30, CPU).encode(SENTENCES).values
     in_bf16 = TextEncoder(folder, WIDTH, 30, CPU, precision="bf16").encode(SENTENCES).values
     assert in_bf16.dtype == torch.float32
     assert not torch.equal(in_bf16, single)
@@ -210,7 +216,7 @@ def pickled_code(copy: Path) -> None:
     torch.save({"embeddings.word_embeddings.weight": Bomb(copy / "ran")}, copy / "pytorch_model.bin")
 
 
-def code_of_its_own(copy: Path) -> None:
+def custom_code(copy: Path) -> None:
     set_config(copy, model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModel": "own.Model"})
     (copy / "own.py").write_text(f"import os\nos.mkdir({str(copy / 'ran')!r})\n")
 
@@ -236,7 +242,7 @@ def other_tokenizer(copy: Path) -> None:
             lambda copy: (copy / "model.safetensors").write_text(POINTER),
             "safetensors: a Git LFS pointer, not the file",
         ),
-        (code_of_its_own, "cannot be loaded"),
+        (custom_code, "cannot be loaded"),
         (lambda copy: set_config(copy, num_hidden_layers=3), "16 weights missing, such as encoder.layer.2.attention"),
         (lambda copy: set_config(copy, hidden_size=64), f"hidden size 64, expected {WIDTH} (--q_feat_size)"),
         (lambda copy: set_config(copy, intermediate_size=17), "cannot be loaded"),
@@ -244,7 +250,7 @@ def other_tokenizer(copy: Path) -> None:
         (other_tokenizer, "the model only"),
     ],
 )
-def test_a_broken_folder_is_one_line_that_says_what_to_do(
+def test_an_invalid_folder_is_a_one_line_error_with_a_remedy(
     tmp_path: Path, folder: Path, change: Callable[[Path], object], named: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     copy = changed(folder, tmp_path, change)
@@ -260,25 +266,25 @@ def test_a_broken_folder_is_one_line_that_says_what_to_do(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_wrong_timeout_of_the_hub_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The import of transformers fails at it."""
+def test_an_invalid_hub_timeout_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With it, the import of transformers fails."""
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "abc")
     with pytest.raises(InputError, match=r"^HF_HUB_DOWNLOAD_TIMEOUT 'abc': expected a whole number of seconds"):
         TextEncoder(folder, WIDTH, 30, CPU)
 
 
-def test_tensors_in_the_older_format_load(tmp_path: Path, folder: Path) -> None:
-    def older(copy: Path) -> None:
+def test_pytorch_weights_load(tmp_path: Path, folder: Path) -> None:
+    def use_pytorch_format(copy: Path) -> None:
         torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
         (copy / "model.safetensors").unlink()
 
-    copy = changed(folder, tmp_path, older)
+    copy = changed(folder, tmp_path, use_pytorch_format)
     expected = TextEncoder(folder, WIDTH, 30, CPU).encode(SENTENCES).values
     assert torch.equal(TextEncoder(copy, WIDTH, 30, CPU).encode(SENTENCES).values, expected)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
-def test_the_digest_changes_with_what_decides_the_features(tmp_path: Path, folder: Path, name: str) -> None:
+def test_the_digest_covers_the_files_that_determine_the_features(tmp_path: Path, folder: Path, name: str) -> None:
     def appended(copy: Path) -> None:
         with (copy / name).open("ab") as file:
             file.write(b" ")

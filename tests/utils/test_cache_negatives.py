@@ -50,7 +50,7 @@ def trains(arguments: Sequence[str]) -> dict[str, int]:
     return {kind: len(edits.owner_E) for kind, edits in edits_of(source, TRAINING, 0).items() if edits}
 
 
-def test_makes_a_cache_that_a_training_with_the_same_flags_takes(
+def test_builds_a_cache_for_training_with_the_same_flags(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = flags(world, "--neg_cache", str(tmp_path / "cache"))
@@ -58,9 +58,9 @@ def test_makes_a_cache_that_a_training_with_the_same_flags_takes(
     assert "600 edits of 70 captions to encode on cpu, about" in capsys.readouterr().out
     assert trains(arguments) == {"action": 60 * 2, "object": 60 * 3}
     main([*arguments, "--pool_size", "5"])
-    said = capsys.readouterr().out
-    assert "to encode" not in said
-    assert "complete, 70 captions" in said
+    printed = capsys.readouterr().out
+    assert "to encode" not in printed
+    assert "complete, 70 captions" in printed
 
 
 def test_the_default_pool_is_twice_what_a_step_draws(
@@ -93,13 +93,13 @@ def test_one_kind_can_be_cached_and_trained_alone(world: Path, tmp_path: Path) -
         (["--neg_cache", "cache", "--id_action_dict", "train.txt"], "train.txt: not valid JSON"),
     ],
 )
-def test_mistakes_are_one_line_and_leave_nothing(world: Path, more: list[str], named: str) -> None:
+def test_mistakes_are_one_line_errors_and_leave_no_files(world: Path, more: list[str], named: str) -> None:
     with pytest.raises(InputError, match=named):
         main(flags(world, *more))
     assert not (world / "cache").exists()
 
 
-def test_interrupted_from_the_keyboard_it_exits_with_130_and_goes_on(world: Path, tmp_path: Path) -> None:
+def test_interrupted_from_the_keyboard_it_exits_with_130_and_continues(world: Path, tmp_path: Path) -> None:
     shutil.copytree(world, tmp_path / "world")
     many = make_captions(2000)
     write_vocabularies(tmp_path / "world", [*many, *EVALUATED])
@@ -111,10 +111,10 @@ def test_interrupted_from_the_keyboard_it_exits_with_130_and_goes_on(world: Path
     while not (cache / "block-00001.rows").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, said
-    assert "blocks are saved; run the same command to continue" in said
-    assert "Traceback" not in said
+    printed = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, printed
+    assert "blocks are saved; run the same command to continue" in printed
+    assert "Traceback" not in printed
     before = {path.name: path.stat().st_mtime_ns for path in cache.glob("block*")}
     assert 2 <= len(before) < 32
     main(arguments)

@@ -70,7 +70,7 @@ def test_what_is_odd_in_a_vocabulary_is_said_once(
     for more in ([], ["--neg_query_loss", "both", "--text_encoder", str(encoder)]):
         caplog.clear()
         main(arguments(small, *more))
-        assert sum("that the dataset lacks: 'gone#enc#0'" in said for said in caplog.messages) == 1
+        assert sum("1 captions are not in the dataset: 'gone#enc#0'" in message for message in caplog.messages) == 1
 
 
 def test_with_edits_it_refuses_what_training_would_refuse(small: SmallDataset, tmp_path: Path) -> None:
