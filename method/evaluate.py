@@ -40,13 +40,37 @@ from method.training.resume import saved_options
 
 log = logging.getLogger(__name__)
 
+_LISTED_FLAGS = [
+    "dataset_name",
+    "config",
+    "root_path",
+    "results_root",
+    "exp_id",
+    "description",
+    "device",
+    "device_ids",
+    "num_workers",
+    "pin_memory",
+    "quiet",
+    "video_feat_path",
+    "text_feat_path",
+    "caption_test_txt",
+    "feature_cache",
+    "model",
+    "neg_query_loss",
+    "neg_query_loss_branch",
+    "evaluation",
+]
+
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Evaluate the checkpoint that the command line names; returns the folder of the results."""
     with joined_processes() as processes:
         log_to_terminal(processes.is_first)
         with processes.raise_on_all():
-            options = read_options(arguments, "Evaluate a checkpoint of A3PRVR.", kept=saved_options)
+            options = read_options(
+                arguments, "Evaluate a checkpoint of A3PRVR.", listed=_LISTED_FLAGS, saved=saved_options
+            )
             be_quiet(options.quiet or not processes.is_first)
             if options.eval_ckpt is None:
                 raise InputError("--eval_ckpt FILE is missing")

@@ -56,6 +56,29 @@ from method.training.resume import saved_options
 
 log = logging.getLogger(__name__)
 
+_LISTED_FLAGS = [
+    "dataset_name",
+    "config",
+    "root_path",
+    "device",
+    "device_ids",
+    "num_workers",
+    "quiet",
+    "video_feat_path",
+    "text_feat_path",
+    "caption_train_txt",
+    "caption_test_txt",
+    "model",
+    "neg_query_loss",
+    "neg_query_loss_branch",
+    "text encoder",
+    "eval_ckpt",
+    "fusion_weight",
+    "eval_context_bsz",
+    "eval_memory_mb",
+    "eval_amp",
+    "moments",
+]
 _SPLITS = {"test": ("test",), "train": ("train",), "both": ("test", "train")}
 _PROMPT = "search> "
 
@@ -64,7 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Answer the query of the command line, or those of a prompt, a pipe or a web page."""
     expect_one_process("search")  # several would build the same index and serve on the same port
     log_to_terminal()
-    options = read_options(arguments, "Search videos with a sentence.", extra=_add_flags, kept=saved_options)
+    options = read_options(
+        arguments, "Search videos with a sentence.", listed=_LISTED_FLAGS, extra=_add_flags, saved=saved_options
+    )
     be_quiet(options.quiet)
     _check(options)
     searcher = make_searcher(options)

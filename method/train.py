@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     with joined_processes() as processes:
         log_to_terminal(processes.is_first)
         with processes.raise_on_all():
-            options = read_options(arguments, kept=saved_options)
+            options = read_options(arguments, saved=saved_options)
             be_quiet(options.quiet or not processes.is_first)
             if options.eval_ckpt and not options.only_eval:
                 raise InputError("--eval_ckpt needs --only_eval; use --resume to continue a run")

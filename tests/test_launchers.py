@@ -59,7 +59,7 @@ def test_published_values(stub: Path, name: str, way: str, tmp_path: Path) -> No
         options = read_options(["--dataset_name", name])
     else:
         write_checkpoint(tmp_path / "p.ckpt", {"model": {"query_input_proj.net.1.bias": torch.ones(384)}})
-        options = read_options(["--dataset_name", name, "--eval_ckpt", str(tmp_path / "p.ckpt")], kept=saved_options)
+        options = read_options(["--dataset_name", name, "--eval_ckpt", str(tmp_path / "p.ckpt")], saved=saved_options)
     assert expected.keys() <= set(SAME_NAME.split()) | WITHOUT_EFFECT.keys()
     compared = expected.keys() - WITHOUT_EFFECT.keys()
     assert {flag: options[flag] for flag in compared} == {flag: expected[flag] for flag in compared}

@@ -32,6 +32,21 @@ from method.text.check import log_encoder_check
 from method.text.encoder import open_text_encoder
 
 POOLS_PER_DRAW = 2
+_LISTED_FLAGS = [
+    "dataset_name",
+    "config",
+    "root_path",
+    "device",
+    "device_ids",
+    "seed",
+    "text_feat_path",
+    "caption_train_txt",
+    "caption_test_txt",
+    "q_feat_size",
+    "max_desc_l",
+    "hard negative queries",
+    "text encoder",
+]
 
 
 def _add_flags(parser: Parser) -> None:
@@ -46,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Build the cache that the flags describe."""
     expect_one_process("building a cache")
     log_to_terminal()
-    options = read_options(arguments, "Encode edited captions once.", _add_flags)
+    options = read_options(arguments, "Encode edited captions once.", listed=_LISTED_FLAGS, extra=_add_flags)
     if options.neg_cache is None:
         raise InputError("--neg_cache is missing, expected the folder of the cache")
     options.neg_query_loss = options.neg_query_loss or "both"

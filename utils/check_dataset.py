@@ -41,6 +41,25 @@ from method.text.encoder import open_text_encoder
 
 log = logging.getLogger(__name__)
 
+_LISTED_FLAGS = [
+    "dataset_name",
+    "config",
+    "root_path",
+    "device",
+    "device_ids",
+    "video_feat_path",
+    "text_feat_path",
+    "caption_train_txt",
+    "caption_test_txt",
+    "visual_feat_dim",
+    "visual_flow_feat_dim",
+    "q_feat_size",
+    "max_ctx_l",
+    "max_desc_l",
+    "hard negative queries",
+    "text encoder",
+]
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Check the dataset that the command line names and print a table of it."""
@@ -48,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and not words[0].startswith("-"):
         words.insert(0, "--dataset_name")
-    options = read_options(words, "Check a dataset: check_dataset.py NAME [flags]", extra=_add_flags)
+    options = read_options(
+        words, "Check a dataset: check_dataset.py NAME [flags]", listed=_LISTED_FLAGS, extra=_add_flags
+    )
     asked = dict(options)
     if options.action_branch or options.phrase_action_branch:
         # Both published streams, whatever ablation the flags describe.

@@ -28,6 +28,8 @@ from method.training.checkpoint_file import write_checkpoint
 
 log = logging.getLogger(__name__)
 
+_LISTED_FLAGS = ["dataset_name", "config", "root_path", "model", "neg_query_loss", "neg_query_loss_branch"]
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert the first file into the second."""
@@ -35,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(
         arguments,
         "Convert a checkpoint between the published form and ours.",
+        listed=_LISTED_FLAGS,
         extra=_add_files,
-        kept=lambda given: stored_options(given["source"]) or {},
+        saved=lambda given: stored_options(given["source"]) or {},
     )
     source, target = options.pop("source"), options.pop("target")
     if target.exists():

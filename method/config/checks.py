@@ -1,4 +1,4 @@
-"""Which values of the options can be used, alone and together: the one place that checks them."""
+"""Check the values of the options, each alone and in combination."""
 
 from __future__ import annotations
 
@@ -11,20 +11,35 @@ from method.model.retrieval import HEADS
 from method.runtime.errors import InputError, shown
 
 _LARGEST = 1 << 20  # more than any model or dataset has; the model of a checkpoint has the same limit
-_AT_LEAST_ONE = (
-    *("visual_feat_dim", "visual_flow_feat_dim", "q_feat_size", "max_ctx_l", "max_desc_l", "cross_attn_head"),
-    *("deformable_heads", "deformable_offset_groups", "deformable_offset_num", "hidden_size", "n_heads", "bsz"),
-    *("n_epoch", "hard_pool_size", "neg_action_num", "neg_object_num", "eval_query_bsz", "eval_context_bsz"),
-    *("eval_memory_mb",),
-)
-_AT_LEAST_ZERO = ("num_workers", "save_every_steps", "seed", "wd", "margin", "neg_query_loss_weight")
-_POSITIVE = ("lr", "initializer_range")
-_FRACTIONS = ("fusion_weight", "lr_warmup_proportion")
-_FRACTIONS_BELOW_ONE = ("input_drop", "drop", "neg_loss_label_smoothing", "holdout_fraction")
+_AT_LEAST_ONE = [
+    "visual_feat_dim",
+    "visual_flow_feat_dim",
+    "q_feat_size",
+    "max_ctx_l",
+    "max_desc_l",
+    "cross_attn_head",
+    "deformable_heads",
+    "deformable_offset_groups",
+    "deformable_offset_num",
+    "hidden_size",
+    "n_heads",
+    "bsz",
+    "n_epoch",
+    "hard_pool_size",
+    "neg_action_num",
+    "neg_object_num",
+    "eval_query_bsz",
+    "eval_context_bsz",
+    "eval_memory_mb",
+]
+_AT_LEAST_ZERO = ["num_workers", "save_every_steps", "seed", "wd", "margin", "neg_query_loss_weight"]
+_POSITIVE = ["lr", "initializer_range"]
+_FRACTIONS = ["fusion_weight", "lr_warmup_proportion"]
+_FRACTIONS_BELOW_ONE = ["input_drop", "drop", "neg_loss_label_smoothing", "holdout_fraction"]
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """InputError naming the first flag whose value cannot be used, alone or together with others."""
+    """InputError naming the first flag whose value is invalid, alone or in combination with others."""
 
     def require(flag: str, holds: bool, expected: str) -> None:
         if not holds:

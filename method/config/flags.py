@@ -1,8 +1,8 @@
-"""Every flag of the command line: its type, choices, default and help. `method/config/options.py` gives them values."""
+"""Every flag of the command line: type, choices, default and help. `method/config/options.py` reads their values."""
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,31 +10,40 @@ from method.config.branches import branch_table
 from method.model.losses import LOSSES, NEGATIVE_QUERIES
 from method.runtime.errors import InputError, shown
 
-# Flags of the published launchers that never did anything there; accepted, and said so once.
+# Flags of the published launchers that have no effect there either: accepted, with a line in the log.
 IGNORED = ("topk", "visual_feature")
 # `--resume auto`: resume the run that the flags name, or start it.
 AUTO = "auto"
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to a flag's help, unless there is none or the help describes it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.nargs == 0 or "(default: " in str(action.help):
+            return action.help
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are InputErrors and whose flags cannot be abbreviated."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **settings)
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage."""
         raise InputError(f"{message} (--help lists the flags)")
 
     def _parse_optional(self, arg_string: str) -> Any:
-        """Take a caption id for a value: ids of YouTube videos may begin with dashes, and no flag has a `#`."""
+        """Treat a caption id as a value: YouTube ids may begin with dashes, and no flag has a `#`."""
         if "#" in arg_string and "=" not in arg_string.split("#")[0]:
             return None
         return super()._parse_optional(arg_string)
 
 
 class Switch(argparse.Action):
-    """`--x`, `--x true`, `--x false` and `--no_x`, so that an ablation can be one flag after a launcher's own."""
+    """`--x`, `--x true`, `--x false` and `--no_x`: an ablation is one flag appended to a launcher's command line."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, default: bool, help: str) -> None:
         names = [*option_strings, f"--no_{dest}"]
@@ -50,7 +59,7 @@ class Switch(argparse.Action):
 
 
 def boolean(text: str) -> bool:
-    """Read true or false as people write them; ValueError for anything else."""
+    """Parse true/false, yes/no, on/off or 1/0; ValueError for anything else."""
     words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
     if str(text).lower() not in words:
         raise ValueError(f"{text!r} is neither true nor false")
@@ -60,8 +69,8 @@ def boolean(text: str) -> bool:
 def user_path(text: str) -> Path:
     """The `type` of every flag that takes a path; the result may be relative, `~` is expanded.
 
-    ArgumentTypeError, which argparse prefixes with the flag, for an empty path (an unset shell variable), one that no
-    file system takes, and the home folder of an unknown user.
+    ArgumentTypeError, which argparse prefixes with the flag, for an empty path (an unset shell variable), a path that
+    no file system accepts, and the home folder of an unknown user.
     """
     try:
         if not text.strip() or b"\0" in os.fsencode(text):
@@ -78,120 +87,155 @@ def user_path(text: str) -> Path:
 
 
 def cache_folder(text: str) -> Path | str:
-    """Read a folder or 'off', which YAML takes for false."""
+    """Parse a folder or 'off', which YAML reads as false."""
     return "off" if text.lower() in ("off", "false", "no") else user_path(text)
 
 
 def run_to_resume(text: str) -> Path | str:
-    """Read a folder or 'auto'."""
+    """Parse a folder or 'auto'."""
     return AUTO if text == AUTO else user_path(text)
 
 
-def make_parser(description: str) -> Parser:
-    """A parser with every flag that training and evaluation share."""
-    parser = Parser(description=description)
-    _add_run(parser)
-    _add_data(parser)
-    _add_model(parser)
-    _add_training(parser)
-    _add_negatives(parser)
-    _add_evaluation(parser)
+def make_parser(description: str, listed: Collection[str] | None = None) -> Parser:
+    """A parser for every flag that training, evaluation and search share.
+
+    listed: groups and single flags that --help lists, None for all. The others are accepted all the same, so that a
+        launcher's command line works for every program.
+    """
+    epilog = None if listed is None else "The other flags of method/train.py are accepted and have no effect."
+    parser = Parser(description=description, epilog=epilog)
+    for add_group in (
+        _add_run,
+        _add_data,
+        _add_model,
+        _add_training,
+        _add_negatives,
+        _add_text_encoder,
+        _add_evaluation,
+        _add_ignored,
+    ):
+        add_group(parser)
+    for group in parser._action_groups:
+        for action in group._group_actions:
+            if listed is not None and action.dest != "help" and not {group.title, action.dest} & {*listed}:
+                action.help = argparse.SUPPRESS
     return parser
 
 
 def _add_run(parser: Parser) -> None:
     add = parser.add_argument_group("run").add_argument
-    add(
-        "--dataset_name", "--dset_name", help="dataset, one of the files in configs/ by its name; required for training"
-    )
-    add("--root_path", type=user_path, default=Path(), help="folder from which relative paths are taken")
+    add("--dataset_name", "--dset_name", help="dataset: name of a YAML file in configs/ (default: that of --config)")
+    add("--config", type=user_path, metavar="FILE", help="YAML file of a dataset outside configs/")
+    add("--root_path", type=user_path, default=Path(), help="folder that relative paths start from")
     add("--results_root", type=user_path, default=Path("results"), help="folder of all runs")
-    add("--exp_id", default="a3prvr", help="name of the experiment: results/<dataset>/<exp_id>/<description>")
-    add("--description", help="name of the run's folder (default: its start time)")
-    # Without a value False: argparse would take "" for a path.
-    add("--resume", nargs="?", type=run_to_resume, const=False, metavar="DIR|auto", help="resume a run: "
-        "its folder, or without a value the one that --description names, or the latest unfinished one; auto: resume "
-        "the run of these flags, start it if there is none, do nothing if it is finished")  # fmt: skip
-    add("--save_every_steps", type=int, default=0, help="steps between saves within an epoch; 0: after epochs only")
-    add("--seed", type=int, default=2026, help="seed of everything random")
-    add("--device", type=int, help="GPU number, -1 for the CPU (default: a GPU when there is one)")
-    add("--device_ids", type=int, nargs="+", help="GPU to use when --device does not say; one only")
-    add("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="processes that prepare batches ahead")
-    add("--pin_memory", action=Switch, default=True, help="copy batches to a GPU from page-locked memory")
-    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="precision of matrix products while training")
-    add("--quiet", action="store_true", default=False, help="no progress bars, and warnings only")
-    add("--debug", action="store_true", default=False, help="two epochs of two steps, to see that everything works")
-    add("--topk", nargs="*", default=None, help="accepted and ignored, as in the published program")
-    add("--visual_feature", default=None, help="accepted and ignored, as in the published program")
+    add("--exp_id", default="a3prvr", help="experiment name: runs go to results/<dataset>/<exp_id>/<description>")
+    add("--description", help="name of the run folder (default: the start time)")
+    # Without a value it is False: argparse would parse "" as a path.
+    add(
+        "--resume",
+        nargs="?",
+        type=run_to_resume,
+        const=False,
+        metavar="DIR|auto",
+        help="resume a run: its folder, or without a value the run --description or else the latest unfinished one; "
+        "auto: resume the run with these flags, start it if there is none, exit if it is finished",
+    )
+    add("--only_eval", action="store_true", default=False, help="evaluate --eval_ckpt instead of training")
+    add("--save_every_steps", type=int, default=0, help="also save every N steps within an epoch; 0: after epochs only")
+    add("--seed", type=int, default=2026, help="random seed")
+    add("--device", type=int, help="GPU index, -1 for the CPU (default: the first GPU, or the CPU if there is none)")
+    add("--device_ids", type=int, nargs="+", help="same as --device, as the published launchers write it; one GPU only")
+    add("--num_workers", type=int, default=min(4, os.cpu_count() or 1), help="data loader processes; 0: none")
+    add("--pin_memory", action=Switch, default=True, help="page-locked host memory for copies to a GPU")
+    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision for training")
+    add("--quiet", action="store_true", default=False, help="no progress bars; log warnings only")
+    add("--debug", action="store_true", default=False, help="smoke test: two epochs of two steps")
 
 
 def _add_data(parser: Parser) -> None:
     add = parser.add_argument_group("data").add_argument
-    add("--video_feat_path", type=user_path, help="HDF5 file with a group a video: i3d_feat and clip_feat")
-    add("--text_feat_path", type=user_path, help="HDF5 file with the token features of each caption id")
-    add("--caption_train_txt", type=user_path, help="captions of the training videos")
-    add("--caption_test_txt", type=user_path, help="captions of the evaluated videos")
-    add("--id_action_dict", type=user_path, help="JSON: caption id -> {verb: tag}")
-    add("--total_action_dict", type=user_path, help="JSON: tag -> [verbs]")
-    add("--id_object_dict", type=user_path, help="JSON: caption id -> {noun: tag}")
-    add("--total_object_dict", type=user_path, help="JSON: tag -> [nouns]")
-    add("--feature_cache", type=cache_folder, metavar="DIR|off", help="folder of the features as the model sees them, "
-        "kept for the next epoch and the next run; off: none (default: beside each feature file)")  # fmt: skip
-    add("--features_on_device", action=Switch, default=False, help="training features in the memory of the GPU, "
-        "on the CPU in RAM")  # fmt: skip
-    add("--visual_feat_dim", type=int, default=1024, help="width of i3d_feat")
-    add("--visual_flow_feat_dim", type=int, default=512, help="width of clip_feat")
-    add("--q_feat_size", type=int, default=1024, help="width of the token features")
-    add("--max_ctx_l", type=int, default=128, help="frames a video is sampled to at most")
-    add("--max_desc_l", type=int, default=30, help="tokens of a query at most")
-    add("--holdout_fraction", type=float, default=0.0, help="share of the training videos that selects the epoch")
+    add("--video_feat_path", type=user_path, help="HDF5 file of video features: <video id>/i3d_feat and /clip_feat")
+    add("--text_feat_path", type=user_path, help="HDF5 file of token features by caption id")
+    add("--caption_train_txt", type=user_path, help="captions of the training split")
+    add("--caption_test_txt", type=user_path, help="captions of the evaluation split")
+    add(
+        "--feature_cache",
+        type=cache_folder,
+        metavar="DIR|off",
+        help="folder of the preprocessed features, reused by later runs; off: no cache "
+        "(default: beside each feature file)",
+    )
+    add("--features_on_device", action=Switch, default=False, help="keep all training features in GPU memory")
+    add(
+        "--holdout_fraction",
+        type=float,
+        default=0.0,
+        help="fraction of the training videos held out to select the best epoch; 0: select on the evaluation split",
+    )
 
 
 def _add_model(parser: Parser) -> None:
     add = parser.add_argument_group("model").add_argument
-    add("--action_branch", action=Switch, default=True, help="the branch that sees what moves (I3D)")
-    add("--phrase_action_branch", action=Switch, default=False, help="the branch that sees objects")
-    add("--flow_feat", action=Switch, default=False, help="feed the object branch clip_feat instead of i3d_feat")
-    add("--cross_branch_fusion", action=Switch, default=False, help="let one branch's frames attend to the other's")
-    add("--deformable_attn", action=Switch, default=False, help="deformable instead of ordinary cross attention")
-    add("--fusion_extent", choices=("padded", "valid"), help="whether padding leaks into the deformable fusion as in "
-        "the published program (default: valid; padded for published checkpoints)")  # fmt: skip
-    add("--fusion_positions", action=Switch, default=False, help="position embeddings inside the deformable fusion")
-    add("--cross_attn_q", choices=("i3d_q", "clip_q", "double_q"), default="i3d_q", help="whose frames ask")
-    add("--cross_attn_head", type=int, default=4, help="heads of the ordinary cross attention")
+    add("--visual_feat_dim", type=int, default=1024, help="width of i3d_feat")
+    add("--visual_flow_feat_dim", type=int, default=512, help="width of clip_feat")
+    add("--q_feat_size", type=int, default=1024, help="width of the token features")
+    add("--max_ctx_l", type=int, default=128, help="maximum frames of a video; longer videos are downsampled")
+    add("--max_desc_l", type=int, default=30, help="maximum tokens of a query; longer queries are truncated")
+    add("--action_branch", action=Switch, default=True, help="action branch: I3D features (motion)")
+    add("--phrase_action_branch", action=Switch, default=False, help="object branch: appearance features")
+    add("--flow_feat", action=Switch, default=False, help="object branch on clip_feat instead of i3d_feat")
+    add("--cross_branch_fusion", action=Switch, default=False, help="cross attention between the branches' frames")
+    add("--deformable_attn", action=Switch, default=False, help="deformable instead of standard cross attention")
+    add(
+        "--fusion_extent",
+        choices=("padded", "valid"),
+        help="padded: sampling points may fall into the padding, as in the published code; valid: they stay inside "
+        "the video (default: valid; padded for published checkpoints)",
+    )
+    add("--fusion_positions", action=Switch, default=False, help="position embeddings in the deformable fusion")
+    add(
+        "--cross_attn_q",
+        choices=("i3d_q", "clip_q", "double_q"),
+        default="i3d_q",
+        help="branch that provides the attention queries: action, object, or each in turn",
+    )
+    add("--cross_attn_head", type=int, default=4, help="heads of the standard cross attention")
     add("--deformable_heads", type=int, default=8, help="heads of the deformable attention")
-    add("--deformable_offset_groups", type=int, default=8, help="channel groups with offsets of their own")
-    add("--deformable_offset_num", type=int, default=8, help="sampled positions a frame")
-    add("--deformable_offset_scale", type=float, default=96.0, help="largest offset, in frames")
-    add("--deformable_offset_kernel_size", type=int, default=3, help="width of the convolution that predicts offsets")
-    add("--hidden_size", type=int, default=384, help="width D of both branches")
-    add("--n_heads", type=int, default=4, help="heads of the sequence encoders")
-    add("--input_drop", type=float, default=0.1, help="dropout before the input projections")
-    add("--drop", type=float, default=0.1, help="dropout inside the sequence encoders")
-    add("--initializer_range", type=float, default=0.02, help="standard deviation of the initial weights")
-    add("--branches", type=branch_table, default={}, metavar="YAML", help="further branches by name, each with the "
-        "key and width of its stream, and if wanted attends_to, weight and offset_scale: "
-        "'audio: {key: audio_feat, width: 128}'")  # fmt: skip
-    add("--head", default="frames", help="how frames become the keys that queries are compared "
-        "with")  # fmt: skip
-    add("--best_frame_loss", action="store_true", default=True, help="always on, as the paper's loss is")
+    add("--deformable_offset_groups", type=int, default=8, help="channel groups, each with its own offsets")
+    add("--deformable_offset_num", type=int, default=8, help="sampling points per frame")
+    add("--deformable_offset_scale", type=float, default=96.0, help="maximum offset in frames")
+    add("--deformable_offset_kernel_size", type=int, default=3, help="kernel size of the offset convolution")
+    add("--hidden_size", type=int, default=384, help="hidden size of every branch")
+    add("--n_heads", type=int, default=4, help="heads of the self-attention encoders")
+    add(
+        "--branches",
+        type=branch_table,
+        default={},
+        metavar="YAML",
+        help="further branches by name: key and width of the stream, optionally attends_to, weight and offset_scale, "
+        "as in 'audio: {key: audio_feat, width: 128}' (default: none)",
+    )
+    add("--head", default="frames", help="how frames become the embeddings that queries are compared with")
 
 
 def _add_training(parser: Parser) -> None:
     add = parser.add_argument_group("training").add_argument
-    add("--bsz", type=int, default=128, help="videos a step, each with all its captions")
-    add("--lr", type=float, default=2.5e-4, help="highest learning rate")
-    add("--lr_warmup_proportion", type=float, default=0.01, help="share of all steps over which it rises")
+    add("--bsz", type=int, default=128, help="batch size in videos, each with all its captions")
+    add("--lr", type=float, default=2.5e-4, help="peak learning rate")
+    add("--lr_warmup_proportion", type=float, default=0.01, help="fraction of all steps used for linear warm-up")
     add("--wd", type=float, default=0.01, help="decoupled weight decay")
-    add("--grad_clip", type=float, default=-1.0, help="largest norm of all gradients together; -1: no limit")
-    add("--n_epoch", type=int, default=100, help="epochs")
-    add("--max_es_cnt", type=int, default=10, help="stop after more epochs than this without a better one; -1: never")
-    add("--losses", default="triplet,nce", help="loss terms that are summed, of: " + ", ".join(loss_names()))
+    add("--grad_clip", type=float, default=-1.0, help="maximum norm of all gradients together; -1: no limit")
+    add("--n_epoch", type=int, default=100, help="number of epochs")
+    add("--max_es_cnt", type=int, default=10, help="early stopping: epochs tolerated without improvement; -1: off")
+    add("--input_drop", type=float, default=0.1, help="dropout before the input projections")
+    add("--drop", type=float, default=0.1, help="dropout in the encoders")
+    add("--initializer_range", type=float, default=0.02, help="standard deviation of the initial weights")
+    add("--losses", default="triplet,nce", help="loss terms to sum, of " + ", ".join(loss_names()))
     for name in loss_names():
         add(f"--{name}_weight", type=float, default=LOSSES[name].weight, help=f"weight of the {name} loss")
     add("--margin", type=float, default=0.2, help="margin of the triplet loss")
     add("--hard_negative_start_epoch", type=int, default=20, help="first epoch with hard negatives in the triplet loss")
-    add("--hard_pool_size", type=int, default=20, help="highest-scoring videos from which a hard negative is drawn")
+    add("--hard_pool_size", type=int, default=20, help="a hard negative is drawn from this many top-scoring videos")
 
 
 def loss_names() -> list[str]:
@@ -206,29 +250,52 @@ def _add_negatives(parser: Parser) -> None:
     add("--neg_query_loss_weight", type=float, default=weight, help="weight of the loss")
     add("--neg_query_loss_branch", choices=("i3d", "clip", "both"), default="both", help="branches with the loss")
     add("--neg_loss_label_smoothing", type=float, default=0.2, help="label smoothing of the loss")
-    add("--neg_action_num", type=int, default=8, help="copies of a caption with another verb")
-    add("--neg_object_num", type=int, default=8, help="copies of a caption with another noun")
-    add("--text_encoder", type=user_path, default=Path("checkpoints/roberta-large"), help="folder of the encoder of "
-        "edited captions and of sentences that are searched with")  # fmt: skip
-    add("--text_layer", type=int, default=-1, help="its layer that gives the token features, an index into the hidden "
-        "states: -1 the last, -2 the one before")  # fmt: skip
-    add("--text_special_tokens", choices=("keep", "drop"), default="keep", help="whether <s> and </s> are tokens of a "
-        "sentence")  # fmt: skip
-    add("--neg_cache", type=user_path, help="folder of edits encoded beforehand by utils/cache_negatives.py "
-        "(default: none)")  # fmt: skip
+    add("--neg_action_num", type=int, default=8, help="edits of a caption with another verb")
+    add("--neg_object_num", type=int, default=8, help="edits of a caption with another noun")
+    add("--neg_cache", type=user_path, help="folder of edits encoded by utils/cache_negatives.py (default: none)")
+    add("--id_action_dict", type=user_path, help="JSON file: caption id -> {verb: tag}")
+    add("--total_action_dict", type=user_path, help="JSON file: tag -> [verbs]")
+    add("--id_object_dict", type=user_path, help="JSON file: caption id -> {noun: tag}")
+    add("--total_object_dict", type=user_path, help="JSON file: tag -> [nouns]")
+
+
+def _add_text_encoder(parser: Parser) -> None:
+    add = parser.add_argument_group("text encoder").add_argument
+    add(
+        "--text_encoder",
+        type=user_path,
+        default=Path("checkpoints/roberta-large"),
+        help="folder of the text encoder for edited captions and typed sentences",
+    )
+    add("--text_layer", type=int, default=-1, help="hidden layer of the token features: -1 the last, -2 the one before")
+    add("--text_special_tokens", choices=("keep", "drop"), default="keep", help="keep or drop <s> and </s>")
 
 
 def _add_evaluation(parser: Parser) -> None:
     add = parser.add_argument_group("evaluation").add_argument
-    add("--only_eval", action="store_true", default=False, help="evaluate --eval_ckpt and stop")
-    add("--eval_ckpt", type=user_path, help="checkpoint to evaluate, ours or a published one")
-    add("--fusion_weight", type=float, default=0.5, help="share of the action score in the fused score")
-    add("--eval_query_bsz", type=int, default=50, help="captions encoded together")
-    add("--eval_context_bsz", type=int, default=200, help="videos encoded together")
-    add("--eval_memory_mb", type=int, default=512, help="memory for the blocks in which scores are computed, in MiB")
-    add("--eval_amp", choices=("off", "bf16", "fp16"), default="off", help="precision in which videos and captions are "
-        "encoded and kept for evaluation and search; scores are float32")  # fmt: skip
-    add("--save_scores", action="store_true", default=False, help="write scores.npz, every caption against every video")
-    add("--report", action="store_true", default=False, help="write report/, a page with figures of where it fails")
-    add("--moments", type=user_path, help="moments of the evaluated captions, where known. JSON lines "
-        '{"cap_id", "start", "end", "duration"}, in seconds; the YAML\'s file may be absent')  # fmt: skip
+    add("--eval_ckpt", type=user_path, help="checkpoint, trained here or published")
+    add("--fusion_weight", type=float, default=0.5, help="weight of the action branch in the fused score")
+    add("--eval_query_bsz", type=int, default=50, help="batch size for encoding captions")
+    add("--eval_context_bsz", type=int, default=200, help="batch size for encoding videos")
+    add("--eval_memory_mb", type=int, default=512, help="memory limit for a block of scores, in MiB")
+    add(
+        "--eval_amp",
+        choices=("off", "bf16", "fp16"),
+        default="off",
+        help="precision of the encoders and embeddings in evaluation and search; scores are float32",
+    )
+    add("--save_scores", action="store_true", default=False, help="write scores.npz: every caption x every video")
+    add("--report", action="store_true", default=False, help="write report/index.html with figures and failure cases")
+    add(
+        "--moments",
+        type=user_path,
+        help="ground-truth moments: JSON lines of cap_id, start, end and duration in seconds; "
+        "a file named in the YAML may be missing",
+    )
+
+
+def _add_ignored(parser: Parser) -> None:
+    add = parser.add_argument_group("without effect, as in the published code").add_argument
+    add("--best_frame_loss", action="store_true", default=True, help="always on")
+    add("--topk", nargs="*", default=None, help="ignored")
+    add("--visual_feature", default=None, help="ignored")

@@ -1,6 +1,6 @@
-"""Options: a flag's value, else that of the dataset's YAML file or its base, else the default; checked in one place.
+"""Options: a flag, else the earlier run's value, else the dataset's YAML file or its base, else the default.
 
-The rest of the program sees one EasyDict with a value for every flag of `method/config/flags.py`, paths made absolute.
+`read_options` returns a checked EasyDict with a value for every flag of `method/config/flags.py` and absolute paths.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from method.config.branches import (
 )
 from method.config.checks import check_options
 from method.config.flags import IGNORED, Parser, boolean, make_parser
+from method.data.dataset_files import DATA_FILES
 from method.model.architecture import Architecture, Fusion
 from method.model.losses import NEGATIVE_QUERIES
 from method.runtime.errors import InputError, shown
@@ -35,41 +36,43 @@ log = logging.getLogger(__name__)
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _BASE = "base"  # key of a YAML file, and the name of the file in configs/ that is no dataset
 VOCABULARY_FILES = ("id_action_dict", "total_action_dict", "id_object_dict", "total_object_dict")
-# Flags that belong to one call and never come from a YAML file or an earlier run.
-OF_THE_CALL = (
-    *(
-        "description",
-        "only_eval",
-        "eval_ckpt",
-        "resume",
-        "debug",
-        "device",
-        "device_ids",
-        "save_scores",
-        "report",
-        "quiet",
-    ),
-)
+# Flags of a single call: never read from a YAML file or an earlier run.
+PER_CALL_FLAGS = [
+    "description",
+    "only_eval",
+    "eval_ckpt",
+    "resume",
+    "debug",
+    "device",
+    "device_ids",
+    "save_scores",
+    "report",
+    "quiet",
+]
+_OF_A_DATASET = ["config", "moments", *DATA_FILES, *VOCABULARY_FILES]
 
 
 def read_options(
     arguments: Sequence[str] | None,
     description: str = "Train or evaluate A3PRVR.",
+    *,
+    listed: Collection[str] | None = None,
     extra: Callable[[Parser], None] | None = None,
-    kept: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    saved: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> EasyDict:
     """Read the command line into checked options.
 
     Args:
-        arguments: the words after the program's name; None reads sys.argv.
-        description: what --help says of the program.
-        extra: adds the flags of one command to the parser.
-        kept: gives the options of an earlier run that the given flags point to; they come before the YAML file's.
+        arguments: the command line without the program's name; None reads sys.argv.
+        description: of the program, for --help.
+        listed: groups and flags that --help lists, see `make_parser`; None for all.
+        extra: adds a command's own flags to the parser.
+        saved: returns the options of the earlier run that the given flags point to; they win over the YAML file.
 
     Raises:
         InputError: naming the flag, the value and what was expected.
     """
-    parser = make_parser(description)
+    parser = make_parser(description, listed)
     if extra is not None:
         extra(parser)
     actions = _actions(parser)
@@ -79,23 +82,23 @@ def read_options(
     moments = given.get("moments")
     if moments and not moments.exists():  # only a file that the YAML names may be absent
         raise InputError(f"--moments {moments}: no such file")
-    earlier = kept(given) if kept is not None else {}
+    earlier = saved(given) if saved is not None else {}
     source = given.get("resume") or given.get("eval_ckpt") or given.get("source") or "options of the earlier run"
     earlier = {
         name: None if value is None and actions[name].default is None else _typed(actions[name], value, source)
         for name, value in earlier.items()
-        if name in actions and name not in (*OF_THE_CALL, *IGNORED)
+        if name in actions and name not in (*PER_CALL_FLAGS, *IGNORED)
     }
-    name = given.get("dataset_name", earlier.get("dataset_name"))
-    if name is None:
-        raise InputError(f"--dataset_name is missing, expected one of {', '.join(known_datasets())}")
-    from_yaml = read_yaml(CONFIGS / f"{name}.yaml", parser)
-    options = EasyDict({**defaults, **from_yaml, **earlier, **given})
+    name, path = _find_dataset(given, earlier)
+    if "config" in given or name != earlier.get("dataset_name", name):  # another dataset than that of the earlier run
+        earlier = {name: value for name, value in earlier.items() if name not in _OF_A_DATASET}
+    from_yaml = {} if path is None else read_yaml(path, parser)
+    options = EasyDict({**defaults, **from_yaml, **earlier, **given, "dataset_name": name})
     for flag in IGNORED:
         if flag in given:
-            log.info("--%s is accepted and ignored: it never did anything", flag)
+            log.info("--%s is accepted and ignored, as in the published code", flag)
     check_options(options)
-    check_branch_options(options, _source_of("branches", given, earlier, source, from_yaml, CONFIGS / f"{name}.yaml"))
+    check_branch_options(options, _source_of("branches", given, earlier, source, from_yaml, path))
     options.root_path = _root(options.root_path, "root_path" in given)
     options.update(_from_root(options, options.root_path))
     return options
@@ -107,14 +110,31 @@ def _source_of(
     earlier: Mapping[str, Any],
     run: Path | str,
     from_yaml: Mapping[str, Any],
-    yaml_path: Path,
+    yaml_path: Path | None,
 ) -> Path | str:
     """Where the value of an option is from, for messages."""
     if name in given:
         return f"--{name}"
     if name in earlier:
         return run
-    return yaml_path if name in from_yaml else f"--{name}"
+    return yaml_path if yaml_path and name in from_yaml else f"--{name}"
+
+
+def _find_dataset(given: Mapping[str, Any], earlier: Mapping[str, Any]) -> tuple[str, Path | None]:
+    """The dataset's name and its YAML file; None when the options of an earlier run have to do."""
+    if config := given.get("config"):
+        return given.get("dataset_name", config.stem), config
+    name = given.get("dataset_name", earlier.get("dataset_name"))
+    if name is None:
+        raise InputError(f"--dataset_name is missing, expected one of {', '.join(known_datasets())}, or --config FILE")
+    path = CONFIGS / f"{name}.yaml"
+    # An earlier run has stored every value, and its file may be gone.
+    if name == earlier.get("dataset_name") and (earlier.get("config") or not path.exists()):
+        return name, None
+    if name not in known_datasets():
+        expected = f"expected one of {', '.join(known_datasets())}, or --config FILE"
+        raise InputError(f"--dataset_name {name}: no {path}, {expected}")
+    return name, path
 
 
 def known_datasets() -> list[str]:
@@ -123,19 +143,18 @@ def known_datasets() -> list[str]:
 
 
 def read_yaml(path: Path, parser: Parser) -> dict[str, Any]:
-    """Read one dataset's options, over those of the file that `base` names.
+    """Read a dataset's options, on top of those of the file that `base` names: beside this one, or else in configs/.
 
     InputError for a file that is missing or not YAML, and for keys that are no flags.
     """
-    if not path.exists() or path.stem == _BASE:
-        raise InputError(f"--dataset_name {path.stem}: no {path}, expected one of {', '.join(known_datasets())}")
     values = _load_yaml(path)
     base = values.pop(_BASE, None)
     if base is None:
         return _typed_yaml(path, values, parser)
     if not isinstance(base, str):
         raise InputError(f"{path}: {_BASE}: expected the name of a YAML file, found {shown(base)}")
-    base_path = path.parent / base
+    beside, shared = path.parent / base, CONFIGS / base
+    base_path = shared if shared.exists() and not beside.exists() else beside
     return {**_typed_yaml(base_path, _load_yaml(base_path), parser), **_typed_yaml(path, values, parser)}
 
 
@@ -151,8 +170,8 @@ def _load_yaml(path: Path) -> dict[Any, Any]:
 
 
 def _typed_yaml(path: Path, values: Mapping[Any, Any], parser: Parser) -> dict[str, Any]:
-    of_the_call = (*OF_THE_CALL, "dataset_name", "root_path")
-    actions = {name: action for name, action in _actions(parser).items() if name not in of_the_call}
+    excluded = [*PER_CALL_FLAGS, "dataset_name", "config", "root_path"]
+    actions = {name: action for name, action in _actions(parser).items() if name not in excluded}
     unknown = [str(key) for key in values if key not in actions]
     if unknown:
         raise InputError(f"{path}: {', '.join(unknown)}: no such flag")
@@ -160,7 +179,7 @@ def _typed_yaml(path: Path, values: Mapping[Any, Any], parser: Parser) -> dict[s
 
 
 def make_architecture(options: Mapping[str, Any]) -> Architecture:
-    """What the model needs of the options."""
+    """The architecture that the options describe."""
     fusion: Fusion = "none"
     if options["cross_branch_fusion"]:
         fusion = "deformable" if options["deformable_attn"] else "attention"
@@ -195,17 +214,19 @@ def loss_weights(options: Mapping[str, Any]) -> dict[str, float]:
 
 
 def choose_device(options: Mapping[str, Any], local_rank: int | None = None) -> torch.device:
-    """The device that the options ask for, or that torchrun gives to its process `local_rank` of this machine.
+    """The device that the options select; under torchrun, the GPU of the process with this local rank.
 
-    InputError when the machine has no such GPU, or when torchrun and the options both choose.
+    InputError when the machine has no such GPU, or when a flag selects a device under torchrun.
     """
     gpus = torch.cuda.device_count()
     wanted = options["device"]
     if local_rank is not None:
         for flag in ("device", "device_ids"):
             if options[flag] is not None:
-                raise InputError(f"--{flag} {options[flag]}: torchrun gives each process its own GPU, or the CPU where "
-                    "there is none; CUDA_VISIBLE_DEVICES chooses among the GPUs")  # fmt: skip
+                raise InputError(
+                    f"--{flag} {options[flag]}: torchrun gives each process its own GPU, or the CPU where there is "
+                    "none; CUDA_VISIBLE_DEVICES chooses among the GPUs"
+                )
         return torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     if wanted is None:
         wanted = (options["device_ids"] or [0])[0] if gpus else -1
@@ -217,7 +238,7 @@ def choose_device(options: Mapping[str, Any], local_rank: int | None = None) -> 
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as JSON and checkpoints keep them: paths as text, those below the root relative to it."""
+    """The options as JSON files and checkpoints store them: paths as strings, relative to the root if below it."""
     root = options["root_path"]
 
     def text(name: str, value: Any) -> Any:
@@ -237,7 +258,7 @@ def _parse_given(parser: Parser, arguments: Sequence[str] | None) -> dict[str, A
 
 
 def _prefilled(parser: Parser, value: object) -> Any:
-    # argparse leaves attributes that are already there alone, so what still holds `value` was not on the command line.
+    # argparse keeps attributes that exist already: those that still hold `value` were not on the command line.
     namespace = argparse.Namespace()
     for name in _actions(parser):
         setattr(namespace, name, value)
@@ -249,7 +270,7 @@ def _actions(parser: Parser) -> dict[str, Any]:
 
 
 def _typed(action: Any, value: Any, source: Path | str) -> Any:
-    """A value of a YAML file or of an earlier run as the flag would have read it."""
+    """A value of a YAML file or of an earlier run, parsed as the flag parses it."""
     if action.type is branch_table:
         return branch_table(value, source)
     if not isinstance(value, bool | int | float | str):
@@ -271,14 +292,14 @@ def _typed(action: Any, value: Any, source: Path | str) -> Any:
 
 
 def _text(text: str) -> str:
-    """Text that can name a file; ValueError for what no file system takes."""
+    """Text that can name a file; ValueError for what no file system accepts."""
     if b"\0" in os.fsencode(text):
         raise ValueError(text)
     return text
 
 
 def _from_root(options: Mapping[str, Any], root: Path) -> dict[str, Path]:
-    """Every path among the options made absolute, except the root itself."""
+    """The options that are paths, made absolute; without the root itself."""
     return {
         name: (root / value).absolute()
         for name, value in options.items()
@@ -287,7 +308,7 @@ def _from_root(options: Mapping[str, Any], root: Path) -> dict[str, Path]:
 
 
 def _root(root: Path, given: bool) -> Path:
-    """The root folder; one that an earlier run remembers may not exist on this machine."""
+    """The root folder; that of an earlier run may not exist on this machine, which leaves the working directory."""
     path = root.absolute()
     if given and not path.is_dir():
         raise InputError(f"--root_path {root}: no such folder")

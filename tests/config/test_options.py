@@ -48,8 +48,8 @@ def test_flag_before_earlier_run_before_yaml_before_default(own_configs: Path) -
         return {"margin": 0.5, "bsz": 51, "seed": 5, "not a flag any more": 1}
 
     assert read().margin == 0.3
-    assert read(kept=kept).margin == 0.5
-    options = read("--margin", "0.7", kept=kept)
+    assert read(saved=kept).margin == 0.5
+    options = read("--margin", "0.7", saved=kept)
     assert (options.margin, options.bsz, options.lr, options.seed, options.wd) == (0.7, 51, 3e-4, 5, 0.01)
     assert "not a flag any more" not in options
 
@@ -59,14 +59,14 @@ def test_a_flag_given_with_its_default_still_beats_the_yaml(own_configs: Path) -
 
 
 def test_the_dataset_of_an_earlier_run_needs_no_flag(own_configs: Path) -> None:
-    assert read_options([], kept=lambda given: {"dataset_name": "demo"}).margin == 0.3
-    with pytest.raises(InputError, match=r"--dataset_name is missing, expected one of demo$"):
+    assert read_options([], saved=lambda given: {"dataset_name": "demo"}).margin == 0.3
+    with pytest.raises(InputError, match=r"--dataset_name is missing, expected one of demo, or --config FILE$"):
         read_options([])
 
 
 def test_what_belongs_to_one_call_is_never_taken_over(own_configs: Path) -> None:
     earlier = {"device": 3, "only_eval": True, "eval_ckpt": "x", "description": "x", "debug": True, "save_scores": True}
-    options = read(kept=lambda given: earlier)
+    options = read(saved=lambda given: earlier)
     assert (options.device, options.only_eval, options.eval_ckpt, options.description) == (None, False, None, None)
     assert (options.debug, options.save_scores) == (False, False)
 
@@ -122,7 +122,7 @@ def test_a_base_is_overridden_by_the_dataset(own_configs: Path) -> None:
     options = read("--lr", "1")
     assert (options.margin, options.bsz, options.lr) == (0.3, 31, 1)
     assert known_datasets() == ["demo"]
-    with pytest.raises(InputError, match=r"--dataset_name base: no .*base\.yaml, expected one of demo$"):
+    with pytest.raises(InputError, match=r"--dataset_name base: no .*base\.yaml, expected one of demo, or"):
         read_options(["--dataset_name", "base"])
 
 
@@ -155,18 +155,78 @@ def test_yaml_values_are_read_like_flags(own_configs: Path) -> None:
 ])  # fmt: skip
 def test_wrong_options_of_an_earlier_run(earlier: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        read(kept=lambda given: earlier)
+        read(saved=lambda given: earlier)
 
 
 def test_an_unknown_dataset(own_configs: Path) -> None:
     (own_configs / "own.yaml").write_text("{}")
-    with pytest.raises(InputError, match=r"--dataset_name nowhere: no .*nowhere\.yaml, expected one of demo, own$"):
+    with pytest.raises(
+        InputError, match=r"--dataset_name nowhere: no .*nowhere\.yaml, expected one of demo, own, or --config FILE$"
+    ):
         read_options(["--dataset_name", "nowhere"])
 
 
 def test_a_dataset_of_ones_own_is_one_more_yaml(own_configs: Path) -> None:
     (own_configs / "mine.yaml").write_text("visual_feat_dim: 77\n")
     assert make_architecture(read_options(["--dataset_name", "mine"])).streams == {"action": ("i3d_feat", 77)}
+
+
+# A dataset outside of configs/
+
+
+@pytest.fixture
+def mine(own_configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A YAML file in a folder of its own, below the working directory."""
+    (own_configs / "base.yaml").write_text("margin: 0.1\nbsz: 31\n")
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "data" / "mine.yaml"
+    path.write_text("base: base.yaml\nbsz: 41\ncaption_test_txt: mine.txt\n")
+    return path
+
+
+def test_a_yaml_file_anywhere(mine: Path, tmp_path: Path) -> None:
+    options = read_options(["--config", "data/mine.yaml"])
+    assert (options.config, options.dataset_name) == (mine, "mine")
+    assert (options.margin, options.bsz, options.caption_test_txt) == (0.1, 41, tmp_path / "mine.txt")
+    named = read_options(["--config", "data/mine.yaml", "--dataset_name", "demo", "--bsz", "5"])
+    assert (named.dataset_name, named.margin, named.bsz) == ("demo", 0.1, 5)
+    (tmp_path / "data" / "base.yaml").write_text("margin: 0.4\n")  # goes before that of configs/
+    assert read_options(["--config", "data/mine.yaml"]).margin == 0.4
+
+
+def test_a_run_outlives_its_yaml_file(mine: Path, own_configs: Path) -> None:
+    options = read_options(["--config", "data/mine.yaml"])
+    mine.unlink()
+    stored = plain(options)
+    assert read_options([], saved=lambda given: stored) == options
+    named = {**stored, "config": None}  # of a file that was in configs/
+    assert read_options([], saved=lambda given: named) == {**options, "config": None}
+    (own_configs / "mine.yaml").write_text("max_ctx_l: 7\n")  # another dataset of that name
+    assert read_options([], saved=lambda given: stored) == options
+
+
+def test_another_dataset_than_that_of_the_checkpoint(mine: Path, own_configs: Path) -> None:
+    """What the model is comes from its checkpoint, the files from the dataset that is named."""
+    (own_configs / "demo.yaml").write_text("caption_test_txt: demo.txt\nmargin: 0.3\n")
+    stored = plain(read_options(["--dataset_name", "demo", "--hidden_size", "64"]))
+    for arguments, name in ((["--config", "data/mine.yaml"], "mine"), ([], "demo")):
+        options = read_options(arguments, saved=lambda given: stored)
+        assert (options.dataset_name, options.caption_test_txt.stem) == (name, name)
+        assert (options.hidden_size, options.margin) == (64, 0.3)
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("other", None, r"data/other\.yaml: no such file"),
+    ("mine", "margim: 1\n", r"data/mine\.yaml: margim: no such flag"),
+    ("mine", "config: x.yaml\n", r"data/mine\.yaml: config: no such flag"),
+    ("mine", "base: nowhere.yaml\n", r"data/nowhere\.yaml: no such file"),
+])  # fmt: skip
+def test_wrong_yaml_files_elsewhere(mine: Path, name: str, content: str | None, message: str) -> None:
+    if content is not None:
+        mine.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_options(["--config", f"data/{name}.yaml"])
 
 
 # Checks
@@ -273,7 +333,7 @@ NO_PATHS = [
 
 
 def test_every_flag_of_a_file_or_folder_takes_a_path() -> None:
-    more = ("results_root", "eval_ckpt", "resume", "text_encoder", "neg_cache", "moments", "feature_cache")
+    more = ("config", "results_root", "eval_ckpt", "resume", "text_encoder", "neg_cache", "moments", "feature_cache")
     assert sorted([*DATA_FILES, *config.VOCABULARY_FILES, *more]) == PATH_FLAGS
 
 
@@ -283,13 +343,13 @@ def test_what_is_no_path_is_named_wherever_it_comes_from(own_configs: Path, valu
     for flag in (*PATH_FLAGS, "root_path"):
         with pytest.raises(InputError, match=f"argument --{flag}: {message}"):
             read(f"--{flag}", value)
-    for flag in {*PATH_FLAGS} - {"eval_ckpt", "resume"}:  # those two belong to one call
+    for flag in {*PATH_FLAGS} - {"eval_ckpt", "resume", "config"}:  # which no YAML file may have
         (own_configs / "demo.yaml").write_text(json.dumps({flag: value}))
         with pytest.raises(InputError, match=rf"demo\.yaml: {flag}: {message}"):
             read()
         (own_configs / "demo.yaml").write_text("margin: 0.3\n")
         with pytest.raises(InputError, match=f"options of the earlier run: {flag}: {message}"):
-            read(kept=lambda given, flag=flag: {flag: value})
+            read(saved=lambda given, flag=flag: {flag: value})
 
 
 def test_a_path_no_file_system_takes(own_configs: Path) -> None:
@@ -301,7 +361,7 @@ def test_a_path_no_file_system_takes(own_configs: Path) -> None:
 
 def test_paths_of_the_home_folder(home: Path, own_configs: Path) -> None:
     (own_configs / "demo.yaml").write_text("video_feat_path: ~/a.hdf5\n")
-    options = read("--neg_cache", "~/edits", "--feature_cache", "~", kept=lambda given: {"results_root": "~/r"})
+    options = read("--neg_cache", "~/edits", "--feature_cache", "~", saved=lambda given: {"results_root": "~/r"})
     assert [options[name] for name in ("video_feat_path", "neg_cache", "feature_cache", "results_root")] == [
         home / "a.hdf5", home / "edits", home, home / "r"]  # fmt: skip
 
@@ -312,16 +372,16 @@ def test_paths_given_now_are_not_taken_from_the_root_of_an_earlier_run(
     """That root has its files; what is typed now is meant from the folder where it is typed."""
     (tmp_path / "old").mkdir()
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "m.jsonl").touch()
+    (tmp_path / "m.jsonl").write_text("{}")
     for flag in PATH_FLAGS:
-        options = read(f"--{flag}", "m.jsonl", kept=lambda given: {"root_path": str(tmp_path / "old")})
+        options = read(f"--{flag}", "m.jsonl", saved=lambda given: {"root_path": str(tmp_path / "old")})
         assert (options.root_path, options[flag]) == (tmp_path / "old", tmp_path / "m.jsonl")
 
 
 def test_moments_may_be_absent_unless_given_by_hand(own_configs: Path) -> None:
     (own_configs / "demo.yaml").write_text("moments: nowhere.jsonl\n")
     assert read().moments.name == "nowhere.jsonl"
-    assert read(kept=lambda given: {"moments": "gone.jsonl"}).moments.name == "gone.jsonl"
+    assert read(saved=lambda given: {"moments": "gone.jsonl"}).moments.name == "gone.jsonl"
     with pytest.raises(InputError, match=r"--moments .*typo\.jsonl: no such file"):
         read("--moments", "typo.jsonl")
 
@@ -330,10 +390,10 @@ def test_the_root_of_an_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "root").mkdir()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    options = read("--eval_ckpt", "x", kept=lambda given: {"root_path": str(tmp_path / "root")})
+    options = read("--eval_ckpt", "x", saved=lambda given: {"root_path": str(tmp_path / "root")})
     assert options.results_root == tmp_path / "root" / "results"
     assert options.eval_ckpt == tmp_path / "here" / "x"
-    moved = read(kept=lambda given: {"root_path": "/another/machine"})
+    moved = read(saved=lambda given: {"root_path": "/another/machine"})
     assert moved.results_root == tmp_path / "here" / "results"
 
 
@@ -342,7 +402,7 @@ def test_kept_options_are_plain_and_make_the_same_ones_again(tmp_path: Path) -> 
     kept = plain(options)
     assert set(kept) == FLAGS
     assert (kept["neg_cache"], kept["results_root"], kept["root_path"]) == ("/abs/cache", "results", str(tmp_path))
-    assert read_options([], kept=lambda given: json.loads(json.dumps(kept))) == options
+    assert read_options([], saved=lambda given: json.loads(json.dumps(kept))) == options
 
 
 # What the options mean

@@ -132,7 +132,7 @@ def test_a_run_without_recorded_settings_resumes_with_the_former_ones(
 ) -> None:
     options = {name: value for name, value in read_json(world.run / "opt.json").items() if name[:5] != "text_"}
     write_json(tmp_path / "opt.json", {**options, "dataset_name": "tvr", "neg_query_loss": edits})
-    resumed = read_options(["--resume", str(tmp_path)], kept=saved_options)
+    resumed = read_options(["--resume", str(tmp_path)], saved=saved_options)
     assert (resumed.text_layer, resumed.text_special_tokens) == expected
 
 
