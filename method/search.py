@@ -14,12 +14,9 @@ encoded once, into an index beside the checkpoint, which has to be rebuilt when 
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,13 +39,12 @@ from method.evaluation.moments import durations, read_moments
 from method.evaluation.scorer import ScoringSettings
 from method.ops.precision import enable_fast_matmul
 from method.runtime.errors import InputError, run_command
-from method.runtime.files import decoded_lines
 from method.runtime.processes import expect_one_process
 from method.runtime.progress import be_quiet
 from method.runtime.run_folder import log_to_terminal
 from method.serving.index import fingerprint, index_path, open_index
-from method.serving.output import ASCII_BLOCKS, BLOCKS, as_json, as_text, failure_as_json
-from method.serving.searcher import MAX_CHARACTERS, Answer, Searcher, clean
+from method.serving.prompt import Terminal, warn_without_encoder
+from method.serving.searcher import Searcher
 from method.text.check import check_encoder
 from method.text.encoder import TextEncoder, open_text_encoder
 from method.training.checkpoint import load_model, log_model_options
@@ -80,7 +76,6 @@ _LISTED_FLAGS = [
     "moments",
 ]
 _SPLITS = {"test": ("test",), "train": ("train",), "both": ("test", "train")}
-_PROMPT = "search> "
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -93,18 +88,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     be_quiet(options.quiet)
     _check(options)
     searcher = make_searcher(options)
+    terminal = Terminal(searcher, top_k=options.top_k, json=options.json, split=options.split)
     if options.serve:
         _serve(searcher, options)
     elif options.query_id is not None:
-        _print(searcher.search_caption(options.query_id, options.top_k), searcher, options)
+        terminal.show(searcher.search_caption(options.query_id, options.top_k))
     elif options.sentence:
-        _print(searcher.search(" ".join(options.sentence), options.top_k), searcher, options)
+        terminal.answer(" ".join(options.sentence))
     elif sys.stdin is None:
         raise InputError("no sentence given, and standard input is closed")
     elif sys.stdin.isatty():
-        _prompt(searcher, options)
+        terminal.prompt()
     else:
-        _answer_lines(searcher, options)
+        terminal.answer_lines()
 
 
 def make_searcher(options: EasyDict) -> Searcher:
@@ -161,22 +157,26 @@ def _add_flags(parser: Parser) -> None:
     parser.conflict_handler = "resolve"
     add = parser.add_argument_group("search").add_argument
     add("--topk", dest="top_k", type=int, default=10, metavar="K", help="number of videos to show")
-    add("--query_id", metavar="ID", help="search with this caption of the dataset, by its token features")
-    add("--split", choices=tuple(_SPLITS), default="test", help="whose videos are searched: the evaluated ones, the "
-        "training ones or both")  # fmt: skip
-    add("--json", action="store_true", default=False, help="print each result as a line of JSON")
+    add("--query_id", metavar="ID", help="search with this caption of the dataset, using its stored token features")
+    add("--split", choices=tuple(_SPLITS), default="test", help="videos to search: evaluation split, training or both")
+    add("--json", action="store_true", default=False, help="print one line of JSON per query")
     add("--rebuild", action="store_true", default=False, help="rebuild the index")
-    add("--index_dir", type=user_path, metavar="DIR",
-        help="folder of the index (default: <checkpoint>.index beside the checkpoint)")  # fmt: skip
-    add("--serve", action="store_true", default=False, help="serve a web page")
     add(
-        "--host",
-        default="127.0.0.1",
-        help="address of the web page; other machines can reach any but the loopback address",
+        "--index_dir",
+        type=user_path,
+        metavar="DIR",
+        help="folder of the index (default: <checkpoint>.index beside the checkpoint)",
     )
+    add("--serve", action="store_true", default=False, help="serve a web page")
+    add("--host", default="127.0.0.1", help="address of the web page; other than loopback: reachable from the network")
     add("--port", type=int, default=8000, help="port of the web page; 0: any free port")
-    add("--video_dir", type=user_path, metavar="DIR", help="folder of the videos that the web page shows: "
-        "<video id>.mp4, .webm and so on, subfolders included; read once at the start")  # fmt: skip
+    add(
+        "--video_dir",
+        type=user_path,
+        metavar="DIR",
+        help="folder, searched recursively at start-up, of the videos that the web page plays: <video id>.mp4, .webm, "
+        "...",
+    )
 
 
 def _check(options: Mapping[str, Any]) -> None:
@@ -186,95 +186,20 @@ def _check(options: Mapping[str, Any]) -> None:
         raise InputError(f"--topk {options['top_k']}: expected at least 1")
     if not 0 <= options["port"] <= 65535:
         raise InputError(f"--port {options['port']}: expected 0 to 65535")
-    asked = [name for name, given in (("a sentence", options["sentence"]),
-             ("--query_id", options["query_id"] is not None), ("--serve", options["serve"])) if given]  # fmt: skip
-    if len(asked) > 1:
-        raise InputError(f"{' and '.join(asked)} given, expected one of them")
-
-
-def _answer_lines(searcher: Searcher, options: EasyDict) -> None:
-    """Answer every line of standard input that is not blank.
-
-    A line that cannot be answered is named and the others are answered; InputError at the end says how many were not.
-    """
-    asked = failed = 0
-    for number, line, error in decoded_lines(sys.stdin.buffer):
-        if not line.strip():
-            continue
-        asked += 1
-        if error is None:
-            if line.strip() not in searcher.captions:
-                searcher.load_encoder()  # a missing encoder is no fault of the line
-            try:
-                _print(searcher.search(line, options.top_k), searcher, options)
-                continue
-            except InputError as caught:
-                error = InputError(f"line {number}: {caught}")
-        failed += 1
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        if options.json:
-            query = clean(line)[:MAX_CHARACTERS]
-            print(json.dumps(failure_as_json(query, str(error), options.split, len(searcher.video_ids))), flush=True)
-    if failed:
-        raise InputError(f"{failed} of {asked} queries could not be answered")
-
-
-def _prompt(searcher: Searcher, options: EasyDict) -> None:
-    """Answer what is typed until an empty line or the end of input."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  gives input() a history and editing keys
-    _load_encoder(searcher)
-    for line in _typed():
-        try:
-            _print(searcher.search(line, options.top_k), searcher, options)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-
-
-def _typed() -> Iterator[str]:
-    while True:
-        if not sys.stdout.isatty():  # input() would mix its prompt with the answers
-            print(_PROMPT, end="", file=sys.stderr, flush=True)
-        try:
-            line = input(_PROMPT if sys.stdout.isatty() else "")
-        except EOFError:
-            print(file=sys.stderr)
-            return
-        except UnicodeDecodeError as error:
-            print(f"error: byte {error.start + 1} (0x{error.object[error.start]:02x}) is not {error.encoding} text",
-                file=sys.stderr)  # fmt: skip
-            continue
-        if not line.strip():
-            return
-        yield line
-
-
-def _load_encoder(searcher: Searcher) -> None:
-    try:
-        searcher.load_encoder()
-    except InputError as error:
-        log.warning("no text encoder, so only caption ids of the dataset can be searched: %s", error)
-
-
-def _print(answer: Answer, searcher: Searcher, options: EasyDict) -> None:
-    videos = len(searcher.video_ids)
-    if options.json:
-        print(json.dumps(as_json(answer, options.split, videos), allow_nan=False), flush=True)
-        return
-    try:
-        BLOCKS.encode(sys.stdout.encoding or "ascii")
-        blocks = BLOCKS
-    except (UnicodeEncodeError, LookupError):
-        blocks = ASCII_BLOCKS
-    text = as_text(answer, videos, blocks, shutil.get_terminal_size().columns)
-    # Replace characters that the terminal cannot show.
-    print(text.encode(sys.stdout.encoding or "ascii", "replace").decode(sys.stdout.encoding or "ascii"), flush=True)
+    queries = {
+        "a sentence": bool(options["sentence"]),
+        "--query_id": options["query_id"] is not None,
+        "--serve": options["serve"],
+    }
+    given = [name for name, is_given in queries.items() if is_given]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} given, expected one of them")
 
 
 def _serve(searcher: Searcher, options: EasyDict) -> None:
     from method.serving.web.server import make_app, serve  # Flask is only needed here
 
-    _load_encoder(searcher)
+    warn_without_encoder(searcher)
     if options.video_dir is not None and not options.video_dir.is_dir():
         raise InputError(f"--video_dir {options.video_dir}: no such folder")
     serve(make_app(searcher, options.host, options.top_k, options.video_dir), options.host, options.port)

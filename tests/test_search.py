@@ -28,6 +28,7 @@ from method.model.published import to_published
 from method.model.retrieval import RetrievalModel
 from method.runtime.errors import InputError
 from method.serving.output import ASCII_BLOCKS, BLOCKS, as_text, draw_timeline, span_text
+from method.serving.prompt import Terminal
 from method.serving.searcher import MAX_CHARACTERS, Hit, Searcher
 from method.text.encoder import TextEncoder
 from method.training.checkpoint import load_model
@@ -331,7 +332,7 @@ def test_ids_may_begin_with_dashes(trained: Trained) -> None:
         with pytest.MonkeyPatch.context() as patch:
             asked: list[str] = []
             patch.setattr(Searcher, "search", lambda self, query, count, asked=asked: asked.append(query))
-            patch.setattr(search, "_print", lambda *arguments: None)
+            patch.setattr(Terminal, "show", lambda self, answer: None)
             trained.search(caption_id, "--topk", "1")
             assert asked == [caption_id]
     with pytest.raises(InputError, match="unrecognized arguments: --video_dri=a#b"):

@@ -1,0 +1,116 @@
+"""Answer queries on standard output: one of the command line, the lines of a pipe, or those typed at a prompt."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from method.runtime.errors import InputError
+from method.runtime.files import decoded_lines
+from method.serving.output import ASCII_BLOCKS, BLOCKS, as_json, as_text, failure_as_json
+from method.serving.searcher import MAX_CHARACTERS, Answer, Searcher, clean
+
+log = logging.getLogger(__name__)
+
+_PROMPT = "search> "
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """Prints the results of a searcher.
+
+    top_k: number of videos to show. json: a line of JSON per query instead of text. split: name of the searched split.
+    """
+
+    searcher: Searcher
+    top_k: int
+    json: bool
+    split: str
+
+    def answer(self, query: str) -> None:
+        """Answer a sentence or a caption id of the dataset."""
+        self.show(self.searcher.search(query, self.top_k))
+
+    def answer_lines(self) -> None:
+        """Answer every line of standard input that is not blank.
+
+        Failed queries are reported by line and the others are answered; InputError at the end counts the failures.
+        """
+        queries = failed = 0
+        for number, line, error in decoded_lines(sys.stdin.buffer):
+            if not line.strip():
+                continue
+            queries += 1
+            if error is None:
+                if line.strip() not in self.searcher.captions:
+                    self.searcher.load_encoder()  # a missing encoder fails the program, not the line
+                try:
+                    self.answer(line)
+                    continue
+                except InputError as caught:
+                    error = InputError(f"line {number}: {caught}")
+            failed += 1
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            if self.json:
+                query = clean(line)[:MAX_CHARACTERS]
+                failure = failure_as_json(query, str(error), self.split, len(self.searcher.video_ids))
+                print(json.dumps(failure), flush=True)
+        if failed:
+            raise InputError(f"{failed} of {queries} queries could not be answered")
+
+    def prompt(self) -> None:
+        """Answer queries typed at a prompt until an empty line or the end of input."""
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  gives input() a history and editing keys
+        warn_without_encoder(self.searcher)
+        for line in _typed_lines():
+            try:
+                self.answer(line)
+            except InputError as error:
+                print(f"error: {error}", file=sys.stderr)
+
+    def show(self, answer: Answer) -> None:
+        """Print the result of a query."""
+        videos = len(self.searcher.video_ids)
+        if self.json:
+            print(json.dumps(as_json(answer, self.split, videos), allow_nan=False), flush=True)
+            return
+        encoding = sys.stdout.encoding or "ascii"
+        try:
+            BLOCKS.encode(encoding)
+            blocks = BLOCKS
+        except (UnicodeEncodeError, LookupError):
+            blocks = ASCII_BLOCKS
+        text = as_text(answer, videos, blocks, shutil.get_terminal_size().columns)
+        print(text.encode(encoding, "replace").decode(encoding), flush=True)  # "?" for what the terminal cannot show
+
+
+def warn_without_encoder(searcher: Searcher) -> None:
+    """Load the text encoder now; log a warning if it cannot be loaded."""
+    try:
+        searcher.load_encoder()
+    except InputError as error:
+        log.warning("no text encoder, so only caption ids of the dataset can be searched: %s", error)
+
+
+def _typed_lines() -> Iterator[str]:
+    while True:
+        if not sys.stdout.isatty():  # input() would mix its prompt with the answers
+            print(_PROMPT, end="", file=sys.stderr, flush=True)
+        try:
+            line = input(_PROMPT if sys.stdout.isatty() else "")
+        except EOFError:
+            print(file=sys.stderr)
+            return
+        except UnicodeDecodeError as error:
+            found = f"byte {error.start + 1} (0x{error.object[error.start]:02x})"
+            print(f"error: {found} is not {error.encoding} text", file=sys.stderr)
+            continue
+        if not line.strip():
+            return
+        yield line
