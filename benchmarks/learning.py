@@ -32,6 +32,7 @@ import torch
 
 from benchmarks.measure import machine
 from method.config.options import choose_device, make_architecture, read_options
+from method.config.settings import evaluation_settings
 from method.data.batch import EpochBatches, VideoBatch
 from method.data.cache.feature_cache import with_cache
 from method.data.dataset_files import open_features
@@ -89,7 +90,7 @@ def trained(program: str, seed: int, train: Sequence[str]) -> Training:
     be_quiet(True)
     amp = ["--amp", "bf16"] if program == "bf16" else []
     options = read_options([*train, *amp, "--seed", str(seed)])
-    device = choose_device(options)
+    device = choose_device(options.device, options.device_ids)
     if program == "published":
         torch.set_float32_matmul_precision("highest")
     else:
@@ -109,7 +110,7 @@ def trained(program: str, seed: int, train: Sequence[str]) -> Training:
     training = make_training(options, model, len(order), device)
     if program == "published":
         training = PublishedTraining(training, options)
-    selector = SplitEvaluator(options, reader, splits.selecting, device)
+    selector = SplitEvaluator(evaluation_settings(options), reader, splits.selecting, device)
     loader = training_loader(options, reader, splits.training, order, device, None)
     while not training.is_over:
         losses = training.run_epoch(loader, order, lambda terms: None)

@@ -23,6 +23,7 @@ if __package__ in (None, ""):
 from easydict import EasyDict
 
 from method.config.options import choose_device, make_architecture, plain, read_options
+from method.config.settings import evaluation_settings
 from method.data.cache.feature_cache import with_cache
 from method.data.dataset_files import DATA_FILES, open_features
 from method.data.splits import check_content, check_split, describe
@@ -81,7 +82,7 @@ def evaluate_checkpoint(options: EasyDict, processes: Processes = SINGLE_PROCESS
     """Evaluate `options.eval_ckpt` on the evaluated split, into a run folder of its own."""
     needed = [name for name in DATA_FILES if name != "caption_train_txt"]
     with processes.raise_on_all():
-        device = choose_device(options, processes.local_rank)
+        device = choose_device(options.device, options.device_ids, processes.local_rank)
         enable_fast_matmul(device)
         loaded = load_model(options.eval_ckpt, make_architecture(options))
         model = loaded.model.to(device)
@@ -100,11 +101,13 @@ def evaluate_checkpoint(options: EasyDict, processes: Processes = SINGLE_PROCESS
             if folder:
                 write_json(path / OPTIONS, plain(options))
             reader = with_cache(reader, [split], options.feature_cache, options.num_workers)
-            evaluator = SplitEvaluator(options, reader, split, device, processes)
+            evaluator = SplitEvaluator(evaluation_settings(options), reader, split, device, processes)
         evaluation = evaluator.evaluate(model, path if options.save_scores else None)
         if folder:
-            given = ReportInput(model, evaluation, split, options, loaded.epoch, options.eval_ckpt, moments)
-            write_results(folder, given, loaded.sha256)
+            given = ReportInput(
+                model, evaluation, split, options.dataset_name, loaded.epoch, options.eval_ckpt, moments
+            )
+            write_results(folder, given, loaded.sha256, plain(options), options.report)
     return path
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from easydict import EasyDict
 
 from method.config.flags import Parser, user_path
 from method.config.options import choose_device, make_architecture, read_options
+from method.config.settings import encoder_settings, evaluation_settings
 from method.data.batch import Loader
 from method.data.captions import Caption, group_by_video, read_captions
 from method.data.dataset import CorpusVideos, FeatureReader
@@ -46,7 +48,7 @@ from method.serving.index import fingerprint, index_path, open_index
 from method.serving.prompt import Terminal, warn_without_encoder
 from method.serving.searcher import Searcher
 from method.text.check import check_encoder
-from method.text.encoder import TextEncoder, open_text_encoder
+from method.text.encoder import EncoderSettings, TextEncoder, open_text_encoder
 from method.training.checkpoint import load_model, log_model_options
 from method.training.resume import saved_options
 
@@ -108,7 +110,8 @@ def make_searcher(options: EasyDict) -> Searcher:
 
     InputError for files that are missing, broken or do not belong together.
     """
-    checkpoint, device = options.eval_ckpt, choose_device(options)
+    checkpoint = options.eval_ckpt
+    device = choose_device(options.device, options.device_ids)
     enable_fast_matmul(device)
     loaded = load_model(checkpoint, make_architecture(options))
     log_model_options(options, loaded)
@@ -116,35 +119,37 @@ def make_searcher(options: EasyDict) -> Searcher:
     reader = open_features(options, options.dataset_name, model.architecture, options.root_path)
     captions = {split: read_captions(options[f"caption_{split}_txt"]) for split in ("test", "train")}
     video_ids = list(group_by_video([caption for split in _SPLITS[options.split] for caption in captions[split]]))
-    batch_size = options.eval_context_bsz
-    videos = Loader(CorpusVideos(reader, video_ids), batch_size, options.num_workers, pinned=False)
+    settings = evaluation_settings(options)
+    videos = Loader(CorpusVideos(reader, video_ids), settings.video_batch, settings.workers, pinned=False)
     corpus = open_index(
         index_path(checkpoint, options.split, options.index_dir),
-        fingerprint(loaded.sha256, model.architecture, reader, video_ids, batch_size, options.eval_amp),
-        partial(encode_corpus, model, videos, device, options.eval_amp),
+        fingerprint(loaded.sha256, model.architecture, reader, video_ids, settings.video_batch, settings.precision),
+        partial(encode_corpus, model, videos, device, settings.precision),
         options.rebuild,
     )
     known = [*{caption.id: caption for own in captions.values() for caption in own}.values()]
     moments = None
     if options.moments and options.moments.exists():  # without them, moments are shown in frames instead of seconds
         moments = read_moments(options.moments, {caption.id for caption in known})
-    width, words = model.architecture.query_width, model.architecture.max_words
+    # The model's own dimensions, whatever the flags say.
+    width, max_tokens = model.architecture.query_width, model.architecture.max_words
+    encoder = replace(encoder_settings(options), width=width, max_tokens=max_tokens)
     return Searcher(
         model,
         corpus,
         known,
         reader,
-        partial(_open_encoder, {**options, "q_feat_size": width, "max_desc_l": words}, device, reader, known),
+        partial(_open_encoder, encoder, device, reader, known),
         durations(known, moments or {}),
-        ScoringSettings.from_options(options, model),
+        ScoringSettings.of(settings, model),
     )
 
 
 def _open_encoder(
-    options: Mapping[str, Any], device: torch.device, reader: FeatureReader, captions: Sequence[Caption]
+    settings: EncoderSettings, device: torch.device, reader: FeatureReader, captions: Sequence[Caption]
 ) -> TextEncoder:
     """Load the text encoder, and warn when it does not give the token features of the dataset's captions."""
-    encoder = open_text_encoder(options, device)
+    encoder = open_text_encoder(settings, device)
     fits, line = check_encoder(encoder, reader, captions)
     if not fits:
         log.warning("%s", line)

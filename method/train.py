@@ -28,6 +28,7 @@ from easydict import EasyDict
 
 from method.config.flags import AUTO
 from method.config.options import choose_device, loss_weights, make_architecture, plain, read_options
+from method.config.settings import evaluation_settings
 from method.data.batch import EpochBatches, Loader, VideoBatch
 from method.data.cache.feature_cache import with_cache
 from method.data.cache.gpu_tables import WithFeatures, on_device
@@ -93,7 +94,7 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
     with processes.raise_on_all():
         if options.bsz < processes.count:
             raise InputError(f"--bsz {options.bsz}: expected at least {processes.count}, one video per process")
-        device = choose_device(options, processes.local_rank)
+        device = choose_device(options.device, options.device_ids, processes.local_rank)
         enable_fast_matmul(device)
         seed_everything(options.seed)
         model = RetrievalModel(make_architecture(options))
@@ -130,18 +131,20 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
             with run.saved_when_stopped():
                 with processes.raise_on_all():
                     reader = with_cache(reader, parts, options.feature_cache, options.num_workers)
-                    selector = SplitEvaluator(options, reader, splits.selecting, device, processes)
+                    selector = SplitEvaluator(evaluation_settings(options), reader, splits.selecting, device, processes)
                     loader = training_loader(options, reader, splits.training, order, device, negatives)
                 run.epochs(loader, selector)
                 best = run.best()
                 evaluator = selector
                 if splits.reported is not splits.selecting:
-                    evaluator = SplitEvaluator(options, reader, splits.reported, device, processes)
+                    evaluator = SplitEvaluator(evaluation_settings(options), reader, splits.reported, device, processes)
                 scores_in = path if options.save_scores else None
                 evaluation = evaluator.evaluate(best.model.to(device), scores_in)
             if folder:  # not interruptible: only rank 0 does this, so the others could not stop with it
-                given = ReportInput(best.model, evaluation, splits.reported, options, best.epoch, path / BEST, moments)
-                write_results(folder, given, best.sha256)
+                given = ReportInput(
+                    best.model, evaluation, splits.reported, options.dataset_name, best.epoch, path / BEST, moments
+                )
+                write_results(folder, given, best.sha256, plain(options), options.report)
                 run.show_result(evaluation)
     return path
 

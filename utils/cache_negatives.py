@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from method.config.flags import Parser
 from method.config.options import choose_device, make_architecture, read_options
+from method.config.settings import encoder_settings
 from method.data.captions import read_captions
 from method.data.dataset_files import open_features
 from method.data.edits import Kind
@@ -44,7 +45,14 @@ _LISTED_FLAGS = [
     "caption_test_txt",
     "q_feat_size",
     "max_desc_l",
-    "hard negative queries",
+    "neg_query_loss",
+    "neg_action_num",
+    "neg_object_num",
+    "neg_cache",
+    "id_action_dict",
+    "total_action_dict",
+    "id_object_dict",
+    "total_object_dict",
     "text encoder",
 ]
 
@@ -75,9 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sizes[editor.kind] = POOLS_PER_DRAW * drawn if options.pool_size is None else options.pool_size
         if sizes[editor.kind] < drawn:
             raise InputError(f"--pool_size {options.pool_size}: expected at least --neg_{editor.kind}_num {drawn}")
-    device = choose_device(options)
+    device = choose_device(options.device, options.device_ids)
     enable_fast_matmul(device)
-    encoder = open_text_encoder(options, device)
+    encoder = open_text_encoder(encoder_settings(options), device)
     if options.text_feat_path and options.text_feat_path.exists():  # a cache can be built without them
         log_encoder_check(
             encoder,

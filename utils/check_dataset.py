@@ -25,6 +25,7 @@ import torch
 
 from method.config.flags import Parser
 from method.config.options import choose_device, make_architecture, read_options
+from method.config.settings import encoder_settings
 from method.data.captions import group_by_video
 from method.data.dataset import FeatureReader
 from method.data.dataset_files import open_features
@@ -56,7 +57,15 @@ _LISTED_FLAGS = [
     "q_feat_size",
     "max_ctx_l",
     "max_desc_l",
-    "hard negative queries",
+    "neg_query_loss",
+    "neg_query_loss_branch",
+    "neg_action_num",
+    "neg_object_num",
+    "neg_cache",
+    "id_action_dict",
+    "total_action_dict",
+    "id_object_dict",
+    "total_object_dict",
     "text encoder",
 ]
 
@@ -70,18 +79,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(
         words, "Check a dataset: check_dataset.py NAME [flags]", listed=_LISTED_FLAGS, extra=_add_flags
     )
-    asked = dict(options)
-    if options.action_branch or options.phrase_action_branch:
-        # Both published streams, whatever ablation the flags describe.
-        options.update(action_branch=True, phrase_action_branch=True, flow_feat=True)
-    reader = open_features(options, options.dataset_name, make_architecture(options), options.root_path)
+    streams = {}
+    if options.action_branch or options.phrase_action_branch:  # both published streams, even for an ablation
+        streams = {"action_branch": True, "phrase_action_branch": True, "flow_feat": True}
+    architecture = make_architecture({**options, **streams})
+    reader = open_features(options, options.dataset_name, architecture, options.root_path)
     splits = [
         check_split("training split", options.caption_train_txt, reader),
         check_split("evaluated split", options.caption_test_txt, reader),
     ]
     warn_train_test_overlap(*splits)
     ids = [caption.id for split in splits for caption in split.captions]
-    negatives = open_negatives(asked, splits[0].captions, ids, torch.device("cpu"))
+    negatives = open_negatives(options, splits[0].captions, ids, torch.device("cpu"))
     for split in splits:
         check_content(split, reader)
         if not options.quick:
@@ -161,7 +170,7 @@ def _check_encoder(options: Mapping[str, Any], reader: FeatureReader, splits: Se
         print(f"{options['text_encoder']}: no text encoder there to compare with the token features")
         return
     try:
-        encoder = open_text_encoder(options, choose_device(options))
+        encoder = open_text_encoder(encoder_settings(options), choose_device(options["device"], options["device_ids"]))
     except InputError as error:
         log.warning("%s; edited captions and typed sentences would be refused", error)
         return

@@ -45,15 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Tune the encoder that the command line names and write it."""
     log_to_terminal()
     asked = _read_arguments(arguments)
-    options = read_options(["--dataset_name", asked.dataset, "--root_path", str(asked.root_path)])
-    device = choose_device({"device": asked.device, "device_ids": None})
+    dataset = ["--dataset_name", asked.dataset] if asked.dataset else []
+    config = ["--config", str(asked.config)] if asked.config else []
+    options = read_options([*dataset, *config, "--root_path", str(asked.root_path)])
+    device = choose_device(asked.device)
     enable_fast_matmul(device)
     root = options.root_path
     base = root / asked.base_encoder
-    out = root / (asked.out or f"checkpoints/roberta-base-{asked.dataset}")
+    out = root / (asked.out or f"checkpoints/roberta-base-{options.dataset_name}")
     if out.exists():
         raise InputError(f"{out}: exists and is not overwritten; move it away, or choose another folder with --out")
-    check_files({"caption_train_txt": options.caption_train_txt}, asked.dataset, root)
+    check_files({"caption_train_txt": options.caption_train_txt}, options.dataset_name, root)
     sentences = [caption.text for caption in read_captions(options.caption_train_txt)]
     torch.manual_seed(asked.seed)
     tokenizer, model = load_masked_lm(base, options.q_feat_size)
@@ -66,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tenth = max(1, len(losses) // 10)
     first, last = (sum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))
     print(f"{out}: done, {len(sentences)} captions, loss of masked words {first:.2f} at first, {last:.2f} at last")
-    if asked.dataset == "tvr":
+    if options.dataset_name == "tvr":
         print("It is an approximation: the weights that made TVR's token features were never released.")
 
 
@@ -152,16 +154,17 @@ def _batches(model: Any, tokenizer: Any, sentences: Sequence[str], settings: arg
 def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description="Tune roberta-base on a dataset's training captions by masked language modelling.")
     add = parser.add_argument
-    add("dataset", help="one of the files in configs/ by its name: tvr")
-    add("--root_path", type=user_path, default=Path(), help="folder from which relative paths are taken")
-    add("--base_encoder", type=user_path, default=Path("checkpoints/roberta-base"), help="folder of the encoder to "
-        "start from")  # fmt: skip
+    add("dataset", nargs="?", help="name of a YAML file in configs/, such as tvr (default: that of --config)")
+    add("--config", type=user_path, metavar="FILE", help="YAML file of a dataset outside configs/")
+    add("--root_path", type=user_path, default=Path(), help="folder that relative paths start from")
+    default = Path("checkpoints/roberta-base")
+    add("--base_encoder", type=user_path, default=default, help="folder of the encoder to start from")
     add("--out", type=user_path, help="new folder of the tuned encoder (default: checkpoints/roberta-base-<dataset>)")
     add("--epochs", type=int, default=1, help="passes over the captions")
-    add("--bsz", type=int, default=32, help="captions a step")
-    add("--lr", type=float, default=5e-5, help="learning rate of the first step; it falls linearly to 0")
-    add("--seed", type=int, default=2026, help="seed of the order, the masks and the dropout")
-    add("--device", type=int, help="GPU number, -1 for the CPU (default: a GPU when there is one)")
+    add("--bsz", type=int, default=32, help="batch size in captions")
+    add("--lr", type=float, default=5e-5, help="initial learning rate, decayed linearly to 0")
+    add("--seed", type=int, default=2026, help="random seed")
+    add("--device", type=int, help="GPU index, -1 for the CPU (default: the first GPU, or the CPU if there is none)")
     asked = parser.parse_args(arguments)
     for flag in ("epochs", "bsz"):
         if getattr(asked, flag) < 1:

@@ -213,28 +213,29 @@ def loss_weights(options: Mapping[str, Any]) -> dict[str, float]:
     return weights
 
 
-def choose_device(options: Mapping[str, Any], local_rank: int | None = None) -> torch.device:
-    """The device that the options select; under torchrun, the GPU of the process with this local rank.
+def choose_device(
+    device: int | None, device_ids: Sequence[int] | None = None, local_rank: int | None = None
+) -> torch.device:
+    """The device that --device or --device_ids selects; under torchrun, the GPU of the process with this local rank.
 
     InputError when the machine has no such GPU, or when a flag selects a device under torchrun.
     """
     gpus = torch.cuda.device_count()
-    wanted = options["device"]
     if local_rank is not None:
-        for flag in ("device", "device_ids"):
-            if options[flag] is not None:
+        for flag, value in (("device", device), ("device_ids", device_ids)):
+            if value is not None:
                 raise InputError(
-                    f"--{flag} {options[flag]}: torchrun gives each process its own GPU, or the CPU where there is "
-                    "none; CUDA_VISIBLE_DEVICES chooses among the GPUs"
+                    f"--{flag} {value}: torchrun gives each process its own GPU, or the CPU where there is none; "
+                    "CUDA_VISIBLE_DEVICES chooses among the GPUs"
                 )
         return torch.device("cuda", local_rank) if gpus else torch.device("cpu")
-    if wanted is None:
-        wanted = (options["device_ids"] or [0])[0] if gpus else -1
-    if wanted < 0:
+    if device is None:
+        device = (device_ids or [0])[0] if gpus else -1
+    if device < 0:
         return torch.device("cpu")
-    if wanted >= gpus:
-        raise InputError(f"--device {wanted}: this machine has {gpus} usable GPUs; -1 is the CPU")
-    return torch.device("cuda", wanted)
+    if device >= gpus:
+        raise InputError(f"--device {device}: this machine has {gpus} usable GPUs; -1 is the CPU")
+    return torch.device("cuda", device)
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from method.config.settings import EvaluationSettings
 from method.data.ragged import Layout, Ragged
 from method.evaluation.corpus import Corpus, QuerySet
 from method.evaluation.frame_embeddings import FrameEmbeddings, LengthBucket
@@ -50,15 +50,15 @@ class ScoringSettings:
     heads: Mapping[str, Callable[[Ragged, Tensor], Similarity]] = field(default_factory=dict)
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any], model: RetrievalModel) -> ScoringSettings:
-        """The settings on the command line, for a model. InputError when all weights are 0."""
+    def of(cls, settings: EvaluationSettings, model: RetrievalModel) -> ScoringSettings:
+        """The settings for a model. InputError when all weights are 0."""
         try:
-            weights = fused_weights(model.architecture.branches, options["fusion_weight"])
+            weights = fused_weights(model.architecture.branches, settings.fusion_weight)
         except ValueError as error:
-            raise InputError(f"--fusion_weight {options['fusion_weight']}: {error}") from error
+            raise InputError(f"--fusion_weight {settings.fusion_weight}: {error}") from error
         names = [name for name in model.branches if not model.branch(name).scores_by_cosine]
         heads = {name: model.branch(name).score for name in names}
-        return cls(weights, memory_mb=options["eval_memory_mb"], precision=options["eval_amp"], heads=heads)
+        return cls(weights, memory_mb=settings.memory_mb, precision=settings.precision, heads=heads)
 
     def fuse(self, scores: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of the branches' scores; of one branch, its scores themselves."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from method.config.options import plain
+from method.config.settings import EvaluationSettings
 from method.data.batch import Loader
 from method.data.dataset import CorpusVideos, FeatureReader, Queries
 from method.data.splits import Split
@@ -42,37 +42,41 @@ class SplitEvaluator:
 
     def __init__(
         self,
-        options: Mapping[str, Any],
+        settings: EvaluationSettings,
         reader: FeatureReader,
         split: Split,
         device: torch.device,
         processes: Processes = SINGLE_PROCESS,
     ) -> None:
-        self.options = options
+        self.settings = settings
         self.device = device
         self.processes = processes
-        pinned = options["pin_memory"] and device.type == "cuda"
-        workers = options["num_workers"]
+        pinned = settings.pin_memory and device.type == "cuda"
         # In the order of the caption file: with extent 'padded' a score depends on the batch.
-        videos, size = split.video_ids, options["eval_context_bsz"]
+        videos, size = split.video_ids, settings.video_batch
         own = videos[shard_batches(len(videos), size, processes)]
-        self.videos = Loader(CorpusVideos(reader, own), size, workers, pinned)
-        captions, size = split.captions, options["eval_query_bsz"]
+        self.videos = Loader(CorpusVideos(reader, own), size, settings.workers, pinned)
+        captions, size = split.captions, settings.query_batch
         own_captions = captions[shard_batches(len(captions), size, processes)]
-        self.queries = Loader(Queries(reader, own_captions), size, workers, pinned)
+        self.queries = Loader(Queries(reader, own_captions), size, settings.workers, pinned)
 
     def evaluate(self, model: RetrievalModel, scores_in: Path | None = None) -> Evaluation:
         """Evaluate a model; scores are stored on the disk of the folder `scores_in`, if given."""
-        settings = ScoringSettings.from_options(self.options, model)
+        settings = ScoringSettings.of(self.settings, model)
         return evaluate(model, self.videos, self.queries, self.device, settings, scores_in, self.processes)
 
 
-def write_results(folder: RunFolder, given: ReportInput, sha256: str) -> None:
+def write_results(folder: RunFolder, given: ReportInput, sha256: str, options: Mapping[str, Any], report: bool) -> None:
     """Write metrics.json, scores.npz if scores were stored, and the report if requested; log the recalls.
 
-    `sha256` is the digest of the evaluated checkpoint, whose file may have been replaced by now.
+    Args:
+        folder: of the run.
+        given: the evaluated model and its scores.
+        sha256: digest of the evaluated checkpoint, whose file may have been replaced by now.
+        options: of the run, as JSON values.
+        report: whether to write the report.
     """
-    evaluation, options = given.evaluation, given.options
+    evaluation = given.evaluation
     if evaluation.scores is not None:
         folder.write_scores(evaluation.caption_ids, evaluation.video_ids, evaluation.scores)
     metrics = evaluation.metrics
@@ -85,14 +89,14 @@ def write_results(folder: RunFolder, given: ReportInput, sha256: str) -> None:
             **metrics,
             **({"moments": moment_results} if moment_results is not None else {}),
             "checkpoint": {"path": str(given.checkpoint), "sha256": sha256},
-            "options": plain(options),
+            "options": dict(options),
             "environment": environment_info(),
         }
     )
     for name in distinct_scores(evaluation.ranks):
         log.info("%-6s %s", name, recalls(metrics[name]))
     log.info("metrics in %s", folder.path / "metrics.json")
-    if options["report"]:
+    if report:
         with drawing("the report"):
             from method.evaluation.report.write import write_report  # loads Matplotlib, which takes a second
 

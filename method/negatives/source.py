@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from method.config.branches import negative_branches
+from method.config.settings import encoder_settings
 from method.data.captions import Caption
 from method.data.dataset import FeatureReader
 from method.data.dataset_files import check_files
@@ -54,7 +55,7 @@ def open_negatives(
     source: NegativeSource
     if options["neg_cache"] is None:
         editors = [CaptionEditor(captions, vocabulary) for vocabulary in vocabularies]
-        encoder = open_text_encoder(options, device, options["amp"])
+        encoder = open_text_encoder(encoder_settings(options), device, options["amp"])
         if reader is not None:
             log_encoder_check(encoder, reader, captions)
         source = OnlineNegatives(editors, counts, encoder, options["seed"])

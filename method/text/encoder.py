@@ -8,7 +8,8 @@ Letters: E sentences, b sentences in a batch, L tokens of the longest, N rows of
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,17 +28,29 @@ _TOKENS_ON_GPU, _TOKENS_ON_CPU = 16384, 1024
 SpecialTokens = Literal["keep", "drop"]
 
 
-def open_text_encoder(options: Mapping[str, Any], device: torch.device, precision: str = "off") -> TextEncoder:
-    """The text encoder that the options describe; raises what `TextEncoder` raises."""
+@dataclass(frozen=True)
+class EncoderSettings:
+    """Which text encoder is used and how; see `TextEncoder`."""
+
+    folder: Path
+    width: int
+    max_tokens: int
+    layer: int
+    special_tokens: SpecialTokens
+    dataset: str
+
+
+def open_text_encoder(settings: EncoderSettings, device: torch.device, precision: str = "off") -> TextEncoder:
+    """Load the text encoder; errors as of `TextEncoder`."""
     return TextEncoder(
-        options["text_encoder"],
-        options["q_feat_size"],
-        options["max_desc_l"],
+        settings.folder,
+        settings.width,
+        settings.max_tokens,
         device,
         precision=precision,
-        layer=options["text_layer"],
-        special_tokens=options["text_special_tokens"],
-        dataset=options["dataset_name"],
+        layer=settings.layer,
+        special_tokens=settings.special_tokens,
+        dataset=settings.dataset,
     )
 
 

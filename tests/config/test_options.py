@@ -419,9 +419,10 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         (2, ["--device_ids", "1", "--device", "-1"], "cpu"),
     ):
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
-        assert str(choose_device(read(*arguments))) == expected
+        options = read(*arguments)
+        assert str(choose_device(options.device, options.device_ids)) == expected
     with pytest.raises(InputError, match="--device 2: this machine has 2 usable GPUs; -1 is the CPU"):
-        choose_device(read("--device", "2"))
+        choose_device(2)
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [

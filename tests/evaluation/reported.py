@@ -70,7 +70,7 @@ def report_input(
     split = Split(
         "evaluated split", captions, frames, dict(zip(evaluation.caption_ids, tokens.layout.lengths, strict=True))
     )
-    return ReportInput(model, evaluation, split, {"dataset_name": "demo"}, 7, checkpoint, moments)
+    return ReportInput(model, evaluation, split, "demo", 7, checkpoint, moments)
 
 
 def evaluation_of(tmp: Path, videos: int, **architecture: Any) -> Evaluation:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from method.config.settings import encoder_settings
 from method.data.captions import Caption
 from method.data.edits import KINDS, EditedQueries, Kind, NegativeSource, PreparedEdits
 from method.data.shared_memory import to_shared_memory
@@ -224,7 +225,7 @@ def test_encoder_settings_change_the_edits_and_are_part_of_the_fingerprint(
     editors = make_editors(tmp_path, CAPTIONS)
     parts = cache_fingerprint(others, CAPTIONS, read_vocabularies(others, IDS))
     pools = Pools(CAPTIONS, editors, {"action": 99, "object": 99}, 666)
-    make_cache(tmp_path, pools, parts, open_text_encoder(others, CPU))
+    make_cache(tmp_path, pools, parts, open_text_encoder(encoder_settings(others), CPU))
     everything = {"neg_action_num": 99, "neg_object_num": 99}
     online, cached = (
         given(edits_of(opened({**others, **everything, **more}), CAPTIONS[:4], 0)["action"])
@@ -242,7 +243,7 @@ def test_a_cache_without_recorded_settings_is_used_and_continued(
     before = {name: value for name, value in parts.items() if not name.startswith("--text_")}
     assert len(before) == len(parts) - 2
     pools = Pools(CAPTIONS, editors, {"action": 99, "object": 99}, 666)
-    encoder = open_text_encoder(options, CPU)
+    encoder = open_text_encoder(encoder_settings(options), CPU)
     make_cache(tmp_path, pools, before, encoder)
     blocks = {path: path.stat().st_mtime_ns for path in tmp_path.glob("block-*")}
     old = {**options, "neg_cache": tmp_path}

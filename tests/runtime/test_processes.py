@@ -277,9 +277,9 @@ def test_a_batch_needs_a_video_for_each_process(group: Group, shared: SmallDatas
 
 @pytest.mark.parametrize(("flag", "value"), [("device", -1), ("device_ids", [0])])
 def test_torchrun_chooses_the_device(flag: str, value: object) -> None:
-    given = {"device": None, "device_ids": None, flag: value}
+    given: dict[str, Any] = {"device": None, flag: value}
     with pytest.raises(InputError, match=f"^--{flag} .*: torchrun gives each process its own GPU"):
-        choose_device(given, local_rank=0)
+        choose_device(**given, local_rank=0)
 
 
 def test_each_process_needs_a_gpu_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:

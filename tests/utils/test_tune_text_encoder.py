@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaForMaskedLM
 
 from method.config.options import read_options
+from method.config.settings import encoder_settings
 from method.runtime.errors import InputError
 from method.runtime.files import write_text
 from method.text.encoder import open_text_encoder
@@ -107,7 +108,7 @@ def test_the_yaml_file_of_tvr_uses_it_as_tvr_was_made(
     assert (options.text_encoder, options.text_layer, options.text_special_tokens) == (world.tuned, -2, "drop")
     with h5py.File(options.text_feat_path) as file:
         stored = torch.from_numpy(file[EVALUATED[0].id][()])
-    rows = open_text_encoder(options, torch.device("cpu")).encode([EVALUATED[0].text]).values
+    rows = open_text_encoder(encoder_settings(options), torch.device("cpu")).encode([EVALUATED[0].text]).values
     assert torch.cosine_similarity(rows, stored).min() > 0.9999
 
     check_dataset.main(["tvr", *flags])
@@ -141,7 +142,7 @@ def test_an_encoder_without_a_head_learns_one_and_says_so(world: World, caplog: 
     world.tune("--base_encoder", "headless", "--epochs", "1", "--out", "from headless")
     assert f"{headless}: no head that predicts masked words" in caplog.text
     options = read_options(["--dataset_name", "tvr", "--root_path", str(world.root), "--text_encoder", "from headless"])
-    encoder = open_text_encoder(options, torch.device("cpu"))
+    encoder = open_text_encoder(encoder_settings(options), torch.device("cpu"))
     assert encoder.encode(["a man opens the door"]).values.isfinite().all()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from method.data.splits import Split
 from method.evaluation.moments import TrueMoment
@@ -17,13 +16,13 @@ from method.model.retrieval import RetrievalModel
 class ReportInput:
     """An evaluated model, and where it comes from.
 
-    options: of the command. epoch, checkpoint: of the model. moments: annotated moments by caption id, may be empty.
+    dataset: its name. epoch, checkpoint: of the model. moments: annotated moments by caption id, may be empty.
     """
 
     model: RetrievalModel
     evaluation: Evaluation
     split: Split
-    options: Mapping[str, Any]
+    dataset: str
     epoch: int
     checkpoint: Path
     moments: Mapping[str, TrueMoment]

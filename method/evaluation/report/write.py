@@ -117,7 +117,7 @@ class _Writer:
     def _header(self) -> dict[str, Any]:
         given = self.given
         return {
-            "dataset": given.options["dataset_name"],
+            "dataset": given.dataset,
             "checkpoint": str(given.checkpoint),
             "epoch": given.epoch,
             "split": given.split.name,

@@ -1,0 +1,109 @@
+"""`--help` of every program lists the flags that it reads, and no others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import pytest
+from easydict import EasyDict
+
+from method import evaluate, search, train
+from method.config.flags import make_parser
+from method.config.options import make_architecture, read_options
+from method.training.checkpoint import model_content, write_checkpoint
+from tests.helpers.small_dataset import QUERY_WIDTH, SmallDataset
+from tests.helpers.small_models import lively_model
+from tests.helpers.tiny_text_encoder import make_text_encoder
+from utils import cache_negatives, check_dataset, convert_checkpoint
+
+FLAGS = {action.dest for action in make_parser("")._actions} - {"help"}
+# Read by all, by read_options itself, or only of certain models: without deformable fusion, with hard negative queries.
+READ_ELSEWHERE = {"dataset_name", "config", "root_path", "cross_attn_head", "neg_query_loss_branch"}
+TRAINING_ONLY = {"input_drop", "drop", "initializer_range"}  # of an architecture
+WIDTHS = {"visual_feat_dim", "visual_flow_feat_dim", "q_feat_size", "max_ctx_l", "max_desc_l"}
+
+
+class Recorded(EasyDict):  # type: ignore[misc]
+    """Options that remember which of them were read."""
+
+    reads: set[str]
+
+    def __init__(self, options: EasyDict) -> None:
+        super().__init__(options)
+        object.__setattr__(self, "reads", set())
+
+    def __getitem__(self, name: str) -> Any:
+        self.reads.add(name)
+        return super().__getitem__(name)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in FLAGS:
+            object.__getattribute__(self, "reads").add(name)
+        return super().__getattribute__(name)
+
+
+def listed(program: ModuleType, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    with pytest.raises(SystemExit):
+        program.main(["--help"])
+    return set(re.findall(r"--(\w+)\b(?!\*)", capsys.readouterr().out))
+
+
+def reads(program: ModuleType, arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The flags that a program reads, except those that every program has."""
+    made: list[Recorded] = []
+
+    def read(*given: Any, **more: Any) -> Recorded:
+        made.append(Recorded(read_options(*given, **more)))
+        return made[0]
+
+    monkeypatch.setattr(program, "read_options", read)
+    program.main(list(arguments))
+    return made[0].reads
+
+
+NEGATIVES = ["--neg_query_loss", "both"]
+
+
+def architecture_flags() -> set[str]:
+    options = Recorded(read_options(["--dataset_name", "demo", *NEGATIVES]))
+    make_architecture(options)
+    return options.reads
+
+
+SEARCH = {"query_id", "split", "json", "rebuild", "index_dir", "serve", "host", "port", "video_dir"}
+
+
+@pytest.mark.parametrize(("program", "arguments", "own", "unlisted"), [
+    (evaluate, [], set(), TRAINING_ONLY),
+    (search, ["a person opens the door"], SEARCH, {*TRAINING_ONLY, "eval_query_bsz", "pin_memory"}),  # of evaluation
+    # Of the architecture only what the features have to fit.
+    (check_dataset, NEGATIVES, {"quick"}, architecture_flags() - {*WIDTHS, "neg_query_loss", "neg_query_loss_branch"}),
+    (cache_negatives, [*NEGATIVES, "--neg_cache", "cache"], {"pool_size"},
+     {*architecture_flags() - {"q_feat_size", "max_desc_l", "neg_query_loss"}, "video_feat_path"}),
+    (convert_checkpoint, ["m.ckpt", "converted.ckpt"], set(), TRAINING_ONLY),
+], ids=lambda value: value.__name__.split(".")[-1] if isinstance(value, ModuleType) else "")  # fmt: skip
+def test_help_lists_what_is_read(
+    program: ModuleType,
+    arguments: list[str],
+    own: set[str],
+    unlisted: set[str],
+    small: SmallDataset,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts = [caption.text for caption in small.captions()]
+    make_text_encoder(small.root / "checkpoints" / "roberta-large", texts, width=QUERY_WIDTH)
+    write_checkpoint(small.root / "m.ckpt", model_content(lively_model(), 0, {}))
+    found = reads(program, [*small.flags("--eval_ckpt", "m.ckpt", "--max_desc_l", "10"), *arguments], monkeypatch)
+    named = listed(program, capsys)
+    assert (found & FLAGS) - named <= unlisted
+    assert not named & unlisted
+    assert (named & FLAGS) - found <= {*READ_ELSEWHERE, *({"topk"} if program is search else ())}
+    assert {name for name in named - FLAGS if not name.startswith("no_")} == {*own, "dset_name", "help"}
+
+
+def test_help_of_the_training_lists_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert listed(train, capsys) >= FLAGS
