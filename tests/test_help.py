@@ -20,10 +20,10 @@ from tests.helpers.tiny_text_encoder import make_text_encoder
 from utils import cache_negatives, check_dataset, convert_checkpoint
 
 FLAGS = {action.dest for action in make_parser("")._actions} - {"help"}
-# Read by all, by read_options itself, or only of certain models: without deformable fusion, with hard negative queries.
-READ_ELSEWHERE = {"dataset_name", "config", "root_path", "cross_attn_head", "neg_query_loss_branch"}
-TRAINING_ONLY = {"input_drop", "drop", "initializer_range"}  # of an architecture
 WIDTHS = {"visual_feat_dim", "visual_flow_feat_dim", "q_feat_size", "max_ctx_l", "max_desc_l"}
+# Read by all, by read_options itself, from a changed copy, or only for certain models.
+READ_ELSEWHERE = {"dataset_name", "config", "root_path", "cross_attn_head", "neg_query_loss_branch", *WIDTHS}
+TRAINING_ONLY = {"input_drop", "drop", "initializer_range"}  # of an architecture
 
 
 class Recorded(EasyDict):  # type: ignore[misc]
@@ -80,7 +80,8 @@ SEARCH = {"query_id", "split", "json", "rebuild", "index_dir", "serve", "host", 
     (evaluate, [], set(), TRAINING_ONLY),
     (search, ["a person opens the door"], SEARCH, {*TRAINING_ONLY, "eval_query_bsz", "pin_memory"}),  # of evaluation
     # Of the architecture only what the features have to fit.
-    (check_dataset, NEGATIVES, {"quick"}, architecture_flags() - {*WIDTHS, "neg_query_loss", "neg_query_loss_branch"}),
+    (check_dataset, NEGATIVES, {"quick"},
+     {*architecture_flags() - {*WIDTHS, "neg_query_loss", "neg_query_loss_branch"}, "amp"}),
     (cache_negatives, [*NEGATIVES, "--neg_cache", "cache"], {"pool_size"},
      {*architecture_flags() - {"q_feat_size", "max_desc_l", "neg_query_loss"}, "video_feat_path"}),
     (convert_checkpoint, ["m.ckpt", "converted.ckpt"], set(), TRAINING_ONLY),

@@ -57,6 +57,7 @@ _LISTED_FLAGS = [
     "q_feat_size",
     "max_ctx_l",
     "max_desc_l",
+    "seed",
     "neg_query_loss",
     "neg_query_loss_branch",
     "neg_action_num",
