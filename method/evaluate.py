@@ -1,11 +1,11 @@
-"""Evaluate a checkpoint, ours or a published one.
+"""Evaluate a checkpoint, trained here or published.
 
     python method/evaluate.py --eval_ckpt results/charades/a3prvr/2026-01-31_12-00-00/model.ckpt
     python method/evaluate.py --dataset_name tvr --eval_ckpt checkpoints/tvr.ckpt
 
-A checkpoint of ours carries its options; those of a published one are in configs/<dataset>.yaml. Results go to a new
-run folder: metrics.json, with --save_scores scores.npz and with --report the folder report/, whose index.html shows
-where the model fails.
+A checkpoint trained here stores its options; a published one takes them from configs/<dataset>.yaml. Results go to a
+new run folder: metrics.json, with --save_scores scores.npz, and with --report report/index.html (figures, failure
+cases). The other flags of train.py are accepted without effect, so that a launcher's command line works.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import method  # noqa: F401 (before torch, whose threads it tells how to wait)
+    import method  # noqa: F401 (sets OpenMP variables before torch is imported)
 
 from easydict import EasyDict
 
@@ -65,7 +65,7 @@ _LISTED_FLAGS = [
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
-    """Evaluate the checkpoint that the command line names; returns the folder of the results."""
+    """Run the command line; returns the folder of the results."""
     with joined_processes() as processes:
         log_to_terminal(processes.is_first)
         with processes.raise_on_all():
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
 
 def evaluate_checkpoint(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
-    """Evaluate `options.eval_ckpt` on the evaluated split, into a run folder of its own."""
+    """Evaluate `options.eval_ckpt` on the evaluation split; results go to a new run folder."""
     needed = [name for name in DATA_FILES if name != "caption_train_txt"]
     with processes.raise_on_all():
         device = choose_device(options.device, options.device_ids, processes.local_rank)

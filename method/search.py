@@ -7,9 +7,8 @@
     python method/search.py --eval_ckpt ... --serve --video_dir videos      # a web page on http://127.0.0.1:8000
     python method/search.py "a man runs" --dataset_name charades --eval_ckpt checkpoints/charades.ckpt
 
-A checkpoint of ours carries its options; those of a published one are in configs/<dataset>.yaml. The videos are
-encoded once, into an index beside the checkpoint, which has to be rebuilt when the checkpoint or the features change
-(--rebuild).
+A checkpoint trained here stores its options; a published one takes them from configs/<dataset>.yaml. The videos are
+encoded once, into an index beside the checkpoint; rebuild it with --rebuild when the checkpoint or the features change.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import method  # noqa: F401 (before torch, whose threads it tells how to wait)
+    import method  # noqa: F401 (sets OpenMP variables before torch is imported)
 
 import torch
 from easydict import EasyDict
@@ -81,8 +80,8 @@ _SPLITS = {"test": ("test",), "train": ("train",), "both": ("test", "train")}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Answer the query of the command line, or those of a prompt, a pipe or a web page."""
-    expect_one_process("search")  # several would build the same index and serve on the same port
+    """Answer the query on the command line, or those of a prompt, a pipe or a web page."""
+    expect_one_process("search")  # several would build the same index
     log_to_terminal()
     options = read_options(
         arguments, "Search videos with a sentence.", listed=_LISTED_FLAGS, extra=_add_flags, saved=saved_options
@@ -106,9 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def make_searcher(options: EasyDict) -> Searcher:
-    """Load a checkpoint and the index of the chosen videos, which is built if there is none.
+    """Load a checkpoint and its index of the selected videos, which is built if missing.
 
-    InputError for files that are missing, broken or do not belong together.
+    InputError for files that are missing, broken or do not match.
     """
     checkpoint = options.eval_ckpt
     device = choose_device(options.device, options.device_ids)
@@ -148,7 +147,7 @@ def make_searcher(options: EasyDict) -> Searcher:
 def _open_encoder(
     settings: EncoderSettings, device: torch.device, reader: FeatureReader, captions: Sequence[Caption]
 ) -> TextEncoder:
-    """Load the text encoder, and warn when it does not give the token features of the dataset's captions."""
+    """Load the text encoder; warn if it does not reproduce the dataset's token features."""
     encoder = open_text_encoder(settings, device)
     fits, line = check_encoder(encoder, reader, captions)
     if not fits:
@@ -158,7 +157,7 @@ def _open_encoder(
 
 def _add_flags(parser: Parser) -> None:
     parser.add_argument("sentence", nargs="*", default=[], help="what to search for (default: ask at a prompt)")
-    # --topk, which training accepts and ignores, is the number of results here.
+    # Replaces the --topk that training ignores.
     parser.conflict_handler = "resolve"
     add = parser.add_argument_group("search").add_argument
     add("--topk", dest="top_k", type=int, default=10, metavar="K", help="number of videos to show")

@@ -10,9 +10,9 @@ from method.config.branches import branch_table
 from method.model.losses import LOSSES, NEGATIVE_QUERIES
 from method.runtime.errors import InputError, shown
 
-# Flags of the published launchers that have no effect there either: accepted, with a line in the log.
+# Flags of the published launchers without effect, there and here: accepted, with a line in the log.
 IGNORED = ("topk", "visual_feature")
-# `--resume auto`: resume the run that the flags name, or start it.
+# `--resume auto` resumes the run with the same flags, or starts it.
 AUTO = "auto"
 
 
@@ -50,7 +50,7 @@ class Switch(argparse.Action):
         super().__init__(names, dest, nargs="?", const="true", default=default, metavar="true|false", help=help)
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        """Store the flag's meaning."""
+        """Store the value, inverted for `--no_x`."""
         try:
             value = boolean(values)
         except ValueError:
