@@ -179,3 +179,20 @@ def test_debug_is_two_epochs_of_two_steps(shared: SmallDataset) -> None:
     assert len(history(run)) == 2
     assert read_checkpoint(run / "last.ckpt")["optimizer"]["param_groups"][0]["step"] == 4
     assert read_json(run / "metrics.json")["videos"] == 8
+
+
+def test_a_dataset_whose_yaml_file_is_elsewhere(small: SmallDataset) -> None:
+    """A run stores its values: evaluation and resuming do not need the file."""
+    path = small.root / "mine.yaml"
+    files = {"video_feat_path": small.features, "text_feat_path": small.texts}
+    files |= {"caption_train_txt": small.train_txt, "caption_test_txt": small.test_txt}
+    path.write_text("base: base.yaml\n" + "".join(f"{name}: {file}\n" for name, file in files.items()))
+    flags = small.flags("--config", "mine.yaml", "--n_epoch", "1")
+    assert flags[:2] == ["--dataset_name", "demo"]
+    run = run_train(flags[2:])
+    assert run.parent == small.root / "results" / "mine" / "a3prvr"
+    path.unlink()
+    evaluated = run_evaluate(["--eval_ckpt", str(run / "model.ckpt"), "--device", "-1"])
+    assert (evaluated.parent, metrics(evaluated)) == (run.parent, metrics(run))
+    assert run_train(["--resume", str(run), "--device", "-1", "--n_epoch", "2"]) == run
+    assert len(history(run)) == 2
