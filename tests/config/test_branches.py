@@ -65,7 +65,7 @@ def test_branches_travel_with_a_run(mine: Path) -> None:
     assert type(kept["branches"]) is dict
     assert type(kept["branches"]["audio"]) is dict
     mine.write_text("{}")
-    again = make_architecture(read_options(["--dataset_name", "mine"], kept=lambda given: kept))
+    again = make_architecture(read_options(["--dataset_name", "mine"], saved=lambda given: kept))
     assert again.branches["audio"].width == 7
     assert Architecture.from_dict(again.as_dict()) == again
 
