@@ -13,7 +13,8 @@ from easydict import EasyDict
 from method import evaluate, search, train
 from method.config.flags import make_parser
 from method.config.options import make_architecture, read_options
-from method.training.checkpoint import model_content, write_checkpoint
+from method.training.checkpoint import model_content
+from method.training.checkpoint_file import write_checkpoint
 from tests.helpers.small_dataset import QUERY_WIDTH, SmallDataset
 from tests.helpers.small_models import lively_model
 from tests.helpers.tiny_text_encoder import make_text_encoder
