@@ -48,8 +48,9 @@ from benchmarks.measure import (
 from benchmarks.step import random_batch
 from benchmarks.synthetic_captions import write_captions
 from method.config.options import read_options
+from method.config.settings import negatives_settings
 from method.data.captions import Caption, read_captions
-from method.data.edits import KINDS, NegativeSource
+from method.data.edits import NegativeSource
 from method.negatives.build_cache import Pools, make_cache
 from method.negatives.cached import CachedNegatives
 from method.negatives.editor import CaptionEditor
@@ -135,11 +136,12 @@ class Edits:
 
     def __init__(self, options: EasyDict, captions: Sequence[Caption], few: Sequence[Caption], cache: Path) -> None:
         self.options, self.few = options, few
-        vocabularies = read_vocabularies(options, {caption.id for caption in captions})
+        settings = negatives_settings(options)
+        vocabularies = read_vocabularies(settings, {caption.id for caption in captions}, settings.kinds)
         self.editors = [CaptionEditor(captions, vocabulary) for vocabulary in vocabularies]
-        self.counts = {kind: options[f"neg_{kind}_num"] for kind in KINDS}
+        self.counts = settings.counts
         self.encoder = TextEncoder(options.text_encoder, 1024, options.max_desc_l, DEVICE, precision=options.amp)
-        made_from = cache_fingerprint(options, captions, vocabularies)
+        made_from = cache_fingerprint(settings, captions, vocabularies)
         make_cache(cache, Pools(captions, self.editors, self.counts, options.seed), made_from, self.encoder)
         self.cached = CachedNegatives(cache, captions, made_from, self.counts, options.seed)
         self.online = OnlineNegatives(self.editors, self.counts, self.encoder, options.seed)

@@ -28,7 +28,7 @@ from easydict import EasyDict
 
 from method.config.flags import AUTO
 from method.config.options import choose_device, loss_weights, make_architecture, plain, read_options
-from method.config.settings import evaluation_settings
+from method.config.settings import evaluation_settings, negatives_settings
 from method.data.batch import EpochBatches, Loader, VideoBatch
 from method.data.cache.feature_cache import with_cache
 from method.data.cache.gpu_tables import WithFeatures, on_device
@@ -111,7 +111,7 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
         )
         moments = known_moments(options.moments, splits.reported)
         ids = [caption.id for caption in (*splits.training_file, *splits.reported.captions)]
-        negatives = open_negatives(options, splits.training_file, ids, device, reader)
+        negatives = open_negatives(negatives_settings(options), splits.training_file, ids, device, reader)
         parts = [splits.training, splits.selecting, splits.reported]
         data = fingerprints(parts, reader) if processes.is_first else {}
     with processes.raise_on_all():

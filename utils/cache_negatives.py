@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from method.config.flags import Parser
 from method.config.options import choose_device, make_architecture, read_options
-from method.config.settings import encoder_settings
+from method.config.settings import negatives_settings
 from method.data.captions import read_captions
 from method.data.dataset_files import open_features
 from method.data.edits import Kind
@@ -75,24 +75,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.neg_query_loss = options.neg_query_loss or "both"
     captions = read_captions(options.caption_train_txt)
     evaluated = read_captions(options.caption_test_txt)
-    vocabularies = read_vocabularies(options, {caption.id for caption in [*captions, *evaluated]})
+    settings = negatives_settings(options)
+    vocabularies = read_vocabularies(settings, {caption.id for caption in [*captions, *evaluated]}, settings.kinds)
     editors = [CaptionEditor(captions, vocabulary) for vocabulary in vocabularies]
     sizes: dict[Kind, int] = {}
     for editor in editors:
-        drawn = options[f"neg_{editor.kind}_num"]
+        drawn = settings.counts[editor.kind]
         sizes[editor.kind] = POOLS_PER_DRAW * drawn if options.pool_size is None else options.pool_size
         if sizes[editor.kind] < drawn:
             raise InputError(f"--pool_size {options.pool_size}: expected at least --neg_{editor.kind}_num {drawn}")
     device = choose_device(options.device, options.device_ids)
     enable_fast_matmul(device)
-    encoder = open_text_encoder(encoder_settings(options), device)
+    encoder = open_text_encoder(settings.encoder, device)
     if options.text_feat_path and options.text_feat_path.exists():  # a cache can be built without them
         log_encoder_check(
             encoder,
             open_features(options, options.dataset_name, make_architecture(options), options.root_path, ()),
             captions,
         )
-    fingerprint = cache_fingerprint(options, captions, vocabularies)
+    fingerprint = cache_fingerprint(settings, captions, vocabularies)
     make_cache(options.neg_cache, Pools(captions, editors, sizes, options.seed), fingerprint, encoder)
 
 

@@ -25,7 +25,7 @@ import torch
 
 from method.config.flags import Parser
 from method.config.options import choose_device, make_architecture, read_options
-from method.config.settings import encoder_settings
+from method.config.settings import NegativesSettings, negatives_settings
 from method.data.captions import group_by_video
 from method.data.dataset import FeatureReader
 from method.data.dataset_files import open_features
@@ -38,7 +38,7 @@ from method.runtime.errors import InputError, run_command, summarize
 from method.runtime.progress import progress_bar
 from method.runtime.run_folder import log_to_terminal
 from method.text.check import check_encoder
-from method.text.encoder import open_text_encoder
+from method.text.encoder import EncoderSettings, open_text_encoder
 
 log = logging.getLogger(__name__)
 
@@ -91,15 +91,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     warn_train_test_overlap(*splits)
     ids = [caption.id for split in splits for caption in split.captions]
-    negatives = open_negatives(options, splits[0].captions, ids, torch.device("cpu"))
+    settings = negatives_settings(options)
+    negatives = open_negatives(settings, splits[0].captions, ids, torch.device("cpu"))
     for split in splits:
         check_content(split, reader)
         if not options.quick:
             read_everything(split, reader)
-    for line in table(splits, reader, _editable(splits, options, negatives)):
+    for line in table(splits, reader, _editable(splits, settings, negatives)):
         print(line)
     if not options.quick:
-        _check_encoder(options, reader, splits)
+        _check_encoder(settings.encoder, choose_device(options.device, options.device_ids), reader, splits)
 
 
 def read_everything(split: Split, reader: FeatureReader) -> None:
@@ -139,20 +140,22 @@ def table(splits: Sequence[Split], reader: FeatureReader, editable: Mapping[Kind
     ]
 
 
-def _editable(splits: Sequence[Split], options: Mapping[str, Any], negatives: NegativeSource | None) -> dict[Kind, str]:
+def _editable(
+    splits: Sequence[Split], settings: NegativesSettings, negatives: NegativeSource | None
+) -> dict[Kind, str]:
     """How many training captions have edits of each kind, or why that is not known.
 
-    negatives: the edits that the options ask for. The vocabularies of the others training would not read, so that
-    they are no reason to refuse the dataset.
+    negatives: the edits that the options select. Training does not read the other vocabularies, so they cannot make
+    the dataset invalid.
     """
     counted = {} if negatives is None else negatives.count_editable()
     editable = {kind: str(count) for kind, count in counted.items()}
     ids = [caption.id for split in splits for caption in split.captions]
     for kind in KINDS:
-        tags, words = options[f"id_{kind}_dict"], options[f"total_{kind}_dict"]
+        tags, words = settings.vocabularies[kind]
         if kind in counted:
             continue
-        if not all(path is not None and path.exists() for path in (tags, words)):
+        if tags is None or words is None or not (tags.exists() and words.exists()):
             editable[kind] = "no vocabulary files"
             continue
         try:
@@ -165,13 +168,15 @@ def _editable(splits: Sequence[Split], options: Mapping[str, Any], negatives: Ne
     return {kind: editable[kind] for kind in KINDS}
 
 
-def _check_encoder(options: Mapping[str, Any], reader: FeatureReader, splits: Sequence[Split]) -> None:
-    """Say how well the text encoder agrees with the token features, where there is one: few need it."""
-    if not options["text_encoder"].exists():
-        print(f"{options['text_encoder']}: no text encoder there to compare with the token features")
+def _check_encoder(
+    settings: EncoderSettings, device: torch.device, reader: FeatureReader, splits: Sequence[Split]
+) -> None:
+    """Say how well the text encoder reproduces the token features, if there is one: it is optional."""
+    if not settings.folder.exists():
+        print(f"{settings.folder}: no text encoder to compare with the token features")
         return
     try:
-        encoder = open_text_encoder(encoder_settings(options), choose_device(options["device"], options["device_ids"]))
+        encoder = open_text_encoder(settings, device)
     except InputError as error:
         log.warning("%s; edited captions and typed sentences would be refused", error)
         return

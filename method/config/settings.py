@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from method.config.branches import negative_branches
+from method.data.edits import KINDS, Kind
 from method.text.encoder import EncoderSettings
 
 
@@ -35,6 +38,44 @@ def evaluation_settings(options: Mapping[str, Any]) -> EvaluationSettings:
         query_batch=options["eval_query_bsz"],
         workers=options["num_workers"],
         pin_memory=options["pin_memory"],
+    )
+
+
+@dataclass(frozen=True)
+class NegativesSettings:
+    """Hard negative queries: what is edited, how often, and what encodes the edits.
+
+    kinds: of edits that --neg_query_loss selects, none if it is off. needed: those of them that a branch trains with.
+    counts: edits of a caption per epoch. vocabularies: files by kind, of tags and of words. precision: of the training.
+    """
+
+    kinds: tuple[Kind, ...]
+    needed: tuple[Kind, ...]
+    counts: Mapping[Kind, int]
+    vocabularies: Mapping[Kind, tuple[Path | None, Path | None]]
+    encoder: EncoderSettings
+    cache: Path | None
+    precision: str
+    seed: int
+    root: Path
+
+
+def negatives_settings(options: Mapping[str, Any]) -> NegativesSettings:
+    """The settings of hard negative queries."""
+    loss = options["neg_query_loss"]
+    kinds = tuple(kind for kind in KINDS if loss in (kind, "both"))
+    # With both kinds, each branch uses its own kind; the kind of a branch without the loss is not needed.
+    trained = negative_branches(options) if loss == "both" else kinds
+    return NegativesSettings(
+        kinds=kinds,
+        needed=tuple(kind for kind in kinds if kind in trained),
+        counts={kind: options[f"neg_{kind}_num"] for kind in KINDS},
+        vocabularies={kind: (options[f"id_{kind}_dict"], options[f"total_{kind}_dict"]) for kind in KINDS},
+        encoder=encoder_settings(options),
+        cache=options["neg_cache"],
+        precision=options["amp"],
+        seed=options["seed"],
+        root=options["root_path"],
     )
 
 

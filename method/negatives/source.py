@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from method.config.branches import negative_branches
-from method.config.settings import encoder_settings
+from method.config.settings import NegativesSettings
 from method.data.captions import Caption
 from method.data.dataset import FeatureReader
 from method.data.dataset_files import check_files
-from method.data.edits import KINDS, Kind, NegativeSource
+from method.data.edits import Kind, NegativeSource
 from method.negatives.cache import compute_fingerprint
 from method.negatives.cached import CachedNegatives
 from method.negatives.editor import CaptionEditor
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def open_negatives(
-    options: Mapping[str, Any],
+    settings: NegativesSettings,
     captions: Sequence[Caption],
     dataset_ids: Collection[str],
     device: torch.device,
@@ -36,7 +36,7 @@ def open_negatives(
     """The source of hard negatives that the options select; None, without reading any file, if they are off.
 
     Args:
-        options: from `method.config.options.read_options`.
+        settings: of the training.
         captions: all captions of the training file, in file order.
         dataset_ids: ids of all captions of the dataset, training and evaluation.
         device: of the text encoder if there is no cache.
@@ -46,50 +46,56 @@ def open_negatives(
     Raises:
         InputError: for a vocabulary, encoder or cache that is missing, invalid or built from something else.
     """
-    if options["neg_query_loss"] is None:
+    if not settings.kinds:
         return None
-    # With both kinds, each branch uses its own kind; the kind of a branch without the loss is not needed.
-    wanted = negative_branches(options) if options["neg_query_loss"] == "both" else KINDS
-    vocabularies = read_vocabularies(options, dataset_ids, wanted)
-    counts: dict[Kind, int] = {vocabulary.kind: options[f"neg_{vocabulary.kind}_num"] for vocabulary in vocabularies}
+    vocabularies = read_vocabularies(settings, dataset_ids, settings.needed)
+    counts = {kind: settings.counts[kind] for kind in settings.needed}
     source: NegativeSource
-    if options["neg_cache"] is None:
+    if settings.cache is None:
         editors = [CaptionEditor(captions, vocabulary) for vocabulary in vocabularies]
-        encoder = open_text_encoder(encoder_settings(options), device, options["amp"])
+        encoder = open_text_encoder(settings.encoder, device, settings.precision)
         if reader is not None:
             log_encoder_check(encoder, reader, captions)
-        source = OnlineNegatives(editors, counts, encoder, options["seed"])
+        source = OnlineNegatives(editors, counts, encoder, settings.seed)
     else:
-        expected = cache_fingerprint(options, captions, vocabularies)
-        source = CachedNegatives(options["neg_cache"], captions, expected, counts, options["seed"])
+        expected = cache_fingerprint(settings, captions, vocabularies)
+        source = CachedNegatives(settings.cache, captions, expected, counts, settings.seed)
     for kind, editable in source.count_editable().items():
         log.info("%d of %d training captions have %s edits", editable, len(captions), kind)
     return source
 
 
 def read_vocabularies(
-    options: Mapping[str, Any], dataset_ids: Collection[str], wanted: Collection[str] = KINDS
+    settings: NegativesSettings, dataset_ids: Collection[str], kinds: Sequence[Kind]
 ) -> list[Vocabulary]:
-    """The vocabularies of the kinds that both `wanted` and `--neg_query_loss` include; see `read_vocabulary`."""
-    kinds = [kind for kind in KINDS if kind in wanted and options["neg_query_loss"] in (kind, "both")]
-    names = {kind: (f"id_{kind}_dict", f"total_{kind}_dict") for kind in kinds}
-    needed = {name: options[name] for pair in names.values() for name in pair}
-    check_files(needed, options["dataset_name"], options["root_path"])
-    return [read_vocabulary(options[tags], options[words], kind, dataset_ids) for kind, (tags, words) in names.items()]
+    """The vocabularies of some kinds; see `read_vocabulary`. InputError naming every file that is missing."""
+    files: dict[str, Path | None] = {}
+    for kind in kinds:
+        files[f"id_{kind}_dict"], files[f"total_{kind}_dict"] = settings.vocabularies[kind]
+    check_files(files, settings.encoder.dataset, settings.root)
+    found = {flag: path for flag, path in files.items() if path is not None}
+    return [read_vocabulary(found[f"id_{kind}_dict"], found[f"total_{kind}_dict"], kind, dataset_ids) for kind in kinds]
 
 
 def cache_fingerprint(
-    options: Mapping[str, Any], captions: Sequence[Caption], vocabularies: Sequence[Vocabulary]
+    settings: NegativesSettings, captions: Sequence[Caption], vocabularies: Sequence[Vocabulary]
 ) -> dict[str, Any]:
-    """The fingerprint that a cache for these options must have.
+    """The fingerprint that a cache for these settings must have.
 
     The text encoder is left out, with a warning, if its folder does not exist: training from a cache does not need it.
     """
-    digest = None
-    if options["text_encoder"].exists():
-        digest = encoder_digest(options["text_encoder"], options["dataset_name"])
+    digest, encoder = None, settings.encoder
+    if encoder.folder.exists():
+        digest = encoder_digest(encoder.folder, encoder.dataset)
     else:
-        log.warning("%s: no such folder, so the cache is not checked against its text encoder", options["text_encoder"])
-    names = ("max_desc_l", "q_feat_size", "seed", "text_layer", "text_special_tokens")
-    flags = {flag: options[flag] for flag in names}
-    return compute_fingerprint(captions, vocabularies, digest, **flags)
+        log.warning("%s: no such folder, so the cache is not checked against its text encoder", encoder.folder)
+    return compute_fingerprint(
+        captions,
+        vocabularies,
+        digest,
+        max_desc_l=encoder.max_tokens,
+        q_feat_size=encoder.width,
+        seed=settings.seed,
+        text_layer=encoder.layer,
+        text_special_tokens=encoder.special_tokens,
+    )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from method.config.settings import encoder_settings
+from method.config.settings import encoder_settings, negatives_settings
 from method.data.captions import Caption
 from method.data.edits import KINDS, EditedQueries, Kind, NegativeSource, PreparedEdits
 from method.data.shared_memory import to_shared_memory
@@ -54,9 +54,14 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def opened(options: dict[str, Any], **changes: Any) -> NegativeSource:
-    source = open_negatives({**options, **changes}, CAPTIONS, IDS, CPU)
+    source = open_negatives(negatives_settings({**options, **changes}), CAPTIONS, IDS, CPU)
     assert source is not None
     return source
+
+
+def fingerprint_of(options: dict[str, Any]) -> dict[str, Any]:
+    settings = negatives_settings(options)
+    return cache_fingerprint(settings, CAPTIONS, read_vocabularies(settings, IDS, KINDS))
 
 
 def given(edits: EditedQueries | None) -> EditedQueries:
@@ -110,7 +115,7 @@ def test_a_batch_where_only_one_kind_has_edits(options: dict[str, Any], tmp_path
     nouns_only = [Caption("v#0", "v", "A man and the door."), Caption("v#1", "v", "A man opens the cup.")]
     make_editors(tmp_path, nouns_only)
     files = {name: tmp_path / path.name for name, path in options.items() if name.endswith("_dict")}
-    source = open_negatives({**options, **files}, nouns_only, ["v#0", "v#1"], CPU)
+    source = open_negatives(negatives_settings({**options, **files}), nouns_only, ["v#0", "v#1"], CPU)
     assert source is not None
     made = edits_of(source, nouns_only[:1], 0)
     assert made["action"] is None
@@ -159,7 +164,7 @@ def cached_options(options: dict[str, Any], tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("cache")
     editors = make_editors(options["id_action_dict"].parent, CAPTIONS)
     encoder = TextEncoder(options["text_encoder"], WIDTH, 10, CPU)
-    parts = cache_fingerprint(options, CAPTIONS, read_vocabularies(options, IDS))
+    parts = fingerprint_of(options)
     make_cache(folder, Pools(CAPTIONS, editors, {"action": 99, "object": 99}, 666), parts, encoder)
     return {**options, "neg_cache": folder}
 
@@ -223,7 +228,7 @@ def test_encoder_settings_change_the_edits_and_are_part_of_the_fingerprint(
 
     others = {**options, **settings, "neg_cache": tmp_path}
     editors = make_editors(tmp_path, CAPTIONS)
-    parts = cache_fingerprint(others, CAPTIONS, read_vocabularies(others, IDS))
+    parts = fingerprint_of(others)
     pools = Pools(CAPTIONS, editors, {"action": 99, "object": 99}, 666)
     make_cache(tmp_path, pools, parts, open_text_encoder(encoder_settings(others), CPU))
     everything = {"neg_action_num": 99, "neg_object_num": 99}
@@ -239,7 +244,7 @@ def test_a_cache_without_recorded_settings_is_used_and_continued(
     options: dict[str, Any], cached_options: dict[str, Any], tmp_path: Path
 ) -> None:
     editors = make_editors(options["id_action_dict"].parent, CAPTIONS)
-    parts = cache_fingerprint(options, CAPTIONS, read_vocabularies(options, IDS))
+    parts = fingerprint_of(options)
     before = {name: value for name, value in parts.items() if not name.startswith("--text_")}
     assert len(before) == len(parts) - 2
     pools = Pools(CAPTIONS, editors, {"action": 99, "object": 99}, 666)
@@ -322,8 +327,11 @@ def test_without_the_loss_nothing_is_read_or_imported() -> None:
     script = """
 import sys
 import torch
+from method.config.options import read_options
+from method.config.settings import negatives_settings
 from method.negatives.source import open_negatives
-assert open_negatives({"neg_query_loss": None}, [], [], torch.device("cpu")) is None
+settings = negatives_settings(read_options(["--dataset_name", "charades"]))
+assert open_negatives(settings, [], [], torch.device("cpu")) is None
 assert "transformers" not in sys.modules and "tokenizers" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

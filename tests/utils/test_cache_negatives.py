@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from method.config.options import read_options
+from method.config.settings import negatives_settings
 from method.data.captions import Caption
 from method.negatives.source import open_negatives
 from method.runtime.errors import InputError
@@ -45,7 +46,7 @@ def trains(arguments: Sequence[str]) -> dict[str, int]:
     """Number of edits of all captions in a training with these flags."""
     options = read_options([*arguments, "--neg_query_loss", "both"])
     ids = [caption.id for caption in [*TRAINING, *EVALUATED]]
-    source = open_negatives(options, TRAINING, ids, torch.device("cpu"))
+    source = open_negatives(negatives_settings(options), TRAINING, ids, torch.device("cpu"))
     assert source is not None
     return {kind: len(edits.owner_E) for kind, edits in edits_of(source, TRAINING, 0).items() if edits}
 
@@ -75,7 +76,7 @@ def test_one_kind_can_be_cached_and_trained_alone(world: Path, tmp_path: Path) -
     main([*arguments, "--neg_query_loss", "action"])
     options = read_options([*arguments, "--neg_query_loss", "action"])
     ids = [caption.id for caption in [*TRAINING, *EVALUATED]]
-    assert open_negatives(options, TRAINING, ids, torch.device("cpu")) is not None
+    assert open_negatives(negatives_settings(options), TRAINING, ids, torch.device("cpu")) is not None
     with pytest.raises(InputError, match="object vocabulary missing, expected"):
         trains(arguments)
     main(flags(world, "--neg_cache", str(tmp_path / "both")))
