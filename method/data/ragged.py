@@ -129,12 +129,12 @@ class Layout:
         """The same layout on another device."""
         return replace(self, device=torch.device(device))
 
-    def pad(self, rows_ND: Tensor) -> Tensor:
-        """Rows (N, ...) as (B, L, ...), padded with zeros."""
+    def pad(self, rows_ND: Tensor, value: float = 0.0) -> Tensor:
+        """Rows (N, ...) as (B, L, ...), padded with a value."""
         shape = (len(self.lengths), self.max_length, *rows_ND.shape[1:])
         if self.is_dense:
             return rows_ND.view(shape)
-        padded = rows_ND.new_zeros(shape[0] * shape[1], *rows_ND.shape[1:])
+        padded = rows_ND.new_full((shape[0] * shape[1], *rows_ND.shape[1:]), value)
         return padded.index_copy_(0, self._padded_index_N, rows_ND).view(shape)
 
     def unpad(self, padded_BLD: Tensor) -> Tensor:

@@ -56,11 +56,8 @@ class SequenceEncoder(nn.Module):
 
     def _embed(self, rows: Ragged) -> Tensor:
         """Project rows (N, I) to the model's width and add their positions, (N, D)."""
-        projected_ND = ops.checkpointed(self._project, rows.values)
+        projected_ND = self.input(ops.dropout(self.input_norm(rows.values), self.input_dropout, self.training))
         return ops.checkpointed(self._add_positions, projected_ND, rows.layout.position_N)
-
-    def _project(self, rows_NI: Tensor) -> Tensor:
-        return self.input(ops.dropout(self.input_norm(rows_NI), self.input_dropout, self.training))
 
     def _add_positions(self, projected_ND: Tensor, position_N: Tensor) -> Tensor:
         embedded_ND = self.position_norm(F.relu(projected_ND) + self.positions(position_N))

@@ -175,13 +175,13 @@ class DeformableFusion(nn.Module):
             coordinate = inside * (last_context / last_query.clamp(min=1))
         below = coordinate.detach().floor()
         fraction = coordinate - below
-        index = torch.stack([below, below + 1], -1).long()
+        index = torch.stack([below, below + 1], -1).int()
         weight = torch.stack([1 - fraction, fraction], -1)
         weight = weight.masked_fill((index < 0) | (index > last_context[..., None]), 0.0)
         # A frame without weight may not have been encoded: any other of the video stands in for it.
         starts, last_encoded = context.starts_B[video_n], context.lengths_B[video_n] - 1
         index = torch.minimum(index.clamp(min=0), last_encoded[:, None, None, None])
-        return index + starts[:, None, None, None], weight
+        return (index + starts[:, None, None, None]).int(), weight
 
 
 class PositionEmbedding(nn.Module):

@@ -48,8 +48,8 @@ def similarity(frames: Ragged, queries_QD: Tensor) -> Similarity:
 
 def best_frames(dots_NQ: Tensor, frame_norms_N1: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """The frame of each video with the largest cosine, and the one with the largest dot product, (B, Q)."""
-    scores_BLX = layout.pad(torch.cat([dots_NQ / frame_norms_N1, dots_NQ], 1))
-    if not layout.is_dense:
+    scores_BLX = layout.pad(torch.cat([dots_NQ / frame_norms_N1, dots_NQ], 1), -torch.inf)
+    if layout.valid != layout.lengths:
         scores_BLX = scores_BLX.masked_fill(~layout.valid_BL[..., None], -torch.inf)
     best_BQ, raw_best_BQ = scores_BLX.max(dim=1).indices.chunk(2, 1)
     return best_BQ, raw_best_BQ

@@ -25,7 +25,7 @@ class MLP(nn.Module):
 class SamplingPoints(NamedTuple):
     """Where each query frame samples the context frames of its video.
 
-    index_NJG2: indices of the two context frames, among all K, that a channel group of a point interpolates.
+    index_NJG2: int32, indices of the two context frames, among all K, that a channel group of a point interpolates.
     weight_NJG2: their interpolation weights.
     lengths, context_lengths: query and context frames of each video.
     """

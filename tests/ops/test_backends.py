@@ -68,7 +68,7 @@ def deformable_attention_case(lengths: list[int], context_lengths: list[int]) ->
     video_N = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     context = Layout.of(context_lengths)
     within = torch.rand(len(video_N), count, groups, 2) * context.lengths_B[video_N, None, None, None]
-    index = within.long() + context.starts_B[video_N, None, None, None]
+    index = (within.long() + context.starts_B[video_N, None, None, None]).int()
     query, frames, weight = rows(len(video_N), width), rows(context.rows, width), rows(*index.shape)
     scale = torch.tensor(0.7, requires_grad=True)
     points = SamplingPoints(index, weight, lengths, context_lengths)

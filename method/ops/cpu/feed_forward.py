@@ -1,14 +1,12 @@
-"""The position-wise feed-forward in chunks of rows, whose hidden rows fit the cache and are never stored.
+"""The position-wise feed-forward in chunks of rows, whose hidden rows are used while they are in the cache.
 
-The backward pass keeps only the input and computes the hidden rows again: a small part of a step's time, and otherwise
-the larger part of its memory.
+The backward pass keeps the input and the hidden rows; a zero among these has no gradient, so that no mask is needed.
 
 Letters: N rows, D width, F hidden width; n rows of a chunk, M of the longest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +19,8 @@ CHUNK_ROWS = 2048
 
 def feed_forward(rows_ND: Tensor, inner: nn.Linear, outer: nn.Linear, probability: float) -> Tensor:
     """`outer(dropout(relu(inner(rows))))`, (N, D); under autocast in its precision."""
-    out_ND: Tensor = _FeedForward.apply(rows_ND, *inner.parameters(), *outer.parameters(), probability)
+    options = (probability, torch.is_grad_enabled())
+    out_ND: Tensor = _FeedForward.apply(rows_ND, *inner.parameters(), *outer.parameters(), *options)
     return out_ND
 
 
@@ -35,58 +34,41 @@ class _FeedForward(torch.autograd.Function):
         outer_DF: Tensor,
         outer_D: Tensor,
         probability: float,
+        keep_hidden: bool,
     ) -> Tensor:
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
         inputs = (rows_ND, inner_FD, inner_F, outer_DF, outer_D)
         ctx.dtypes = [tensor.dtype for tensor in inputs]
         rows_ND, inner_FD, inner_F, outer_DF, outer_D = (tensor.to(dtype) for tensor in inputs)
-        ctx.save_for_backward(rows_ND, inner_FD, inner_F, outer_DF)
-        ctx.seeds = [DropoutSeed.draw(probability) for _ in _chunks(len(rows_ND))]
-        out_ND = rows_ND.new_empty(len(rows_ND), len(outer_DF))
-        for chunk, hidden_nF in _hidden(rows_ND, inner_FD, inner_F, ctx.seeds):
-            torch.addmm(outer_D, hidden_nF, outer_DF.t(), out=out_ND[chunk])
+        out_ND, hidden = rows_ND.new_empty(len(rows_ND), len(outer_DF)), []
+        for rows_nD, out_nD in zip(rows_ND.split(CHUNK_ROWS), out_ND.split(CHUNK_ROWS), strict=True):
+            hidden_nF = torch.addmm(inner_F, rows_nD, inner_FD.t())
+            relu_dropout_(hidden_nF, DropoutSeed.draw(probability))
+            torch.addmm(outer_D, hidden_nF, outer_DF.t(), out=out_nD)
+            if keep_hidden:
+                hidden.append(hidden_nF)
+        ctx.scale = 1 / (1 - probability)
+        ctx.save_for_backward(rows_ND, inner_FD, outer_DF, *hidden)
         return out_ND
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows_ND, inner_FD, inner_F, outer_DF = ctx.saved_tensors
-        grad_out_ND = grads[0].to(rows_ND.dtype)
-        grad_rows_ND, grad_hidden_MF = torch.empty_like(rows_ND), rows_ND.new_empty(_longest(rows_ND), len(inner_FD))
+        rows_ND, inner_FD, outer_DF, *hidden = ctx.saved_tensors
+        grad_out_ND, grad_rows_ND = grads[0].to(rows_ND.dtype), torch.empty_like(rows_ND)
+        grad_hidden_MF = rows_ND.new_empty(min(len(rows_ND), CHUNK_ROWS), len(inner_FD))
         # Sums over chunks are float32: in half precision they would be rounded again and again.
-        grad_inner_FD, grad_inner_F, grad_outer_DF = (
-            torch.zeros_like(weight, dtype=torch.float32) for weight in (inner_FD, inner_F, outer_DF)
-        )
-        for (chunk, hidden_nF), seed in zip(_hidden(rows_ND, inner_FD, inner_F, ctx.seeds), ctx.seeds, strict=True):
-            grad_out_nD = grad_out_ND[chunk]
+        grad_inner_FD, grad_outer_DF = (torch.zeros_like(w, dtype=torch.float32) for w in (inner_FD, outer_DF))
+        grad_inner_F = grad_inner_FD.new_zeros(len(inner_FD))
+        parts = (tensor.split(CHUNK_ROWS) for tensor in (rows_ND, grad_out_ND, grad_rows_ND))
+        for hidden_nF, rows_nD, grad_out_nD, grad_rows_nD in zip(hidden, *parts, strict=True):
             _add_product(grad_outer_DF, grad_out_nD.t(), hidden_nF)
             grad_hidden_nF = torch.mm(grad_out_nD, outer_DF, out=grad_hidden_MF[: len(hidden_nF)])
-            relu_dropout_backward_(grad_hidden_nF, hidden_nF, seed.scale)
-            _add_product(grad_inner_FD, grad_hidden_nF.t(), rows_ND[chunk])
+            relu_dropout_backward_(grad_hidden_nF, hidden_nF, ctx.scale)
+            _add_product(grad_inner_FD, grad_hidden_nF.t(), rows_nD)
             grad_inner_F += grad_hidden_nF.sum(0)
-            torch.mm(grad_hidden_nF, inner_FD, out=grad_rows_ND[chunk])
+            torch.mm(grad_hidden_nF, inner_FD, out=grad_rows_nD)
         found = (grad_rows_ND, grad_inner_FD, grad_inner_F, grad_outer_DF, grad_out_ND.sum(0))
-        return *(grad.to(dtype) for grad, dtype in zip(found, ctx.dtypes, strict=True)), None
-
-
-def _hidden(
-    rows_ND: Tensor, inner_FD: Tensor, inner_F: Tensor, seeds: Sequence[DropoutSeed]
-) -> Iterator[tuple[slice, Tensor]]:
-    """Each chunk and its hidden rows, in memory that the next chunk reuses."""
-    hidden_MF = rows_ND.new_empty(_longest(rows_ND), len(inner_FD))
-    for chunk, seed in zip(_chunks(len(rows_ND)), seeds, strict=True):
-        hidden_nF = hidden_MF[: chunk.stop - chunk.start]
-        torch.addmm(inner_F, rows_ND[chunk], inner_FD.t(), out=hidden_nF)
-        relu_dropout_(hidden_nF, seed)
-        yield chunk, hidden_nF
-
-
-def _chunks(count: int) -> list[slice]:
-    return [slice(start, min(start + CHUNK_ROWS, count)) for start in range(0, count, CHUNK_ROWS)]
-
-
-def _longest(rows: Tensor) -> int:
-    """M."""
-    return min(len(rows), CHUNK_ROWS)
+        return *(grad.to(dtype) for grad, dtype in zip(found, ctx.dtypes, strict=True)), None, None
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

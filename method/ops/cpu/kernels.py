@@ -7,8 +7,8 @@ check indices.
 Numba compiles each kernel once per machine, in a few seconds, and caches it beside this file or, if that is not
 writable, in the user's cache. It recompiles when this file changes and tracks no other file, so all kernels are here.
 
-Floats are float32, integers int64; bf16 numbers are passed as their bits, in int16. Arrays are contiguous. NaN and
-infinity propagate.
+Floats are float32, integers int64, indices of sampling points int32; bf16 numbers are passed as their bits, in int16.
+Arrays are contiguous. NaN and infinity propagate.
 
 Letters: V values; B videos, N query frames, J sampling points of each, G channel groups, P = 2G table rows that a point
 interpolates, T = G * (context frames) table rows, H heads, D width; b sequences of a bucket, M frames of the longest,
@@ -39,7 +39,7 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {
 _inlined = nb.njit(**_OPTIONS)
 _FLOATS, _FLOATS_2, _FLOATS_3, _FLOATS_4, _FLOATS_5 = (nb.types.Array(nb.float32, n, "C") for n in range(1, 6))
 _BF16, _BF16_2, _BF16_3, _BF16_4, _BF16_5 = (nb.types.Array(nb.int16, n, "C") for n in range(1, 6))
-_INTS, _INTS_2, _INTS_3 = (nb.types.Array(nb.int64, n, "C") for n in range(1, 4))
+_INTS, _INDICES_3 = nb.types.Array(nb.int64, 1, "C"), nb.types.Array(nb.int32, 3, "C")
 _SEED = (nb.int64, nb.types.Array(nb.uint64, 1, "C"), _INTS)  # seed, thresholds, guide of a DropoutSeed
 
 
@@ -385,8 +385,8 @@ def _weighted_sum(values_JD, attn_J, keep_J, buffer_D, out_D):
 
 # Inputs: table and bias of keys, table and bias of values, indices, interpolation weights, folded queries. Gradients:
 # those of all but the indices. Tables, queries and sums, which take most of the bandwidth, may be bf16.
-_INPUTS = nb.types.Tuple((_FLOATS_2, _FLOATS, _FLOATS_2, _FLOATS, _INTS_3, _FLOATS_3, _FLOATS_3))
-_INPUTS_BF16 = nb.types.Tuple((_BF16_2, _FLOATS, _BF16_2, _FLOATS, _INTS_3, _FLOATS_3, _BF16_3))
+_INPUTS = nb.types.Tuple((_FLOATS_2, _FLOATS, _FLOATS_2, _FLOATS, _INDICES_3, _FLOATS_3, _FLOATS_3))
+_INPUTS_BF16 = nb.types.Tuple((_BF16_2, _FLOATS, _BF16_2, _FLOATS, _INDICES_3, _FLOATS_3, _BF16_3))
 _GRADS = nb.types.Tuple((_FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_3, _FLOATS_3))
 _GRADS_BF16 = nb.types.Tuple((_FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_2, _FLOATS_3, _BF16_3))
 _SUMS, _SUMS_BF16 = (nb.types.Tuple((kind, _FLOATS_2)) for kind in (_FLOATS_3, _BF16_3))  # of values, of weights
