@@ -21,8 +21,8 @@ from method.evaluation.moments import Moment
 from method.runtime.errors import InputError
 from method.serving.output import as_json
 from method.serving.searcher import Answer, Hit
+from tests.helpers.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [
     REPOSITORY / "README.md",
     REPOSITORY / "CONTRIBUTING.md",

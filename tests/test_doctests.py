@@ -2,11 +2,11 @@
 
 import doctest
 import importlib
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests.helpers.paths import REPOSITORY
+
 MODULES = [
     ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
     for folder in ("method", "utils", "benchmarks")

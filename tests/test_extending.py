@@ -16,9 +16,10 @@ from method.model.losses import LOSSES
 from method.model.retrieval import HEADS
 from method.runtime.files import read_json
 from method.training.checkpoint import load_model
+from tests.helpers.paths import REPOSITORY
 from tests.helpers.small_dataset import history, own_log_handlers
 from tests.helpers.small_models import SMALL, random_rows
-from tests.test_docs import REPOSITORY, commands, fences
+from tests.test_docs import commands, fences
 
 PAGE = REPOSITORY / "docs" / "extending.md"
 SHORT = ["--device", "-1", "--num_workers", "0"]

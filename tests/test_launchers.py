@@ -18,8 +18,8 @@ from method.runtime.files import read_json
 from method.training.checkpoint_file import write_checkpoint
 from method.training.resume import saved_options
 from tests.helpers.launching import STUB, launch, write_stub
+from tests.helpers.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 # What the published launchers end up with, read by the published program's own option parser.
 PUBLISHED: dict[str, dict[str, dict[str, Any]]] = read_json(REPOSITORY / "tests" / "golden" / "launch_options.json")
 (EDITS,) = PUBLISHED["charades"].keys() - {"launch"}

@@ -23,8 +23,9 @@ from method.model.architecture import Architecture, two_branches
 from method.runtime.files import read_json
 from method.training.checkpoint_file import write_checkpoint
 from tests.helpers import reference_model
-from tests.helpers.golden_case import GOLDEN, draw, published_weights
+from tests.helpers.golden_case import draw, published_weights
 from tests.helpers.launching import launch, write_stub
+from tests.helpers.paths import GOLDEN
 from tests.helpers.small_dataset import own_log_handlers, run_evaluate, run_train
 from tests.helpers.small_models import changed
 

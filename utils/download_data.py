@@ -32,7 +32,7 @@ from utils.hub.record import RECORD_NAME, Record, digests
 if TYPE_CHECKING:  # as in utils/hub/fetch.py
     from utils.hub.repository import Repository
 
-REPOSITORY = "chadcs/A3PRVR_AAAI2026"
+HUB_REPOSITORY = "chadcs/A3PRVR_AAAI2026"
 # dataset -> the folder of its data in the repository and the name of its checkpoint
 RELEASES = {
     "charades": ("charades_dataset", "charades.ckpt"),
@@ -171,7 +171,7 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description="Fetch a released dataset from the Hugging Face Hub to where the launchers look.")
     parser.add_argument("name", choices=sorted(RELEASES), help="dataset")
     parser.add_argument("--checkpoint", action="store_true", help="fetch the released model too, to checkpoints/")
-    parser.add_argument("--repo", default=REPOSITORY, help="model repository on the hub")
+    parser.add_argument("--repo", default=HUB_REPOSITORY, help="model repository on the hub")
     parser.add_argument("--revision", default="main", help="branch, tag or commit of it")
     parser.add_argument(
         "--root_path", type=user_path, default=Path(), help="folder that holds dataset/ and checkpoints/"

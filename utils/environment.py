@@ -28,7 +28,8 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from method.runtime.errors import InputError, run_command, summarize
-from method.runtime.files import exclusive_lock, sha256, write_text
+from method.runtime.files import sha256, write_text
+from method.runtime.locks import exclusive_lock
 
 log = logging.getLogger(__name__)
 

@@ -28,8 +28,10 @@ import torch
 from tqdm import tqdm
 
 from method.config.flags import Parser, user_path
+from method.runtime.disk import move
 from method.runtime.errors import InputError, run_command
-from method.runtime.files import exclusive_lock, move, read_json, sha256, write_json, write_text
+from method.runtime.files import read_json, sha256, write_json, write_text
+from method.runtime.locks import exclusive_lock
 from utils.demo.encoder import HEADS, save_encoder
 from utils.demo.language import Kind, sentence
 from utils.demo.world import Moment, Rows, Settings, Video, action_stream, object_stream, plan_videos, token_features

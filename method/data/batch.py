@@ -45,7 +45,7 @@ class VideoBatch:
         """The same batch on another device, except its edits."""
         streams = {branch: rows.to(device, non_blocking) for branch, rows in self.streams.items()}
         tokens = self.tokens.to(device, non_blocking) if self.tokens is not None else None
-        return replace(self, streams=streams, tokens=tokens, labels_Q=hardware.sent(self.labels_Q, device))
+        return replace(self, streams=streams, tokens=tokens, labels_Q=hardware.to_device_async(self.labels_Q, device))
 
     def pin_memory(self) -> VideoBatch:
         """The same batch in page-locked memory."""

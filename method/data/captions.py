@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from method.runtime.errors import InputError, summarize
-from method.runtime.files import read_text, split_lines
+from method.runtime.files import read_text
+from method.runtime.text import split_lines
 
 _LINE = re.compile(r"([^#]+#\S*)\s+(\S.*)")
 

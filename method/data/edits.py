@@ -64,7 +64,7 @@ class PreparedEdits:
         device, ends = features.values.device, list(accumulate(self.counts.values(), initial=0))
         lengths = [features.layout.lengths[start:end] for start, end in pairwise(ends)]
         values = features.values.split(list(map(sum, lengths)))
-        owners = hardware.sent(self.owner_E, device).split(list(self.counts.values()))
+        owners = hardware.to_device_async(self.owner_E, device).split(list(self.counts.values()))
         return {
             kind: EditedQueries(Ragged(values_ND, Layout.of(lengths_E, device=device)), owner_E) if lengths_E else None
             for kind, values_ND, lengths_E, owner_E in zip(self.counts, values, lengths, owners, strict=True)

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from method.runtime.files import tolerated
+from method.runtime.disk import ignore_unsupported
 
 
 def map_array(file: Path | BinaryIO, dtype: npt.DTypeLike, shape: tuple[int, ...], offset: int = 0) -> npt.NDArray[Any]:
@@ -16,7 +16,7 @@ def map_array(file: Path | BinaryIO, dtype: npt.DTypeLike, shape: tuple[int, ...
 
     ValueError for a file that is too short.
     """
-    with tolerated():
+    with ignore_unsupported():
         return np.memmap(file, dtype, "r", offset, shape)
     if not isinstance(file, Path):
         file.seek(0)

@@ -67,7 +67,7 @@ class Layout:
     def _sizes_3B(self) -> Tensor:
         """Length, valid rows and first row of each sequence, copied to the device at once."""
         starts = list(accumulate(self.lengths, initial=0))[:-1]
-        return hardware.sent(torch.tensor([self.lengths, self.valid, starts], dtype=torch.long), self.device)
+        return hardware.to_device_async(torch.tensor([self.lengths, self.valid, starts], dtype=torch.long), self.device)
 
     @cached_property
     def lengths_B(self) -> Tensor:

@@ -51,7 +51,7 @@ class FrameEmbeddings:
                 joined = cls(chunk_nD.new_empty(sum(lengths), chunk_nD.shape[1]), tuple(lengths))
                 layout = Layout.of(lengths)
                 row_N = torch.tensor(joined._starts, dtype=torch.long)[layout.owner_N] + layout.position_N
-            row_n = hardware.sent(row_N[done : done + len(chunk_nD)], chunk_nD.device)
+            row_n = hardware.to_device_async(row_N[done : done + len(chunk_nD)], chunk_nD.device)
             done += len(chunk_nD)
             if done <= len(row_N):
                 joined.values.index_copy_(0, row_n, chunk_nD)
@@ -79,7 +79,7 @@ class FrameEmbeddings:
             indices = list(members)
             rows = self.values[start : start + length * len(indices)]
             start += len(rows)
-            index_v = hardware.sent(torch.tensor(indices), rows.device)
+            index_v = hardware.to_device_async(torch.tensor(indices), rows.device)
             buckets.append(LengthBucket(index_v, rows.unflatten(0, (-1, length))))
         return buckets
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from method.data.captions import Caption
 from method.evaluation.scorer import ScoringSettings
 from method.runtime.errors import InputError, summarize
-from method.runtime.files import read_text, split_lines
+from method.runtime.files import read_text
+from method.runtime.text import split_lines
 
 log = logging.getLogger(__name__)
 

@@ -133,7 +133,7 @@ def target_indices(corpus: Corpus, queries: QuerySet) -> Tensor:
     if not queries.captions:
         raise InputError("no captions to evaluate")
     device = next(iter(queries.vectors.values())).device
-    return hardware.sent(torch.tensor([index_of[caption.video_id] for caption in queries.captions]), device)
+    return hardware.to_device_async(torch.tensor([index_of[caption.video_id] for caption in queries.captions]), device)
 
 
 def rank_block(scores: Mapping[str, Tensor], target_q: Tensor, captions: Sequence[Caption]) -> dict[str, Tensor]:

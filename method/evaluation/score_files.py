@@ -16,7 +16,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from method.data.mapped import map_array
-from method.runtime.files import flush_to_disk
+from method.runtime.disk import flush_to_disk
 
 Scores = npt.NDArray[np.float32]
 

@@ -28,8 +28,9 @@ from method.negatives.cache import (
 )
 from method.negatives.convert import convert_block
 from method.negatives.editor import CaptionEditor
+from method.runtime.disk import format_bytes, free_bytes
 from method.runtime.errors import InputError
-from method.runtime.files import exclusive_lock, free_bytes, in_bytes
+from method.runtime.locks import exclusive_lock
 from method.text.encoder import TextEncoder
 
 _Item = TypeVar("_Item")
@@ -130,11 +131,13 @@ def _announce(folder: Path, pools: Pools, missing: Mapping[int, range], encoder:
     free = free_bytes(folder)
     print(
         f"{folder}: {edits} edits of {len(captions)} captions to encode on {encoder.device}, "
-        f"about {in_bytes(size)} ({in_bytes(free)} free) and {_format_duration(seconds)}",
+        f"about {format_bytes(size)} ({format_bytes(free)} free) and {_format_duration(seconds)}",
         flush=True,
     )
     if size > free:
-        raise InputError(f"{folder}: needs about {in_bytes(size)}, {in_bytes(free)} are free; reduce --pool_size")
+        raise InputError(
+            f"{folder}: needs about {format_bytes(size)}, {format_bytes(free)} are free; reduce --pool_size"
+        )
 
 
 def _estimate(pools: Pools, captions: Sequence[int], edits: int, encoder: TextEncoder) -> tuple[float, float]:

@@ -96,7 +96,9 @@ class CachedNegatives:
 
     def queries(self, prepared: PreparedEdits, device: torch.device) -> dict[Kind, EditedQueries | None]:
         """The edits of each kind on a device, as float32; the transfer is asynchronous."""
-        values_ND = hardware.sent(prepared.rows.values, device).float()  # converted there: half the bytes to transfer
+        values_ND = hardware.to_device_async(
+            prepared.rows.values, device
+        ).float()  # converted there: half the bytes to transfer
         return prepared.with_features(prepared.rows.with_values(values_ND))
 
     def _draw(self, kind: Kind, caption: Caption, epoch: int) -> list[int]:

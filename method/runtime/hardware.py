@@ -1,7 +1,7 @@
-"""The machine that a program runs on: how it is best used, what it is called, and the memory that was taken of it.
+"""Device queries, asynchronous copies, and peak memory.
 
-A GPU works through a queue. A program that asks it for a number waits until the queue is empty, and the GPU then waits
-for the program: on the way of a training step nothing is asked for, and what is sent is sent by `sent`.
+CUDA launches are asynchronous and reading a number is a sync: it waits for all queued kernels and then leaves the GPU
+idle. A training step therefore reads nothing from the device, and copies to it with `to_device_async`.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from torch import Tensor
 
 
 def is_gpu(device: torch.device) -> bool:
-    """Whether a device has memory of its own and works through a queue while the program goes on."""
+    """Whether a device has its own memory and executes asynchronously."""
     return device.type == "cuda"
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device, where it arrives in the order of the queue; the program does not wait for that.
+def to_device_async(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device without a host-device sync; the copy is ordered with the kernels of the stream.
 
-    From memory that is not page-locked the copy of more than 64 KB would wait for the work that is under way.
+    It goes through pinned memory: a copy of more than 64 KB from pageable memory would wait for the queued kernels.
     """
     if is_gpu(device) and not is_gpu(tensor.device):
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
-class Arriving:
-    """Numbers on their way from a device, whose queue the program can go on to fill before it reads them."""
+class AsyncScalars:
+    """Numbers copied from a device in the background; more kernels can be launched before they are read."""
 
     def __init__(self, numbers: Tensor) -> None:
-        self._numbers = numbers.detach().to("cpu", non_blocking=True)  # into page-locked memory
-        self._arrived: torch.cuda.Event | None = None
+        self._numbers = numbers.detach().to("cpu", non_blocking=True)  # into pinned memory
+        self._copied: torch.cuda.Event | None = None
         if is_gpu(numbers.device):
-            self._arrived = torch.cuda.Event()
-            self._arrived.record(torch.cuda.current_stream(numbers.device))
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(numbers.device))
 
     def read(self) -> list[float]:
-        """The numbers; waits for what they are made from, and for nothing that was handed out later."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        """The numbers; waits only for kernels launched before the copy."""
+        if self._copied is not None:
+            self._copied.synchronize()
         return self._numbers.tolist()
 
 
 def machine(device: torch.device) -> str:
-    """The hardware that times hold for."""
+    """The device as timings name it: the GPU, or the CPU and its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = processor("model name") or platform.processor() or platform.machine()
@@ -55,14 +55,14 @@ def machine(device: torch.device) -> str:
 
 
 def processor(field: str) -> str:
-    """What Linux says of the processor under a field of /proc/cpuinfo; nothing elsewhere."""
+    """The first value of a field of /proc/cpuinfo; "" outside Linux."""
     description = Path("/proc/cpuinfo")
     lines = description.read_text("utf-8", "replace").splitlines() if description.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
 
 
 def memory_mb(device: torch.device) -> float:
-    """Largest memory held so far, in MiB: of tensors on a GPU, of the process elsewhere (0 where it cannot be told)."""
+    """Peak memory so far in MiB: of tensors on a GPU, otherwise of the process (0 where the system does not tell)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")

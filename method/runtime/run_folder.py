@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from method.runtime.disk import move
 from method.runtime.errors import InputError
-from method.runtime.files import atomic_writer, exclusive_lock, move, read_json, write_bytes, write_json
+from method.runtime.files import atomic_writer, read_json, write_bytes, write_json
+from method.runtime.locks import exclusive_lock
 from method.runtime.processes import count_processes
 
 log = logging.getLogger(__name__)

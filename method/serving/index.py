@@ -23,8 +23,10 @@ from method.data.dataset import FeatureReader
 from method.evaluation.corpus import Corpus
 from method.evaluation.frame_embeddings import FrameEmbeddings
 from method.model.architecture import Architecture
+from method.runtime.disk import format_bytes
 from method.runtime.errors import InputError
-from method.runtime.files import atomic_writer, digest_of, exclusive_lock, in_bytes, require_file
+from method.runtime.files import atomic_writer, digest_of, require_file
+from method.runtime.locks import exclusive_lock
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +114,7 @@ def _build(path: Path, made_from: MadeFrom, corpus: Corpus) -> None:
     }
     with atomic_writer(path) as file:
         _save(content, file)
-    log.info("index of %d videos in %s (%s)", len(corpus.video_ids), path, in_bytes(path.stat().st_size))
+    log.info("index of %d videos in %s (%s)", len(corpus.video_ids), path, format_bytes(path.stat().st_size))
 
 
 def _save(content: Mapping[str, Any], file: BinaryIO) -> None:

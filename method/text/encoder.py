@@ -131,7 +131,7 @@ class TextEncoder:
 
     def encode_tokens(self, tokens: Ragged, order: Sequence[int]) -> Ragged:
         """Token features of E sentences, as from `encode`, for the output of `tokenize`."""
-        tokens = Ragged(hardware.sent(tokens.values, self.device), tokens.layout.to(self.device))
+        tokens = Ragged(hardware.to_device_async(tokens.values, self.device), tokens.layout.to(self.device))
         layout = Layout.of(list(map(self._output_length, tokens.layout.lengths)), device=self.device)
         values_ND = self._encode(tokens, layout)
         if len(layout.lengths) < len(order):
@@ -195,7 +195,7 @@ def _special_tokens_around(tokenizer: Any) -> tuple[int, int]:
 def _select(layout: Layout, order: Sequence[int]) -> tuple[Tensor, Layout]:
     """Row indices of the selected sequences, one sequence after the other, and their layout."""
     chosen = Layout.of([layout.lengths[index] for index in order], device=layout.device)
-    starts_b = layout.starts_B[hardware.sent(torch.tensor(order), layout.device)]
+    starts_b = layout.starts_B[hardware.to_device_async(torch.tensor(order), layout.device)]
     return starts_b[chosen.owner_N] + chosen.position_N, chosen
 
 

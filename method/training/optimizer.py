@@ -96,7 +96,7 @@ class BertAdam(torch.optim.Optimizer):
         self._norms.append(norms)
         factors = (TENSOR_CLIP / (norms + 1e-6)).clamp(max=1.0)
         # One multiplication for all tensors: on a GPU, one launch per tensor would take longer.
-        sizes = hardware.sent(torch.tensor([gradient.numel() for gradient in gradients]), factors.device)
+        sizes = hardware.to_device_async(torch.tensor([gradient.numel() for gradient in gradients]), factors.device)
         joined = _flatten_dense_tensors(gradients)
         joined *= factors.repeat_interleave(sizes, output_size=len(joined))
         return list(_unflatten_dense_tensors(joined, gradients))

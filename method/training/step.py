@@ -163,7 +163,7 @@ class TrainStep:
         with self.stopwatch.part("forward"):
             terms = self._losses(shard_batch(self._processes, batch.to(self._device), edits), edits, epoch, step)
             loss = total(terms)
-            arriving = hardware.Arriving(torch.stack(list(terms.values())))
+            arriving = hardware.AsyncScalars(torch.stack(list(terms.values())))
         with self.stopwatch.part("backward"):
             self._optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()

@@ -22,10 +22,10 @@ from method.config import options as config
 from method.runtime.errors import InputError
 from method.training.checkpoint import model_content
 from method.training.checkpoint_file import write_checkpoint
+from tests.helpers.paths import REPOSITORY
 from tests.helpers.small_dataset import SmallDataset, history, metrics, run_evaluate, run_train
 from tests.helpers.small_models import lively_model
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 Spoil = Callable[[SmallDataset], Any]
 
 

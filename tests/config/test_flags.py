@@ -14,8 +14,8 @@ from easydict import EasyDict
 from method.config.flags import IGNORED, make_parser
 from method.config.options import make_architecture, read_options
 from method.data.dataset_files import DATA_FILES
+from tests.helpers.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 FLAGS = {action.dest for action in make_parser("")._actions} - {"help"}
 # A flag for the published command lines alone: what it asks for is always on.
 ALWAYS_ON = {"best_frame_loss"}

@@ -22,7 +22,6 @@ from method.config.options import (
 from method.data.dataset_files import DATA_FILES
 from method.runtime.errors import InputError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 FLAGS = {action.dest for action in make_parser("")._actions} - {"help"}
 
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from method.data.preprocessing import FloatRows, normalize_rows, preprocess_query, preprocess_stream, sample_frames
-from tests.helpers.golden_case import GOLDEN, draw
+from tests.helpers.golden_case import draw
+from tests.helpers.paths import GOLDEN
 
 
 def naive_sample(rows: FloatRows, segments: int) -> FloatRows:

@@ -2,15 +2,14 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from method.evaluation import row_buffer
 from method.evaluation.row_buffer import RowBuffer
+from tests.helpers.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 # At these sizes, tensors kept from each block fragmented 1,100 MiB.

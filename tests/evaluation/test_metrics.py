@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from method.evaluation.metrics import RECALL_AT, all_finite, non_finite_score, ranks_of, retrieval_metrics
 from method.model.scoring import fuse
 from tests.helpers import reference_model
-from tests.helpers.golden_case import GOLDEN, draw
+from tests.helpers.golden_case import draw
+from tests.helpers.paths import GOLDEN
 
 
 def test_golden_ranks_and_metrics() -> None:

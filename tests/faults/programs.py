@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import REPOSITORY
+
 PATIENCE = 120.0  # seconds after which a program counts as hanging; each needs about one
 _NEVER = ("Traceback (most recent call last)", "Exception ignored", "--- Logging error ---", "Fatal Python error")
 

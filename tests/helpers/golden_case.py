@@ -3,7 +3,6 @@
 import json
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +14,8 @@ from method.data.ragged import Ragged
 from method.model.architecture import Architecture, two_branches
 from method.model.published import from_published, published_architecture
 from method.model.retrieval import RetrievalModel
+from tests.helpers.paths import GOLDEN
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CASES = json.loads((GOLDEN / "cases.json").read_text())
 SHAPES = json.loads((GOLDEN / "state_dict_shapes.json").read_text())
 LABELS = torch.tensor([0, 0, 1, 1, 1, 2, 3, 3, 3, 3, 4, 5, 5])

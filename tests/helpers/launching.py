@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import REPOSITORY
 
 # A stand-in for Python: finds itself when it is asked for an interpreter, and notes every other command line.
 STUB = """#!/usr/bin/env bash

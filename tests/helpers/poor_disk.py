@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from method.runtime import files
+from method.runtime import locks
 
 LOCKS = ("ENOSYS", "ENOLCK", "EOPNOTSUPP", "EINVAL", "EIO")
 
 
 def refuse_locks(patch: pytest.MonkeyPatch, name: str = "ENOSYS") -> None:
-    """As Lustre without `flock`, some NFS and some FUSE; the warning comes again."""
-    patch.setattr(files, "_devices_without_locks", set())
+    """Like Lustre without `flock`, some NFS and some FUSE; the warning is shown again."""
+    patch.setattr(locks, "_devices_without_locks", set())
     patch.setattr(fcntl, "flock", _refusing(name))
 
 

@@ -23,6 +23,7 @@ from method.evaluation.scorer import ScoringSettings
 from method.runtime.errors import InputError
 from method.serving.searcher import Searcher
 from method.text.encoder import TextEncoder
+from tests.helpers.paths import REPOSITORY
 from tests.helpers.small_models import SMALL, branch_weights, many_branches
 
 MISSING_ENCODER = "checkpoints/roberta-large: no such folder; run `python utils/download_roberta.py`"
@@ -135,7 +136,7 @@ def serving(folder: Path, also: str) -> Iterator[tuple[str, subprocess.Popen[str
     """The web page over the kitchen and a video whose id and caption are `also`: its address and its process."""
     command = [sys.executable, "-c", _SERVE, str(folder), also]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=Path(__file__).resolve().parents[2], text=True, **pipes) as process:
+    with subprocess.Popen(command, cwd=REPOSITORY, text=True, **pipes) as process:
         try:
             assert process.stdout is not None
             yield process.stdout.readline().split()[0].rstrip("/"), process

@@ -31,12 +31,12 @@ from method.runtime.errors import InputError
 from method.runtime.files import digest_of
 from method.text.encoder import TextEncoder
 from method.text.encoder_files import encoder_digest
+from tests.helpers.paths import REPOSITORY
 from tests.helpers.poor_disk import refuse_all
 from tests.helpers.reference_model import split_values
 from tests.helpers.small_negatives import edits_of, make_captions, make_editors, read_vocabularies_in
 from tests.helpers.tiny_text_encoder import WIDTH, make_text_encoder
 
-ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = make_captions(150)  # three blocks, the last one not full
 SIZES: dict[Kind, int] = {"action": 4, "object": 6}
 COUNTS: dict[Kind, int] = {"action": 2, "object": 3}
@@ -309,7 +309,7 @@ for kill_at in {KILLED_AT}:
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 """
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, timeout=100)
+    subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True, capture_output=True, timeout=100)
     for kill_at in KILLED_AT:
         folder = tmp_path / str(kill_at)
         with pytest.raises(InputError):
@@ -385,7 +385,7 @@ def test_the_announced_size_is_the_size_on_disk(made: Made, tmp_path: Path, monk
         announced.append(size)
         return ""
 
-    monkeypatch.setattr(build_cache, "in_bytes", record)
+    monkeypatch.setattr(build_cache, "format_bytes", record)
     make_cache(tmp_path / "cache", made.pools, made.parts, made.encoder)
     taken = sum(path.stat().st_size for path in (tmp_path / "cache").glob("block*"))
     assert announced[0] == pytest.approx(taken, rel=0.02)

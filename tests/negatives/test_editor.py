@@ -4,7 +4,6 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -13,8 +12,8 @@ from hypothesis import strategies as st
 from method.data.captions import Caption
 from method.negatives.editor import CaptionEditor, draw_evenly
 from method.negatives.vocabulary import Vocabulary
+from tests.helpers.paths import REPOSITORY
 
-ROOT = Path(__file__).resolve().parents[2]
 Words = dict[str, tuple[str, ...]]
 
 SPOKEN = (
@@ -132,7 +131,7 @@ print(*editor.edits(caption, 6, 666, 3, caption.id, "action"), sep="\\n", end=""
 def test_every_process_draws_the_same_edits(hash_seed: str) -> None:
     command = [sys.executable, "-c", PRINT_EDITS]
     environment = {"PYTHONHASHSEED": hash_seed}
-    made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    made = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
     # Recorded: if a release or machine drew other edits, runs and caches could not be continued.
     assert made.stdout.splitlines() == [
         "A man eats to the table and the Man sits.",

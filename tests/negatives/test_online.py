@@ -18,10 +18,10 @@ from method.negatives.online import OnlineNegatives
 from method.negatives.source import cache_fingerprint, open_negatives, read_vocabularies
 from method.runtime.errors import InputError
 from method.text.encoder import TextEncoder, open_text_encoder
+from tests.helpers.paths import REPOSITORY
 from tests.helpers.small_negatives import edits_of, make_captions, make_editors
 from tests.helpers.tiny_text_encoder import WIDTH, make_text_encoder
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 CAPTIONS = make_captions(40)
 IDS = [caption.id for caption in CAPTIONS]
@@ -334,7 +334,7 @@ settings = negatives_settings(read_options(["--dataset_name", "charades"]))
 assert open_negatives(settings, [], [], torch.device("cpu")) is None
 assert "transformers" not in sys.modules and "tokenizers" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True)
 
 
 @pytest.mark.parametrize(

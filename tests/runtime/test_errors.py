@@ -5,13 +5,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from method.runtime.errors import InputError, Stopped, run_command, shown, summarize
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import REPOSITORY
 
 
 def raising(error: BaseException) -> Callable[[], None]:

@@ -1,8 +1,6 @@
 """Files are whole or absent, whatever happens while they are written."""
 
 import errno
-import fcntl
-import io
 import json
 import os
 import signal
@@ -14,25 +12,8 @@ from typing import Any, BinaryIO
 import pytest
 
 from method.runtime.errors import InputError
-from method.runtime.files import (
-    atomic_folder,
-    atomic_writer,
-    decoded_lines,
-    exclusive_lock,
-    free_bytes,
-    move,
-    read_json,
-    read_text,
-    require_file,
-    sha256,
-    split_lines,
-    write_bytes,
-    write_json,
-    write_text,
-)
-from tests.helpers.poor_disk import LOCKS, refuse_all, refuse_locks
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from method.runtime.files import atomic_writer, read_json, require_file, sha256, write_bytes, write_json, write_text
+from tests.helpers.paths import REPOSITORY
 
 
 def python(code: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -171,49 +152,6 @@ def test_json_is_bounded(tmp_path: Path) -> None:
         read_json(path, max_bytes=50)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_text_of_any_system_reads_the_same(tmp_path: Path, encoding: str, end: str) -> None:
-    content = f"a café{end}{end}風 \u2028b{end}".encode(encoding)
-    (tmp_path / "x").write_bytes(content)
-    lines = ["a café", "", "風 \u2028b"]
-    assert split_lines(read_text(tmp_path / "x")) == [*lines, ""]
-    found = [(number, line) for number, line, error in decoded_lines(io.BytesIO(content)) if not error]
-    assert found == list(enumerate(lines, start=1))
-    (tmp_path / "x.json").write_bytes(f'{{"é":{end} 1}}'.encode(encoding))
-    assert read_json(tmp_path / "x.json") == {"é": 1}
-
-
-@pytest.mark.parametrize(("content", "message"), [
-    (b"one\ntwo\r\na caf\xe9 opens\n", r"line 3: byte 6 \(0xe9\) is not UTF-8 text$"),
-    (b"one\rcut off \xe9\xa2", r"line 2: byte 9 \(0xe9\) is not UTF-8 text$"),
-    (b"\xef\xbb\xbfa\xff", r"line 1: byte 5 \(0xff\) is not UTF-8 text$"),
-    ("a man\nb".encode("utf-16-le"), r"line 1: byte 2 \(0x00\) is not UTF-8 text; UTF-16 needs a byte-order mark"),
-    (b"\xff\xfea\0\x00\xd8", "not valid UTF-16 text"),
-    (b"\xff\xfe\0\0a", "not valid UTF-32 text"),
-], ids=["Latin-1", "cut off", "behind a mark", "no mark", "broken UTF-16", "broken UTF-32"])  # fmt: skip
-def test_what_is_no_text_is_named_by_line_and_byte(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "x").write_bytes(content)
-    for read in (read_text, read_json):
-        with pytest.raises(InputError, match=f"^{tmp_path / 'x'}: {message}"):
-            read(tmp_path / "x")
-
-
-def test_lines_of_a_stream_are_there_as_soon_as_they_come_and_bad_ones_cost_no_others() -> None:
-    reading, writing = os.pipe()
-    with open(reading, "rb") as stream, open(writing, "wb", buffering=0) as source:
-        lines = decoded_lines(stream)
-        source.write(b"one\n")
-        assert next(lines) == (1, "one", None)
-        source.write(b"caf\xe9\n\ntwo")
-        number, text, error = next(lines)
-        assert (number, text, str(error)) == (2, "caf\ufffd", "line 2: byte 4 (0xe9) is not UTF-8 text")
-        assert next(lines) == (3, "", None)
-        source.close()
-        assert list(lines) == [(4, "two", None)]
-    assert list(decoded_lines(io.BytesIO())) == []
-
-
 def test_required_files(tmp_path: Path) -> None:
     (tmp_path / "there").touch()
     require_file(tmp_path / "there")
@@ -236,126 +174,3 @@ def test_names_that_are_no_utf8_are_written_as_escapes(tmp_path: Path) -> None:
 def test_digest(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-# Locks
-
-
-def test_a_lock_is_for_one_and_free_again(tmp_path: Path) -> None:
-    path = tmp_path / ".lock"
-    for _ in range(2):
-        with (
-            exclusive_lock(path, "taken", wait=False),
-            pytest.raises(InputError, match=r"^taken$"),
-            exclusive_lock(path, "taken", wait=False),
-        ):
-            pass
-
-
-def test_who_waits_says_so_once_and_may_give_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    class Enough(Exception):
-        pass
-
-    polled: list[None] = []
-
-    def poll() -> None:
-        polled.append(None)
-        if len(polled) == 3:
-            raise Enough
-
-    caplog.set_level("INFO")
-    path = tmp_path / ".lock"
-    with exclusive_lock(path, ""), pytest.raises(Enough), exclusive_lock(path, "x", poll=poll):
-        pass
-    assert caplog.messages == ["x"]
-
-
-def test_a_lock_of_a_file_that_was_moved_to_its_place_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process does so between our opening and locking."""
-    flock = fcntl.flock
-
-    def late(descriptor: int, operation: int) -> None:
-        (tmp_path / "partial").replace(tmp_path / "whole")
-        flock(descriptor, operation)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    with pytest.raises(InputError, match="taken"), exclusive_lock(tmp_path / "partial", "taken", wait=False):
-        pass
-
-
-def test_a_forked_process_neither_keeps_a_lock_nor_releases_it(tmp_path: Path) -> None:
-    code = """if True:
-        import os, sys
-        from pathlib import Path
-        from method.runtime.errors import InputError
-        from method.runtime.files import exclusive_lock
-        path = Path(sys.argv[1])
-        with exclusive_lock(path, "taken", wait=False):
-            child = os.fork()
-            if child:
-                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-                try:
-                    with exclusive_lock(path, "taken", wait=False):
-                        print("free")
-                except InputError as error:
-                    print(error)"""
-    assert python(code, tmp_path / ".lock").stdout == "taken\n"
-
-
-@pytest.mark.parametrize("error", LOCKS)
-def test_without_locks_it_warns_once_and_goes_on(
-    tmp_path: Path, error: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    refuse_locks(monkeypatch, error)
-    passed = 0
-    for _ in range(2):
-        for wait in (True, False):
-            with exclusive_lock(tmp_path / ".lock", "taken", wait=wait):
-                passed += 1
-    assert passed == 4
-    (message,) = caplog.messages
-    assert message.startswith(f"{tmp_path}: this file system has no file locks (")
-
-
-# Poor file systems
-
-
-@pytest.mark.parametrize("error", ["ENOSYS", "EPERM", "EINVAL", "EOPNOTSUPP"])
-def test_what_the_content_does_not_depend_on_may_be_refused(
-    tmp_path: Path, error: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refuse_all(monkeypatch, error)
-    write_text(tmp_path / "old" / "inner" / "x", "content")
-    move(tmp_path / "old", tmp_path / "new")
-    with atomic_folder(tmp_path / "other") as folder:
-        write_text(folder / "y", "content")
-    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["new", "inner", "x", "other", "y"]
-    assert (tmp_path / "new" / "inner" / "x").read_text() == "content"
-    assert free_bytes(tmp_path) == float("inf")
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-def test_a_disk_that_fails_is_an_error(tmp_path: Path, call: str, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: Any) -> None:
-        raise OSError(error, os.strerror(error))
-
-    (tmp_path / "file").write_text("old")
-    monkeypatch.setattr(os, call, fail)
-    with pytest.raises(OSError, match=os.strerror(error)) as caught:
-        write_text(tmp_path / "file", "new")
-    assert caught.value.filename == str(tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "old"
-
-
-def test_a_folder_that_cannot_be_copied_either_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse_all(monkeypatch)
-    write_text(tmp_path / "old" / "x", "content")
-
-    def full(*arguments: Any) -> None:
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr("shutil.copyfile", full)
-    with pytest.raises(OSError, match="full"):
-        move(tmp_path / "old", tmp_path / "new")
-    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["old", "x"]

@@ -15,9 +15,8 @@ from method.runtime import run_folder
 from method.runtime.errors import InputError
 from method.runtime.files import write_json
 from method.runtime.run_folder import METRICS, OPTIONS, RunFolder, environment_info, new_run
+from tests.helpers.paths import REPOSITORY
 from tests.helpers.small_dataset import own_log_handlers
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def options(root: Path, **changes: Any) -> dict[str, Any]:

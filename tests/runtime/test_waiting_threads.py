@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import REPOSITORY
+
 SCRIPTS = [
     path
     for folder in ("method", "utils", "benchmarks")

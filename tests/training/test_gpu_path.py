@@ -118,7 +118,7 @@ def test_a_step_waits_for_nothing(
     training = training_of(model, GPU, hard)
     read: list[int] = []
 
-    class Losses(hardware.Arriving):
+    class Losses(hardware.AsyncScalars):
         def __init__(self, numbers: Tensor) -> None:
             super().__init__(numbers)
             self.count = len(numbers)
@@ -128,7 +128,7 @@ def test_a_step_waits_for_nothing(
             read.append(self.count)
             return [1.0] * self.count
 
-    monkeypatch.setattr(hardware, "Arriving", Losses)
+    monkeypatch.setattr(hardware, "AsyncScalars", Losses)
     assert batch.edits is not None
     with gpu:
         training.step(batch.pin_memory())

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from method.training.optimizer import BertAdam, Schedule, make_optimizer
-from tests.helpers.golden_case import GOLDEN, draw
+from tests.helpers.golden_case import draw
+from tests.helpers.paths import GOLDEN
 from tests.helpers.small_models import VARIANTS, lively_model
 
 

@@ -14,11 +14,11 @@ from method.config.settings import negatives_settings
 from method.data.captions import Caption
 from method.negatives.source import open_negatives
 from method.runtime.errors import InputError
+from tests.helpers.paths import REPOSITORY
 from tests.helpers.small_negatives import edits_of, make_captions, write_vocabularies
 from tests.helpers.tiny_text_encoder import WIDTH, make_text_encoder
 from utils.cache_negatives import main
 
-ROOT = Path(__file__).resolve().parents[2]
 TRAINING, EVALUATED = make_captions(70), [Caption("val#enc#0", "val", "A man opens the door.")]
 
 
@@ -106,7 +106,7 @@ def test_interrupted_from_the_keyboard_it_exits_with_130_and_continues(world: Pa
     write_vocabularies(tmp_path / "world", [*many, *EVALUATED])
     (tmp_path / "world" / "train.txt").write_text("".join(f"{caption.id} {caption.text}\n" for caption in many))
     arguments = flags(tmp_path / "world", "--neg_cache", "cache")
-    command = [sys.executable, str(ROOT / "utils" / "cache_negatives.py"), *arguments]
+    command = [sys.executable, str(REPOSITORY / "utils" / "cache_negatives.py"), *arguments]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     cache = tmp_path / "world" / "cache"
     while not (cache / "block-00001.rows").exists() and process.poll() is None:

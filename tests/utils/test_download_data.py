@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 
 from method.runtime.errors import InputError
+from tests.helpers.paths import REPOSITORY
 from tests.utils.fake_hub import FakeHub, Fault
 from utils import download_data
-from utils.download_data import REPOSITORY, data_files, main
+from utils.download_data import HUB_REPOSITORY, data_files, main
 
-ROOT = Path(__file__).resolve().parents[2]
 DiskUsage = namedtuple("DiskUsage", "total used free")
 VIDEOS = ("AAAAA", "BBBBB", "CCCCC", "DDDDD")
 FEATURES = "FeatureData/charades_clip_i3d_numpy.hdf5"
@@ -141,7 +141,7 @@ def test_every_dataset_goes_where_its_launcher_looks(hub: FakeHub, root: Path, d
     names += [f"TextData/{prefix}_{of}_{kind}_dict.json" for of in ("id", "total") for kind in ("action", "object")]
     assert set(data_files(dataset)[1]) == set(names)
     files = {name: name.encode() for name in names}
-    hub.host(REPOSITORY, under(f"{prefix}_dataset", files) | {f"{prefix}.ckpt": b"weights"})
+    hub.host(HUB_REPOSITORY, under(f"{prefix}_dataset", files) | {f"{prefix}.ckpt": b"weights"})
     main([dataset, "--root_path", str(root), "--checkpoint"])
     assert held(root, dataset) == files
     assert (root / "checkpoints" / f"{prefix}.ckpt").read_bytes() == b"weights"
@@ -159,7 +159,7 @@ def test_files_are_found_at_any_depth_and_others_are_left(
         "anet_dataset/anet_clip_i3d_numpy.hdf5": b"x",
         "charades.ckpt": b"x",
     }
-    hub.host(REPOSITORY, under(where, files) | extra)
+    hub.host(HUB_REPOSITORY, under(where, files) | extra)
     run(root)
     assert held(root) == charades
     assert sorted(hub.bodies()) == sorted(under(where, files))
@@ -174,7 +174,7 @@ def test_files_are_found_at_any_depth_and_others_are_left(
 def test_a_complete_download_is_recognised_without_a_request(
     hub: FakeHub, root: Path, charades: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub.host(REPOSITORY, under("charades_dataset", charades) | {"models/charades.ckpt": b"weights"})
+    hub.host(HUB_REPOSITORY, under("charades_dataset", charades) | {"models/charades.ckpt": b"weights"})
     run(root)
     hub.requests.clear()
     run(root)
@@ -201,8 +201,8 @@ def test_what_is_missing_there(
     hub: FakeHub, root: Path, charades: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {name: content for name, content in charades.items() if name not in OPTIONAL}
-    hosted = hub.host(REPOSITORY, under("charades_dataset", files))
-    with pytest.raises(InputError, match=rf"{REPOSITORY} at main: lacks charades\.ckpt"):
+    hosted = hub.host(HUB_REPOSITORY, under("charades_dataset", files))
+    with pytest.raises(InputError, match=rf"{HUB_REPOSITORY} at main: lacks charades\.ckpt"):
         run(root, "--checkpoint")
     assert hub.bodies() == []
     run(root)
@@ -217,7 +217,7 @@ def test_what_is_missing_there(
 
 def test_a_name_that_several_files_have(hub: FakeHub, root: Path, charades: dict[str, bytes]) -> None:
     files = under("charades_dataset", charades)
-    hosted = hub.host(REPOSITORY, files | {f"old/{TRAIN}": b"another caption file"})
+    hosted = hub.host(HUB_REPOSITORY, files | {f"old/{TRAIN}": b"another caption file"})
     run(root)  # the folder's own comes first
     assert held(root) == charades
     hosted.files[f"charades_dataset/copy/{TRAIN}"] = charades[TRAIN]
@@ -240,7 +240,7 @@ def test_archives_are_unpacked(
     plain = {name: content for name, content in charades.items() if name.startswith("Feature")}
     packed = {name: content for name, content in charades.items() if name not in plain}
     inside = under("charades_dataset/deep", packed) | {"charades_dataset/README": b"read me"}
-    hub.host(REPOSITORY, under("charades_dataset", plain) | {f"charades_dataset/TextData{suffix}": pack(inside)})
+    hub.host(HUB_REPOSITORY, under("charades_dataset", plain) | {f"charades_dataset/TextData{suffix}": pack(inside)})
     run(root)
     assert held(root) == charades
     assert "charades_dataset/README" in capsys.readouterr().out
@@ -253,7 +253,7 @@ def test_archives_are_unpacked(
 def test_an_interrupted_unpacking_is_taken_up(
     hub: FakeHub, root: Path, charades: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.host(REPOSITORY, {"charades_dataset.zip": zipped(charades)})
+    hub.host(HUB_REPOSITORY, {"charades_dataset.zip": zipped(charades)})
     names = list(charades)
     copy = shutil.copyfileobj
 
@@ -296,14 +296,14 @@ def test_hostile_and_damaged_archives(
         (".tar", b"x" * 2000, "cannot be unpacked"),
     ]
     for number, (suffix, content, expected) in enumerate(cases):
-        hub.host(REPOSITORY, {f"charades_dataset{suffix}": content})
+        hub.host(HUB_REPOSITORY, {f"charades_dataset{suffix}": content})
         with pytest.raises(InputError) as caught:
             run(root / str(number))
         assert expected in str(caught.value)
         assert set(held(root / str(number)).items()) <= set(charades.items())
     assert not list(root.rglob("outside"))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: DiskUsage(0, 0, (64 << 20) + 20_000))
-    hub.host(REPOSITORY, {"charades_dataset.zip": zipped(dict.fromkeys(charades, bytes(30_000)))})
+    hub.host(HUB_REPOSITORY, {"charades_dataset.zip": zipped(dict.fromkeys(charades, bytes(30_000)))})
     with pytest.raises(InputError, match="no room on the disk"):
         run(root / "bomb")
     assert held(root / "bomb") == {}
@@ -314,14 +314,14 @@ def test_nothing_of_the_users_is_overwritten(hub: FakeHub, root: Path, charades:
     own.parent.mkdir(parents=True)
     own.write_bytes(b"my own captions")
     for files in (under("charades_dataset", charades), {"charades_dataset.zip": zipped(charades)}):
-        hub.host(REPOSITORY, files)
-        with pytest.raises(InputError, match=f"{own}: is not the file of {REPOSITORY}"):
+        hub.host(HUB_REPOSITORY, files)
+        with pytest.raises(InputError, match=f"{own}: is not the file of {HUB_REPOSITORY}"):
             run(root)
     assert own.read_bytes() == b"my own captions"
 
 
 def test_names_that_leave_the_folder_are_refused(hub: FakeHub, root: Path, charades: dict[str, bytes]) -> None:
-    hosted = hub.host(REPOSITORY, under("charades_dataset", charades))
+    hosted = hub.host(HUB_REPOSITORY, under("charades_dataset", charades))
     hosted.listed = [*hosted.files, f"charades_dataset/../../{TRAIN}"]
     with pytest.raises(InputError, match="refused, file names that leave their folder"):
         run(root)
@@ -332,7 +332,7 @@ def command(root: Path, hub: FakeHub, *arguments: str) -> "subprocess.Popen[str]
     """The command, as a process of its own."""
     environment = {"PATH": os.environ["PATH"], "HF_HOME": str(root / "home"), "HOME": str(root / "home")}
     environment |= {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, str(ROOT / "utils" / "download_data.py"), "charades", *arguments]
+    words = [sys.executable, str(REPOSITORY / "utils" / "download_data.py"), "charades", *arguments]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(words, cwd=root, env=environment, text=True, **streams)  # type: ignore[call-overload]
 
@@ -340,7 +340,7 @@ def command(root: Path, hub: FakeHub, *arguments: str) -> "subprocess.Popen[str]
 def test_a_killed_process_loses_little(hub: FakeHub, root: Path, charades: dict[str, bytes]) -> None:
     arrived, lost = 200_000, 16_000
     large = np.random.default_rng(0).bytes(2 * arrived)
-    hosted = hub.host(REPOSITORY, under("charades_dataset", charades | {FEATURES: large}))
+    hosted = hub.host(HUB_REPOSITORY, under("charades_dataset", charades | {FEATURES: large}))
     hosted.faults[f"charades_dataset/{FEATURES}"] = [Fault(stall=arrived)]
     process = command(root, hub)
     folder = (root / "dataset" / "charades_i3d" / FEATURES).parent
@@ -361,7 +361,7 @@ def test_a_killed_process_loses_little(hub: FakeHub, root: Path, charades: dict[
 def test_a_full_disk_keeps_what_was_written(hub: FakeHub, root: Path, charades: dict[str, bytes]) -> None:
     limit = 100_000
     large = np.random.default_rng(0).bytes(3 * limit)
-    hub.host(REPOSITORY, under("charades_dataset", charades | {FEATURES: large}))
+    hub.host(HUB_REPOSITORY, under("charades_dataset", charades | {FEATURES: large}))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
@@ -377,7 +377,7 @@ def test_a_full_disk_keeps_what_was_written(hub: FakeHub, root: Path, charades: 
 
 
 def test_the_command(hub: FakeHub, tmp_path: Path, charades: dict[str, bytes]) -> None:
-    hosted = hub.host(REPOSITORY, under("charades_dataset", charades) | {"charades.ckpt": b"weights"})
+    hosted = hub.host(HUB_REPOSITORY, under("charades_dataset", charades) | {"charades.ckpt": b"weights"})
     process = command(tmp_path, hub, "--checkpoint")
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors

@@ -18,13 +18,13 @@ from huggingface_hub.utils import close_session  # type: ignore[attr-defined]
 
 from method.runtime.errors import InputError
 from tests.helpers.hub_environment import clear_network
+from tests.helpers.paths import REPOSITORY
 from tests.helpers.poor_disk import refuse_all
 from tests.helpers.tiny_text_encoder import WIDTH, make_text_encoder
 from tests.utils.fake_hub import FakeHub, Fault
 from utils import download_roberta
 from utils.download_roberta import MODEL, PINNED, main, select_files
 
-ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "model.safetensors"
 OTHER_FRAMEWORKS = ("pytorch_model.bin", "flax_model.msgpack", "tf_model.h5", "rust_model.ot", "onnx/model.onnx")
 DiskUsage = namedtuple("DiskUsage", "total used free")
@@ -452,7 +452,7 @@ def test_select_files() -> None:
 
 def test_the_command(hub: FakeHub, encoder: dict[str, bytes], tmp_path: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "HF_HOME": str(tmp_path / "home"), "HOME": str(tmp_path / "home")}
-    command = [sys.executable, str(ROOT / "utils" / "download_roberta.py")]
+    command = [sys.executable, str(REPOSITORY / "utils" / "download_roberta.py")]
 
     def run(**changes: str) -> "subprocess.CompletedProcess[str]":
         where = environment | {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1"} | changes

@@ -2,7 +2,6 @@
 
 import io
 import json
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -10,9 +9,8 @@ import pytest
 
 from method.runtime.errors import InputError
 from method.serving.output import SCHEMA
+from tests.helpers.paths import REPOSITORY
 from utils.draw_search import LEFT, RIGHT, main
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def picture(answer: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> ElementTree.Element:

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.paths import REPOSITORY
 from utils.environment import missing_packages
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def write_wheel(folder: Path, version: str) -> None:
@@ -38,9 +37,12 @@ class Clone:
         for name in (
             "utils/environment.py",
             "utils/environment.sh",
+            "method/runtime/disk.py",
             "method/runtime/errors.py",
             "method/runtime/file_kinds.py",
             "method/runtime/files.py",
+            "method/runtime/locks.py",
+            "method/runtime/text.py",
         ):
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, self.folder / name)

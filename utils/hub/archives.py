@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from method.runtime.disk import format_bytes
 from method.runtime.errors import InputError
-from method.runtime.files import in_bytes
 from utils.hub.fetch import check_room, is_safe, make_folder, partial_file
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -70,7 +70,7 @@ def _write(member: Member, destination: Path, archive: Path) -> None:
         raise InputError(f"{archive}: refused, {member.path} is a link or a device, expected a file")
     make_folder(destination.parent)
     check_room({destination: member.size})
-    print(f"{destination}: {in_bytes(member.size)}", flush=True)
+    print(f"{destination}: {format_bytes(member.size)}", flush=True)
     content = member.open()
     with partial_file(destination, f"{archive.name}/{member.path}") as stream, contextlib.ExitStack() as stack:
         stream.seek(stream.truncate(0))

@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from method.runtime.disk import flush_to_disk, format_bytes, free_bytes
 from method.runtime.errors import InputError
-from method.runtime.files import exclusive_lock, flush_to_disk, free_bytes, in_bytes
+from method.runtime.locks import exclusive_lock
 from utils.hub.record import Record, digests
 
 if TYPE_CHECKING:  # a wrong environment makes the import fail: programs check it before
@@ -42,13 +43,13 @@ def fetch(repository: Repository, sources: Mapping[str, RemoteFile], record: Rec
     folder = record.path.parent
     record.begin(repository)
     pending = {name: file for name, file in sources.items() if not _is_placed(name, file, record)}
-    total = in_bytes(sum(file.size for file in pending.values()))
+    total = format_bytes(sum(file.size for file in pending.values()))
     print(f"{repository.name} at {repository.commit}: {len(pending)} of {len(sources)} files to fetch, {total}")
     for name in pending:
         make_folder((folder / name).parent)
     check_room({folder / name: file.size - _fetched(folder / name, file) for name, file in pending.items()})
     for name, file in pending.items():
-        print(f"{folder / name}: {in_bytes(file.size)}", flush=True)
+        print(f"{folder / name}: {format_bytes(file.size)}", flush=True)
         record.claim(name, file.path, file.etag)
         record.add(name, file.path, file.etag, _fetch_file(repository, file, folder / name))
 
@@ -67,8 +68,8 @@ def check_room(needed: Mapping[Path, int]) -> None:
         wanted = sum(size for path, size in needed.items() if os.stat(path.parent).st_dev == device)
         free = free_bytes(folder)
         if wanted and wanted + _MARGIN > free:
-            found = f"{in_bytes(wanted)} to write, {in_bytes(free)} free"
-            raise InputError(f"{folder}: no room on the disk, {found}, {in_bytes(_MARGIN)} of it stay free")
+            found = f"{format_bytes(wanted)} to write, {format_bytes(free)} free"
+            raise InputError(f"{folder}: no room on the disk, {found}, {format_bytes(_MARGIN)} of it stay free")
 
 
 @contextlib.contextmanager

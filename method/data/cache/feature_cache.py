@@ -27,8 +27,10 @@ from method.data.cache.rows_file import RowsFile, write_rows
 from method.data.dataset import FeatureReader, FeatureSource, HDF5Source
 from method.data.ragged import Ragged
 from method.data.splits import Split, sampled_lengths
+from method.runtime.disk import format_bytes, free_bytes
 from method.runtime.errors import InputError, summarize
-from method.runtime.files import digest_of, exclusive_lock, free_bytes, in_bytes
+from method.runtime.files import digest_of
+from method.runtime.locks import exclusive_lock
 from method.runtime.progress import poll, progress_bar
 
 log = logging.getLogger(__name__)
@@ -179,10 +181,10 @@ class _Cache:
         size = int(len(ids) * mean_rows * self.source.width * torch.float32.itemsize)
         free = free_bytes(self.path.parent)
         if size + LEFT_FREE > free:
-            raise _NotCached(f"{self.path.parent}: needs {in_bytes(size)} and {in_bytes(LEFT_FREE)} to spare, "
-                f"{in_bytes(free)} free")  # fmt: skip
+            raise _NotCached(f"{self.path.parent}: needs {format_bytes(size)} and {format_bytes(LEFT_FREE)} to spare, "
+                f"{format_bytes(free)} free")  # fmt: skip
         log.info("caching %s of %d items: about %s in %s (%s free)",
-                 self.key, len(ids), in_bytes(size), self.path, in_bytes(free))  # fmt: skip
+                 self.key, len(ids), format_bytes(size), self.path, format_bytes(free))  # fmt: skip
         linked = self._linked(ids)
         made_from = {**self._provenance, "linked": linked} if linked else self._provenance
         write_rows(self.path, made_from, ids, self.source.width, self._read(ids, size, workers))

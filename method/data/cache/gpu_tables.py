@@ -19,8 +19,8 @@ from method.data.dataset import FeatureReader, FeatureSource, with_features
 from method.data.ragged import Layout, Ragged
 from method.data.splits import Split, sampled_lengths
 from method.runtime import hardware
+from method.runtime.disk import format_bytes
 from method.runtime.errors import InputError
-from method.runtime.files import in_bytes
 from method.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class DeviceSource:
         """The features of these items, in this order, on the device."""
         starts, lengths = zip(*(self._spans[item_id] for item_id in ids), strict=True)
         device = self._rows_ND.device
-        layout, starts_B = Layout.of(lengths, device=device), hardware.sent(torch.tensor(starts), device)
+        layout, starts_B = Layout.of(lengths, device=device), hardware.to_device_async(torch.tensor(starts), device)
         index_N = starts_B[layout.owner_N] + layout.position_N
         return Ragged(self._rows_ND.index_select(0, index_N), layout)
 
@@ -64,12 +64,14 @@ def on_device(reader: FeatureReader, split: Split, device: torch.device) -> Feat
     size = sum(sum(counts[key].values()) * width for key, width in widths.items()) * torch.float32.itemsize
     free = free_memory(device)
     too_large = InputError(
-        f"--features_on_device: the features of the {split.name} take {in_bytes(size)} and a step "
-        f"{in_bytes(LEFT_FREE)} or more, {device} has {in_bytes(free)} free"
+        f"--features_on_device: the features of the {split.name} take {format_bytes(size)} and a step "
+        f"{format_bytes(LEFT_FREE)} or more, {device} has {format_bytes(free)} free"
     )
     if size + LEFT_FREE > free:
         raise too_large
-    log.info("features of the %s in the memory of %s: %s of %s", split.name, device, in_bytes(size), in_bytes(free))
+    log.info(
+        "features of the %s in the memory of %s: %s of %s", split.name, device, format_bytes(size), format_bytes(free)
+    )
     try:
         tables = {key: _load(reader, key, counts[key], widths[key], device) for key in widths}
     except torch.cuda.OutOfMemoryError:

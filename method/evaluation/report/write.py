@@ -30,7 +30,8 @@ from method.evaluation.report.tables import (
     timeline_table,
 )
 from method.evaluation.report.theme import DARK, LIGHT, Picture, Theme, draw, score_styles
-from method.runtime.files import move, write_text
+from method.runtime.disk import move
+from method.runtime.files import write_text
 
 PAGE = "index.html"
 WORST = 12

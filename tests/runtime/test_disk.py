@@ -1,0 +1,53 @@
+"""File systems that lack operations lose no content, and a failing disk is an error."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from method.runtime.disk import free_bytes, move
+from method.runtime.files import atomic_folder, write_text
+from tests.helpers.poor_disk import refuse_all
+
+
+@pytest.mark.parametrize("error", ["ENOSYS", "EPERM", "EINVAL", "EOPNOTSUPP"])
+def test_what_the_content_does_not_depend_on_may_be_refused(
+    tmp_path: Path, error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_all(monkeypatch, error)
+    write_text(tmp_path / "old" / "inner" / "x", "content")
+    move(tmp_path / "old", tmp_path / "new")
+    with atomic_folder(tmp_path / "other") as folder:
+        write_text(folder / "y", "content")
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["new", "inner", "x", "other", "y"]
+    assert (tmp_path / "new" / "inner" / "x").read_text() == "content"
+    assert free_bytes(tmp_path) == float("inf")
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_is_an_error(tmp_path: Path, call: str, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError(error, os.strerror(error))
+
+    (tmp_path / "file").write_text("old")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match=os.strerror(error)) as caught:
+        write_text(tmp_path / "file", "new")
+    assert caught.value.filename == str(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_a_folder_that_cannot_be_copied_either_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_all(monkeypatch)
+    write_text(tmp_path / "old" / "x", "content")
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(OSError, match="full"):
+        move(tmp_path / "old", tmp_path / "new")
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["old", "x"]
