@@ -1,13 +1,12 @@
-"""What is learned: SumR of trainings of the naive twin of the published program, and of ours in fp32 and in bf16.
+"""Learning quality: SumR of trainings with a naive implementation of the published step, and ours in fp32 and bf16.
 
-    python benchmarks/learning.py                                  # the demo's data and options, 8 seeds
+    python benchmarks/learning.py                                  # demo data and options, 8 seeds
     python benchmarks/learning.py --seeds 3 --jobs 1 --programs published fp32
     python benchmarks/learning.py -- --dataset_name charades ...   # options of method/train.py
 
-With a seed all programs begin with the same weights and see the same batches; dropout and random negatives they draw in
-their own ways. A training is as good as the best of its epochs on the evaluated split, which is how the published
-program selects. Trainings differ by chance, so that means over seeds are compared, with the standard error of the mean
-difference from the first program.
+With the same seed all programs start from the same weights and see the same batches; dropout and random negatives
+differ. The result of a training is its best epoch on the evaluated split, as the published code selects. Seeds
+differ a lot, so means over seeds are compared, with the standard error of the mean difference from the first program.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import method  # noqa: F401 (before torch, whose threads it tells how to wait)
+    import method  # noqa: F401 (sets OpenMP variables before torch is imported)
 
 import torch
 
@@ -54,12 +53,12 @@ DEMO = shlex.split("""--dataset_name demo --best_frame_loss --phrase_action_bran
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the SumR of each training, and the means."""
+    """Print the SumR of each training and the means."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=8, help="how many trainings of each program")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at the same time, which share the threads")
+    parser.add_argument("--seeds", type=int, default=8, help="trainings per program")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel trainings, which share the CPU threads")
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS)
-    parser.add_argument("train", nargs="*", help="options of method/train.py, after --; without any the demo's")
+    parser.add_argument("train", nargs="*", help="options of method/train.py after -- (default: the demo's)")
     options = parser.parse_args(arguments)
     threads = max(1, torch.get_num_threads() // options.jobs)
     with tempfile.TemporaryDirectory() as folder:
@@ -67,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not train:
             make_demo_dataset.main(["--out", folder, "--tiny_roberta"])
             train = [*DEMO, "--root_path", folder]
-        print(f"{machine()}; {options.jobs} at a time with {threads} threads each", flush=True)
-        # Fresh processes: each has its own threads and its own memory.
+        print(f"{machine()}; {options.jobs} in parallel with {threads} threads each", flush=True)
+        # One process per training: each has its own threads and memory.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(options.jobs, context, torch.set_num_threads, (threads,)) as pool:
             runs = list(product(range(1, options.seeds + 1), options.programs))
@@ -81,12 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def best_sumr(program: str, seed: int, train: Sequence[str]) -> float:
-    """Of a training that is evaluated after every epoch: the highest SumR of the fused score."""
+    """Highest SumR of the fused score over the epochs of a training."""
     return trained(program, seed, train).progress.best_sumr
 
 
 def trained(program: str, seed: int, train: Sequence[str]) -> Training:
-    """A training that is over, as far as the options go."""
+    """Run a training to its end."""
     be_quiet(True)
     amp = ["--amp", "bf16"] if program == "bf16" else []
     options = read_options([*train, *amp, "--seed", str(seed)])
@@ -119,29 +118,29 @@ def trained(program: str, seed: int, train: Sequence[str]) -> Training:
 
 
 class PublishedTraining(Training):
-    """A training whose steps run on the naive twin; the model gets its weights after each epoch."""
+    """A training whose steps are those of the naive implementation; its weights are copied back after each epoch."""
 
     def __init__(self, ours: Training, options: Mapping[str, Any]) -> None:
         super().__init__(ours.model, ours.settings, ours.optimizer.schedule, options["wd"], ours.device, None)
         architecture = published_architecture(self.model.architecture)
         weights = to_published(self.model.state_dict(), architecture)
-        self.twin = NaiveStep(weights, architecture, self.settings.losses, self.device)
+        self.naive = NaiveStep(weights, architecture, self.settings.losses, self.device)
         self.steps = 0
 
     def run_epoch(
         self, loader: Iterable[VideoBatch], order: EpochBatches, after_step: Callable[[dict[str, float]], None]
     ) -> dict[str, float]:
-        """The steps of an epoch; afterwards the model has the weights of the twin."""
+        """Run an epoch and copy the weights of the naive implementation to the model."""
         losses = super().run_epoch(loader, order, after_step)
-        weights = {name: self.twin.model.w(name).detach() for name in self.twin.model.names}
-        self.model.load_state_dict(from_published(weights, self.model.architecture, "the twin"))
+        weights = {name: self.naive.model.w(name).detach() for name in self.naive.model.names}
+        self.model.load_state_dict(from_published(weights, self.model.architecture, "naive implementation"))
         return losses
 
     def step(self, batch: VideoBatch) -> dict[str, float]:
-        """One update of the twin."""
+        """One update of the naive implementation."""
         hard = self.progress.epoch >= self.settings.hard_from_epoch
-        self.twin.pool = self.settings.losses.hard_pool_size if hard else 0
-        loss = self.twin.step(batch, self.optimizer.schedule.learning_rate(self.steps))
+        self.naive.pool = self.settings.losses.hard_pool_size if hard else 0
+        loss = self.naive.step(batch, self.optimizer.schedule.learning_rate(self.steps))
         self.steps += 1
         return {"loss": loss}
 

@@ -1,13 +1,13 @@
-"""Time of an epoch's data alone: the published way, from the feature files, and from the feature cache.
+"""Time to load the data of an epoch: as published, from the feature files, and from the feature cache.
 
-    python benchmarks/loading.py                                # a twentieth of Charades: 267 videos, 620 captions
+    python benchmarks/loading.py                                # 5% of Charades: 267 videos, 620 captions
     python benchmarks/loading.py --share 0.5 --workers 8
-    python benchmarks/loading.py --folder /scratch --step 0.1   # and what a training waits whose steps take 0.1 s
+    python benchmarks/loading.py --folder /scratch --step 0.1   # also the wait of a training with steps of 0.1 s
 
-Writes random features of the launch's widths to a temporary folder. The published way reads, averages, normalises and
-pads every item in every epoch; its batches and ours are found equal before anything is timed. The plain copy
-is nothing but the bytes of an epoch from the cache's files into new memory, in pieces of 64 MiB: the floor of what
-reads them from there. Times are of the clock on the wall: what workers and disks do counts.
+Writes random features to a temporary folder. The published code reads, averages, normalises and pads every item in
+every epoch; its batches must equal ours before anything is timed. "plain copy" reads the bytes of an epoch from the
+cache files into new memory in chunks of 64 MiB: the lower bound for everything that reads from them. Times are
+wall-clock times, since workers and disks count.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pathlib import Path
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import method  # noqa: F401 (before torch, whose threads it tells how to wait)
+    import method  # noqa: F401 (sets OpenMP variables before torch is imported)
 
 import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measure import alternate, beside_floor, compare, machine
+from benchmarks.measure import alternate, compare, compare_to_bound, machine
 from method.data.batch import EpochBatches, Loader, VideoBatch
 from method.data.cache.feature_cache import with_cache
 from method.data.cache.gpu_tables import on_device
@@ -46,13 +46,15 @@ PLAIN_COPY = "plain copy"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the times, after the batches have been found equal."""
+    """Print the times after checking that all batches are equal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--share", type=float, default=0.05, help="of the videos of Charades")
-    parser.add_argument("--stored", type=int, default=200, help="mean rows of a stream in the file")
+    parser.add_argument("--share", type=float, default=0.05, help="share of the videos of Charades")
+    parser.add_argument("--stored", type=int, default=200, help="mean rows per stream in the feature file")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--folder", type=Path, help="where the features and the cache lie")
-    parser.add_argument("--step", type=float, help="seconds of a step: also print how long it is waited for")
+    parser.add_argument("--folder", type=Path, help="folder for features and cache")
+    parser.add_argument(
+        "--step", type=float, help="also print the share of time spent waiting for data with steps of so many seconds"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -61,13 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_equal(data)
         seconds = alternate(data.programs(), options.rounds, time.perf_counter)
         print(compare(seconds, "published"))
-        print(beside_floor(seconds, dict.fromkeys([*data.loaders(), PLAIN_COPY], data.size / 1e9), PLAIN_COPY, "GB"))
+        print(
+            compare_to_bound(seconds, dict.fromkeys([*data.loaders(), PLAIN_COPY], data.size / 1e9), PLAIN_COPY, "GB")
+        )
         for name, loader in data.loaders().items() if options.step else ():
             print(f"{name}: waited for {waiting(loader, options.step):.1%} of an epoch of {options.step} s a step")
 
 
 class Data:
-    """Random features of some videos in a folder, and ways to read an epoch of them."""
+    """Random features of some videos in a folder, and the ways to load an epoch of them."""
 
     def __init__(self, folder: Path, share: float, stored: int, workers: int) -> None:
         self.folder, self.workers = folder, workers
@@ -94,7 +98,7 @@ class Data:
         return Loader(TrainingVideos(reader, self.split.captions), self.order, workers, pinned=False)
 
     def loaders(self) -> dict[str, Loader]:
-        """Ways to read batches in every epoch but the first."""
+        """Loaders for epochs after the first."""
         return {
             "cache, no workers": self.loader(self.cached, 0),
             f"cache, {self.workers} workers": self.loader(self.cached, self.workers),
@@ -102,26 +106,26 @@ class Data:
         }
 
     def programs(self) -> dict[str, Callable[[], object]]:
-        """What is timed, an epoch each."""
+        """The timed programs, one epoch each."""
         files = {
             "files, no workers": self.loader(self.reader, 0),
             f"files, {self.workers} workers": self.loader(self.reader, self.workers),
         }
         return {
             "published": lambda: [None for _ in self.published()],
-            "first, making the cache": self.first,
-            **{name: partial(_pass, own) for name, own in {**files, **self.loaders()}.items()},
+            "first, building the cache": self.first,
+            **{name: partial(_run_through, own) for name, own in {**files, **self.loaders()}.items()},
             PLAIN_COPY: self.plain_copy,
         }
 
     def first(self) -> None:
-        """Make the cache and read an epoch from it."""
-        with_place = self.folder / "another cache"
-        _pass(self.loader(with_cache(self.open_reader(), [self.split], with_place, self.workers), self.workers))
-        shutil.rmtree(with_place)
+        """Build the cache and load an epoch from it."""
+        folder = self.folder / "another cache"
+        _run_through(self.loader(with_cache(self.open_reader(), [self.split], folder, self.workers), self.workers))
+        shutil.rmtree(folder)
 
     def plain_copy(self) -> None:
-        """Copy as many bytes as an epoch has."""
+        """Read as many bytes as an epoch has."""
         left = self.size
         for path in itertools.cycle(sorted((self.folder / "cache").rglob("*.rows"))):
             with path.open("rb", buffering=0) as file:
@@ -131,12 +135,12 @@ class Data:
                         return
 
     def published(self) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-        """The batches of an epoch read item by item: padded rows and their masks."""
+        """The batches of an epoch read item by item: padded features and masks."""
         dataset = TrainingVideos(self.reader, self.split.captions)
         names = [self.folder / name for name in ("videos.hdf5", "texts.hdf5")]
         with h5py.File(names[0], locking=False) as videos, h5py.File(names[1], locking=False) as texts:
             for drawn in self.order:
-                own = [dataset.videos[place] for place in drawn.indices]
+                own = [dataset.videos[index] for index in drawn.indices]
                 streams = {
                     branch: pad([_normalized(_averaged(videos[video_id][key][()])) for video_id, _ in own])
                     for branch, (key, _) in self.reader.streams.items()
@@ -167,26 +171,26 @@ def _normalized(rows: np.ndarray) -> Tensor:  # type: ignore[type-arg]
     return torch.from_numpy(rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-5))
 
 
-def _pass(loader: Loader) -> None:
+def _run_through(loader: Loader) -> None:
     for _ in loader:
         pass
 
 
 def waiting(loader: Loader, step: float) -> float:
-    """The share of its time that the second epoch waits for data when a step takes so many seconds."""
-    _pass(loader)
+    """Share of the second epoch spent waiting for data when a step takes `step` seconds."""
+    _run_through(loader)
     waited, started = 0.0, time.perf_counter()
-    asked = started
+    requested = started
     for _ in loader:
-        waited += time.perf_counter() - asked
+        waited += time.perf_counter() - requested
         time.sleep(step)
-        asked = time.perf_counter()
+        requested = time.perf_counter()
     return waited / (time.perf_counter() - started)
 
 
 def check_equal(data: Data) -> None:
-    """AssertionError unless the cache gives, to the bit, what the feature files give, and that what is published."""
-    # To the last batch and with workers: a way that leaves something out would look fast.
+    """AssertionError unless the cache is bit-identical to the feature files, and both equal the published code."""
+    # All batches, with workers: a loader that skipped some would look fast.
     loaders = data.loader(data.reader, 0), data.loader(data.cached, data.workers)
     for naive, files, cached in zip(data.published(), *loaders, strict=True):
         assert isinstance(files, VideoBatch)

@@ -1,7 +1,7 @@
-"""Timing and memory for the benchmarks: alternating runs, medians, ratios within one process, and floors beside them.
+"""Timing and memory for the benchmarks: alternating runs, medians, ratios within one process, and lower bounds.
 
-Machines are shared and noisy, so that a ratio of two things timed in turn says more than either time. A floor is the
-time that the same work takes at the rate of something that does nothing else: a plain product, a plain copy.
+Machines are shared and noisy: the ratio of two programs timed alternately is more reliable than either time. A lower
+bound is the time of the same work at the rate of a program that does nothing else, such as one large matmul or copy.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _PLAIN_SIZES, _PLAIN_TIMES = {"cpu": 2048, "cuda": 8192}, 4
 
 
 def machine() -> str:
-    """The device that is measured, in words."""
+    """The measured device."""
     return hardware.machine(DEVICE)
 
 
 def alternate(
     programs: Mapping[str, Callable[[], object]], rounds: int, now: Callable[[], float] | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each program, run in turn `rounds` times after one warm-up each, by `now` or else `clock`.
+    """Seconds of each program, run alternately `rounds` times after one warm-up, by `now` or by default `clock`.
 
-    A program that workers, threads of other libraries or a disk work for needs `time.perf_counter`, the clock on the
-    wall: by that of one processor they take no time, or too much.
+    Programs that use workers, threads of other libraries or the disk need wall-clock time, `time.perf_counter`: CPU
+    time would miss or overcount them.
     """
     now = now or clock
     seconds: dict[str, list[float]] = {name: [] for name in programs}
@@ -51,7 +51,7 @@ def alternate(
 
 
 def as_published(program: Callable[[], object]) -> Callable[[], object]:
-    """The program with products as PyTorch computes them by itself."""
+    """The program with PyTorch's default matmul precision."""
 
     def run() -> None:
         torch.set_float32_matmul_precision("highest")
@@ -61,7 +61,7 @@ def as_published(program: Callable[[], object]) -> Callable[[], object]:
 
 
 def as_trained(program: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """The program with products as training and evaluation let PyTorch compute them."""
+    """The program with the matmul settings of training and evaluation."""
 
     def run() -> None:
         enable_fast_matmul(device)
@@ -71,7 +71,7 @@ def as_trained(program: Callable[[], object], device: torch.device) -> Callable[
 
 
 def operations(program: Callable[[], object]) -> int:
-    """Run a program once: the floating-point operations of its matrix products, with those of what is recomputed."""
+    """Run a program once and count the FLOPs of its matmuls, recomputed ones included."""
 
     def attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
         return sdpa_flop_count(query, key, value)
@@ -79,7 +79,7 @@ def operations(program: Callable[[], object]) -> int:
     def product(_: torch.Size, left: torch.Size, right: torch.Size, **__: object) -> int:
         return 2 * left.numel() * right[1]
 
-    # Of attention the counter knows that of GPUs alone, and no products that are added to a sum where it is.
+    # The counter lacks CPU attention and in-place addmm.
     unknown = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
         torch.ops.aten.addmm_: product,
@@ -90,7 +90,7 @@ def operations(program: Callable[[], object]) -> int:
 
 
 def plain_product(device: torch.device, precision: str = "off") -> tuple[Callable[[], object], int]:
-    """Products of two large matrices in a precision of `--amp`, as training computes them, and their operations."""
+    """Matmuls of two large matrices in a precision of `--amp`, with the settings of training, and their FLOPs."""
     size = _PLAIN_SIZES[device.type]
     left, right = torch.randn(2, size, size, device=device).to(PRECISIONS[precision])
 
@@ -102,16 +102,16 @@ def plain_product(device: torch.device, precision: str = "off") -> tuple[Callabl
 
 
 def clock() -> float:
-    """Seconds; with one thread those of its processor, which other programs on the machine disturb less.
+    """Seconds: CPU time with a single thread, which other programs disturb less, otherwise wall-clock time.
 
-    Only for what this thread computes by itself; see `alternate`.
+    Only for work done entirely by this thread, see `alternate`.
     """
     own = torch.get_num_threads() == 1 and not torch.cuda.is_available()
     return time.process_time() if own else time.perf_counter()
 
 
 def compare(seconds: Mapping[str, list[float]], baseline: str) -> str:
-    """Lines of medians and of the ratios to the baseline, pair by pair."""
+    """Lines with the median of each program and the median of its pairwise ratios to the baseline."""
     lines = []
     for name, values in seconds.items():
         ratios = [base / own for base, own in zip(seconds[baseline], values, strict=True)]
@@ -122,35 +122,39 @@ def compare(seconds: Mapping[str, list[float]], baseline: str) -> str:
     return "\n".join(lines)
 
 
-def beside_floor(seconds: Mapping[str, list[float]], amounts: Mapping[str, float], floor: str, unit: str) -> str:
-    """Lines of the rates, and of the share of its time that each would take at the rate of the floor, pair by pair.
+def compare_to_bound(seconds: Mapping[str, list[float]], amounts: Mapping[str, float], bound: str, unit: str) -> str:
+    """Lines with the rate of each program, and its lower bound: the time of its work at the rate of `bound`.
 
-    amounts: what each program works through, the floor's included, in `unit`.
+    Args:
+        seconds: of each program, `bound` included.
+        amounts: work of each program in `unit`.
+        bound: the program that gives the lower bound.
+        unit: of the amounts.
 
-    >>> print(beside_floor({"ours": [4.0], "copy": [1.0]}, {"ours": 10.0, "copy": 5.0}, "copy", "GB"))
+    >>> print(compare_to_bound({"ours": [4.0], "copy": [1.0]}, {"ours": 10.0, "copy": 5.0}, "copy", "GB"))
     ours                             10 GB at 2.5 GB/s; 2.000 s at the 5 GB/s of a copy, 50% of its time
     """
-    rate = amounts[floor] / statistics.median(seconds[floor])
+    rate = amounts[bound] / statistics.median(seconds[bound])
     lines = []
     for name, amount in amounts.items():
-        if name == floor:
+        if name == bound:
             continue
-        least = [amount * own / amounts[floor] for own in seconds[floor]]
-        share = statistics.median(base / own for base, own in zip(least, seconds[name], strict=True))
+        fastest = [amount * own / amounts[bound] for own in seconds[bound]]
+        share = statistics.median(base / own for base, own in zip(fastest, seconds[name], strict=True))
         lines.append(
             f"{name:28s} {amount:6.4g} {unit} at {amount / statistics.median(seconds[name]):.3g} {unit}/s; "
-            f"{amount / rate:.3f} s at the {rate:.3g} {unit}/s of a {floor}, {share:.0%} of its time"
+            f"{amount / rate:.3f} s at the {rate:.3g} {unit}/s of a {bound}, {share:.0%} of its time"
         )
     return "\n".join(lines)
 
 
 def peak_memory_mb() -> float:
-    """Largest memory that this process, or on a GPU its tensors, have held so far or since a reset, in MiB."""
+    """Peak memory in MiB since the start or the last reset: of tensors on a GPU, of the process on a CPU."""
     return hardware.memory_mb(DEVICE)
 
 
 def reset_peak_memory() -> None:
-    """Let the peak begin with what is held now."""
+    """Reset the peak to the current memory."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:

@@ -1,13 +1,13 @@
-"""Time and memory of a training step, ours beside the naive twin of the published program.
+"""Time and memory of a training step, compared with a naive implementation of the published step.
 
     python benchmarks/step.py                          # Charades launch shapes, every video 128 frames long
-    python benchmarks/step.py --lengths short          # many short videos, as real data has
+    python benchmarks/step.py --lengths short          # short videos, as in real data
     python benchmarks/step.py --amp bf16 --only ours
-    python benchmarks/step.py --memory ours            # peak memory of a step, in a process of its own
-    python benchmarks/step.py --profile                # what a step of ours spends its time on, and its products' floor
+    python benchmarks/step.py --memory ours            # peak memory of a step; one program per process
+    python benchmarks/step.py --profile                # time of our step by kind of operation, see step_profile.py
 
-Both start from the same weights and see the same batch, and their scores without dropout must agree before anything is
-timed.
+Both start from the same weights and see the same batch. Their scores without dropout must agree before anything is
+timed. `fed_step` times steps fed by a data loader.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from pathlib import Path
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import method  # noqa: F401 (before torch, whose threads it tells how to wait)
+    import method  # noqa: F401 (sets OpenMP variables before torch is imported)
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from benchmarks.measure import DEVICE, alternate, as_published, as_trained, compare, machine, peak_memory_mb
 from benchmarks.step_profile import profiled
-from method.data.batch import VideoBatch
+from method.data.batch import EpochBatches, EpochIndices, Loader, VideoBatch
 from method.data.captions import Caption
 from method.data.edits import NegativeSource
 from method.data.preprocessing import normalize_rows
@@ -62,6 +63,7 @@ LAUNCH = Architecture(
     temperatures=(),
 )
 VIDEOS, CAPTIONS = 128, 297
+MAX_STEPS = 10_000  # of a data loader
 LOSSES = LossSettings()
 
 
@@ -70,15 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", choices=("full", "short"), default="full")
     parser.add_argument("--extent", choices=("padded", "valid"), default="padded")
-    parser.add_argument("--amp", choices=("off", "bf16"), default="off", help="of ours; the twin has none")
+    parser.add_argument(
+        "--amp", choices=("off", "bf16"), default="off", help="precision of our step; the naive one is float32"
+    )
     parser.add_argument("--only", choices=("ours", "naive"))
     parser.add_argument("--memory", choices=("ours", "naive", "none"), help="peak memory instead of times")
-    parser.add_argument("--profile", action="store_true", help="of ours, instead of times: see step_profile.py")
+    parser.add_argument(
+        "--profile", action="store_true", help="profile our step instead of timing, see step_profile.py"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     batch = random_batch(options.lengths)
     if DEVICE.type == "cuda":
-        batch = batch.pin_memory()  # as loaders leave it
+        batch = batch.pin_memory()  # as data loaders do
     programs = make_programs(batch, DEVICE, options.extent, options.amp)
     if options.memory:
         if options.memory != "none":
@@ -97,10 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def random_batch(
     lengths: str, captions: Sequence[Caption] | None = None, tokens: Sequence[int] | None = None
 ) -> VideoBatch:
-    """A batch of the Charades launch shapes; short videos have the lengths of TVR clips at the usual rates.
+    """A random batch with the shapes of Charades; short videos have the lengths of TVR clips at the usual frame rates.
 
-    With `captions`, the batch has these, of so many tokens each, with random features; without, captions of long
-    sentences, such as TVR's.
+    Args:
+        lengths: full (128 frames) or short.
+        captions: captions to use; by default 297, as long as TVR's.
+        tokens: number of tokens of each caption.
     """
     count = CAPTIONS if captions is None else len(captions)
     rng = np.random.default_rng(0)
@@ -122,7 +130,7 @@ def random_batch(
 
 
 def make_programs(batch: VideoBatch, device: torch.device, extent: str, amp: str) -> dict[str, Callable[[], object]]:
-    """Steps of the twin and of ours, whose scores without dropout have been found equal."""
+    """The naive step and ours, after checking that their scores without dropout agree."""
     torch.manual_seed(0)
     model = RetrievalModel(replace(LAUNCH, fusion_extent=extent))  # type: ignore[arg-type]
     naive = NaiveStep(to_published(model.state_dict(), model.architecture), model.architecture, LOSSES, device)
@@ -137,7 +145,7 @@ def make_programs(batch: VideoBatch, device: torch.device, extent: str, amp: str
 def make_training(
     model: RetrievalModel, amp: str, device: torch.device, source: NegativeSource | None = None
 ) -> Training:
-    """A training as the launch sets it up, at its beginning."""
+    """A new training with the settings of the launch scripts."""
     settings = LoopSettings(
         epochs=100,
         early_stop=10,
@@ -152,7 +160,7 @@ def make_training(
 
 @torch.no_grad()
 def check_equal(model: RetrievalModel, naive: NaiveStep, batch: VideoBatch, device: torch.device) -> None:
-    """AssertionError unless both programs score the batch alike, to 1e-4; two videos suffice."""
+    """AssertionError unless both programs give the first two videos the same scores to 1e-4."""
     few = {name: Ragged.of(split_values(rows)[:2]) for name, rows in batch.streams.items()}
     few = {name: rows.to(device) for name, rows in few.items()}
     assert batch.tokens is not None
@@ -164,6 +172,29 @@ def check_equal(model: RetrievalModel, naive: NaiveStep, batch: VideoBatch, devi
         )
     model.train()
     naive.model.train()
+
+
+class RepeatedBatch(Dataset[VideoBatch]):
+    """The same batch for every index, with edited captions that change with the index if there is a source of them."""
+
+    def __init__(self, batch: VideoBatch, source: NegativeSource | None) -> None:
+        self.batch, self.source = batch, source
+
+    def __getitems__(self, drawn: EpochIndices) -> VideoBatch:
+        """The batch, with the edited captions of the epoch numbered as the first index."""
+        if self.source is None:
+            return self.batch
+        return replace(self.batch, edits=self.source.prepare(self.batch.captions, drawn.indices[0]))
+
+
+def fed_step(batch: VideoBatch, source: NegativeSource | None, amp: str, workers: int) -> Callable[[], object]:
+    """A training step fed by a data loader, with edited captions in both branches; workers prefetch between steps."""
+    branches = () if source is None else ("action", "object")
+    model = RetrievalModel(replace(LAUNCH, temperatures=branches)).train()
+    training = make_training(model, amp, DEVICE, source)
+    order = EpochBatches(MAX_STEPS, batch_size=1, seed=0)
+    batches = iter(Loader(RepeatedBatch(batch, source), order, workers, pinned=DEVICE.type == "cuda"))
+    return as_trained(lambda: training.step(next(batches)), DEVICE)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
-"""What a training step spends its time on, by kind of operation, and how far its products are from a plain product.
+"""Time of a training step by kind of operation, and the rate of its matmuls compared with one large matmul.
 
     python benchmarks/step.py --profile
 
-On a CPU the operations are PyTorch's, each with the time that it takes itself; what is left of a step lies between
-them. On a GPU they are kernels, and what is left is time in which the device has nothing to do. REST is what only calls
-others, looks at the same memory in another way, or takes and frees memory. The floor is the time that the operations of
-a step's products, those that are made again for the backward pass included, take at the rate of a large product in the
-same precision with the same number of threads. Times are of the clock on the wall; the profiler itself makes a step a
-little slower.
+On a CPU these are PyTorch operations with their self time; the rest of a step is spent between them. On a GPU they are
+kernels, and the rest is idle time. REST are views, allocations and operations that only call others. The lower bound is
+the time of a step's matmuls, those recomputed for the backward pass included, at the rate of a large matmul in the same
+precision with the same number of threads. Times are wall-clock times; the profiler slows a step down a little.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from torch._C._autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.measure import DEVICE, PLAIN_PRODUCT, alternate, beside_floor, operations, plain_product
+from benchmarks.measure import DEVICE, PLAIN_PRODUCT, alternate, compare_to_bound, operations, plain_product
 
 PRODUCTS = "matrix products"
 OPTIMISER = "optimiser"
@@ -36,9 +34,9 @@ COPIES = "copies and joins"
 ELEMENTWISE = "other element-wise, sums"
 REST = "rest"
 
-# The function around an operation says more than its name: an optimiser and a dropout are made of element-wise ones.
+# Matched against enclosing functions first: optimizer and dropout consist of element-wise operations.
 _AROUND = ((OPTIMISER, r"^Optimizer\."), (DROPOUT, r"(?i)dropout"))
-# Operations of PyTorch, without 'aten::'; those that none fits are ELEMENTWISE.
+# Names of PyTorch operations without 'aten::'; all others are ELEMENTWISE.
 _OPERATIONS = (
     (PRODUCTS, r"(add)?(mm|mv|bmm)_?|baddbmm_?|dot|_addmm_activation|mkldnn_linear|"
         r"_scaled_dot_product_(?!attention_math).*|.*convolution.*"),
@@ -51,13 +49,13 @@ _OPERATIONS = (
         r"item|_local_scalar_dense|lift_fresh|result_type|zeros.*|ones.*|resolve_.*|set_.*|unsafe_.*|numpy_T|"
         r"_?scaled_dot_product_attention(_math)?|set_data|is_nonzero|pad|new_.*"),
 )  # fmt: skip
-# Functions of ours, by what they do themselves.
+# Custom autograd functions, by their own work.
 _FUNCTIONS = (
     (DEFORMABLE, r"_DeformableAttention(Backward)?"),
     (SELF_ATTENTION, r"_SelfAttention(Backward)?"),
     (DROPOUT, r"_FeedForward(Backward)?"),
 )
-# Kernels, by a part of their names; the first that fits. Copies of rows by index are ROWS, so that these come first.
+# Substrings of kernel names, first match; ROWS precede COPIES because rows copied by index match both.
 _KERNELS = (
     (OPTIMISER, r"multi_tensor_apply"),
     (PRODUCTS, r"gemm|gemv|cutlass|cublas|nvjet|xmma|fmha|flash_|flash::|sdpa|splitk|dot_kernel|convolve"),
@@ -71,19 +69,19 @@ _KERNELS = (
 
 @dataclass
 class Spent:
-    """Seconds, and calls of operations or kernels that took them."""
+    """Seconds and number of calls of some operations or kernels."""
 
     seconds: float = 0.0
     calls: float = 0.0
 
 
 def profiled(step: Callable[[], object], precision: str, rounds: int) -> str:
-    """A table of the time of a step by kind, over `rounds` of them, and the rate of its products beside their floor."""
+    """A table of the mean time of a step by kind over `rounds` steps, and the rate of its matmuls."""
     count = operations(step)
     plain, plain_count = plain_product(DEVICE, precision)
     seconds = alternate({"step": step, PLAIN_PRODUCT: plain}, rounds, time.perf_counter)
     spent, whole = _profile(step, rounds)
-    idle = "device has nothing to do" if DEVICE.type == "cuda" else "between operations"
+    idle = "device idle" if DEVICE.type == "cuda" else "between operations"
     in_products = spent[PRODUCTS].seconds if PRODUCTS in spent else float("nan")
     rate, reached = plain_count / statistics.median(seconds[PLAIN_PRODUCT]), count / in_products
     amounts = {"step": count / 1e9, PLAIN_PRODUCT: plain_count / 1e9}
@@ -93,13 +91,13 @@ def profiled(step: Callable[[], object], precision: str, rounds: int) -> str:
             f"{statistics.median(seconds['step']):.3f} s without the profiler, {whole:.3f} s with it",
             f"{in_products / whole:.0%} of the profiled step are products, at {reached / 1e9:.3g} GFLOP/s, "
             f"{reached / rate:.0%} of the rate of a plain product",
-            beside_floor(seconds, amounts, PLAIN_PRODUCT, "GFLOP"),
+            compare_to_bound(seconds, amounts, PLAIN_PRODUCT, "GFLOP"),
         ]
     )
 
 
 def table(spent: Mapping[str, Spent], whole: float, idle: str) -> str:
-    """A line for each kind, the longest first, and one for what is left of `whole` seconds.
+    """A line for each kind, the slowest first, and one for the rest of `whole` seconds.
 
     >>> print(table({PRODUCTS: Spent(1.5, 20), COPIES: Spent(0.5, 4)}, 2.5, "idle"))
     matrix products                 1.500 s    60.0%       20 calls
@@ -115,10 +113,10 @@ def table(spent: Mapping[str, Spent], whole: float, idle: str) -> str:
 
 
 def _profile(step: Callable[[], object], rounds: int) -> tuple[dict[str, Spent], float]:
-    """What a step spends on each kind, and its seconds, with the profiler."""
-    # A GPU's kernels are recorded by themselves: what records the calls on the CPU as well would keep it waiting.
+    """Time of a step by kind, and its total seconds, under the profiler."""
+    # Kernels only: recording CPU calls as well would slow the launches down.
     activities = [ProfilerActivity.CUDA if DEVICE.type == "cuda" else ProfilerActivity.CPU]
-    with profile(activities=activities, acc_events=True):  # the first use loads what records
+    with profile(activities=activities, acc_events=True):  # the first use initializes the profiler
         torch.ones(1, device=DEVICE).sum().item()
     with profile(activities=activities, acc_events=True) as recorded:
         started = time.perf_counter()
@@ -139,7 +137,7 @@ def _profile(step: Callable[[], object], rounds: int) -> tuple[dict[str, Spent],
 
 
 def calls(events: Iterable[FunctionEvent]) -> Iterator[tuple[str, float, bool]]:
-    """Kind and own seconds of everything that the CPU did, and whether it is an operation that counts as a call."""
+    """Kind and self time in seconds of every CPU event, and whether it counts as a call."""
     for event in events:
         if event.device_type == DeviceType.CPU and not event.is_async:
             own = kind_of_operation([event.name])
@@ -148,7 +146,7 @@ def calls(events: Iterable[FunctionEvent]) -> Iterator[tuple[str, float, bool]]:
 
 
 def kernels(events: Iterable[FunctionEvent]) -> Iterator[tuple[str, float, bool]]:
-    """Kind and seconds of everything that the GPU did; where two overlap, the first has the time that they share."""
+    """Kind and seconds of every kernel; time in which two overlap counts for the first."""
     own = [event for event in events if event.device_type == DeviceType.CUDA and not _is_mark(event)]
     busy_until = 0.0
     for event in sorted(own, key=lambda event: event.time_range.start):
@@ -157,7 +155,7 @@ def kernels(events: Iterable[FunctionEvent]) -> Iterator[tuple[str, float, bool]
 
 
 def _is_mark(event: FunctionEvent) -> bool:
-    """Whether the event only names a stretch of time, or a wait, and stands for no work of its own."""
+    """Whether the event is an annotation or a wait rather than work."""
     named = event.is_user_annotation or event.name.startswith(("Optimizer.", "ProfilerStep"))
     return bool(named or event.name.endswith(" Sync"))
 
@@ -170,7 +168,7 @@ def _names(event: FunctionEvent) -> Iterator[str]:
 
 
 def kind_of_operation(names: list[str]) -> str:
-    """The kind of an operation by its name and those of the functions around it, from the inside.
+    """The kind of an operation from its name and those of the enclosing functions, innermost first.
 
     >>> kind_of_operation(["aten::addmm", "aten::linear"]), kind_of_operation(["aten::mul", "_ReluDropoutBackward"])
     ('matrix products', 'dropout')
@@ -184,7 +182,7 @@ def kind_of_operation(names: list[str]) -> str:
 
 
 def kind_of_kernel(name: str) -> str:
-    """The kind of a kernel by its name.
+    """The kind of a kernel from its name.
 
     >>> kind_of_kernel("sm90_xmma_gemm_f32f32_tf32f32_f32_nn_n_tilesize128x128x32"), kind_of_kernel("Memcpy HtoD")
     ('matrix products', 'copies and joins')

@@ -1,6 +1,6 @@
-"""Captions as long as those of a launch, and the vocabularies of their edits, made up where no dataset is at hand.
+"""Synthetic captions as long as those of a dataset, and their edit vocabularies, for when the dataset is not available.
 
-The language is the demo's: a verb has 13 others and a noun 21 to be replaced by, enough for the copies of any launch.
+The language is the demo's: a verb has 13 replacements and a noun 21, enough for the edits of any launch script.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from method.data.edits import KINDS
 from method.runtime.files import write_json, write_text
 from utils.demo.language import PEOPLE, THINGS, VERBS, Event, Word, describe, sentence, vocabulary
 
-# Events in a sentence, and how often it says where: 7 words in the mean, as in Charades-STA, and 14, as in ActivityNet.
+# Events per sentence, and the probability of a location: on average 7 words as in Charades-STA, 14 as in ActivityNet.
 SHAPES = {"charades": (1, 0.23), "activitynet": (2, 0.0)}
-_PLACES = ("in the kitchen", "near the window", "on the stairs", "by the door")
+_LOCATIONS = ("in the kitchen", "near the window", "on the stairs", "by the door")
 _JOINTS = ("while", "and then")
 
 
 def write_captions(options: Mapping[str, Any], dataset: str, count: int) -> None:
-    """Write the training captions and the vocabularies to where the options of a launch look for them."""
+    """Write training captions and vocabularies to the paths in `options`."""
     rng = np.random.default_rng(0)
-    captions = {f"v{i}#enc#0": made_up(dataset, rng) for i in range(count)}
+    captions = {f"v{i}#enc#0": random_caption(dataset, rng) for i in range(count)}
     for flag in ("caption_train_txt", *(f"{part}_{kind}_dict" for part in ("id", "total") for kind in KINDS)):
         options[flag].parent.mkdir(parents=True, exist_ok=True)
     lines = [f"{caption_id} {sentence(words)}\n" for caption_id, words in captions.items()]
@@ -33,21 +33,21 @@ def write_captions(options: Mapping[str, Any], dataset: str, count: int) -> None
             caption_id: {word.text: word.tag for word in words if word.kind == kind}
             for caption_id, words in captions.items()
         }
-        words_of: dict[str, list[str]] = {}
+        words_by_tag: dict[str, list[str]] = {}
         for word in vocabulary():
             if word.kind == kind:
-                words_of.setdefault(word.tag, []).append(word.text)
+                words_by_tag.setdefault(word.tag, []).append(word.text)
         write_json(options[f"id_{kind}_dict"], tags)
-        write_json(options[f"total_{kind}_dict"], words_of)
+        write_json(options[f"total_{kind}_dict"], words_by_tag)
 
 
-def made_up(dataset: str, rng: np.random.Generator) -> list[Word]:
-    """The words of a sentence."""
-    events, place = SHAPES[dataset]
+def random_caption(dataset: str, rng: np.random.Generator) -> list[Word]:
+    """The words of a random sentence."""
+    events, location = SHAPES[dataset]
     words = _event(rng)
     for _ in range(events - 1):
         words += [*_plain(str(rng.choice(_JOINTS))), *_event(rng)]
-    return [*words, *(_plain(str(rng.choice(_PLACES))) if rng.random() < place else ())]
+    return [*words, *(_plain(str(rng.choice(_LOCATIONS))) if rng.random() < location else ())]
 
 
 def _event(rng: np.random.Generator) -> list[Word]:

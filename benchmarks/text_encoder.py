@@ -1,16 +1,16 @@
-"""Time and operations of a step's edited captions: encoded naively, as training does, and drawn from a cache.
+"""Time and FLOPs of the edited captions of a step: encoded naively, encoded as training does, and read from a cache.
 
     python benchmarks/text_encoder.py                                            # Charades: captions of 7 words
     python benchmarks/text_encoder.py --dataset activitynet --layers 24 --share 0.1
-    python benchmarks/text_encoder.py --dataset activitynet --root_path DIR      # those of a dataset in DIR
-    python benchmarks/text_encoder.py --amp bf16                                 # ours in half precision
-    python benchmarks/text_encoder.py --num_workers 4                            # which read ahead of the steps
+    python benchmarks/text_encoder.py --dataset activitynet --root_path DIR      # captions of a dataset in DIR
+    python benchmarks/text_encoder.py --amp bf16                                 # our encoder in bf16
+    python benchmarks/text_encoder.py --num_workers 4                            # prefetching data workers
 
-The encoder has the width of roberta-large, the given depth, random weights. Naive is what the published program does:
-every caption gets all its copies, a placeholder sentence where it has no edit, and all are padded to the longest
-together. "Prepared" is what is left to the process that trains where data workers do the rest. Then whole steps of the
-launch without edited captions and with them, several in a row and fed by a loader as in a training. Times are of the
-clock on the wall, since the tokeniser has threads of its own and the cache lies on a disk.
+The encoder has the width of roberta-large, the given number of layers and random weights. "naive" is the published
+code: every caption has all its edits, with a placeholder sentence for missing ones, padded to the longest. "prepared"
+is the part that is left to the training process when data workers do the rest. Then whole training steps with and
+without edited captions are timed, several in a row and fed by a data loader. Times are wall-clock times, since the
+tokenizer has its own threads and the cache is on a disk.
 """
 
 from __future__ import annotations
@@ -26,26 +26,25 @@ from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import method  # noqa: F401 (before torch, whose threads it tells how to wait)
+    import method  # noqa: F401 (sets OpenMP variables before torch is imported)
 
 import torch
 from easydict import EasyDict
 from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
-from benchmarks.fed_step import fed_step
 from benchmarks.measure import (
     DEVICE,
     PLAIN_PRODUCT,
     alternate,
     as_published,
     as_trained,
-    beside_floor,
     compare,
+    compare_to_bound,
     machine,
     operations,
     plain_product,
 )
-from benchmarks.step import random_batch
+from benchmarks.step import fed_step, random_batch
 from benchmarks.synthetic_captions import write_captions
 from method.config.options import read_options
 from method.config.settings import negatives_settings
@@ -59,20 +58,20 @@ from method.negatives.source import cache_fingerprint, read_vocabularies
 from method.text.encoder import TextEncoder
 from tests.helpers.tiny_text_encoder import make_text_encoder
 
-# Captions and copies of a launch's step: 128 videos with all their captions.
+# Captions of a step (128 videos with all their captions), and edits per caption of each kind.
 STEPS = {"charades": (297, 8), "activitynet": (477, 12)}
 PLACEHOLDER = "Hello"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the times of the ways to the edits, and of a step with and without them."""
+    """Print the times of the edits, and of a step with and without them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=list(STEPS), default="charades")
-    parser.add_argument("--root_path", help="folder of the dataset, whose captions and vocabularies are read; without "
-        "it both are made up")  # fmt: skip
-    parser.add_argument("--layers", type=int, default=2, help="of the encoder; roberta-large has 24")
-    parser.add_argument("--share", type=float, default=1.0, help="share of a step's captions that is encoded")
-    parser.add_argument("--amp", choices=("off", "bf16"), default="off", help="of ours")
+    parser.add_argument("--root_path", help="folder of the dataset with captions and vocabularies (default: "
+        "synthetic ones)")  # fmt: skip
+    parser.add_argument("--layers", type=int, default=2, help="layers of the encoder; roberta-large has 24")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the captions of a step that has edits")
+    parser.add_argument("--amp", choices=("off", "bf16"), default="off", help="our precision")
     parser.add_argument("--num_workers", type=int, default=2 if DEVICE.type == "cuda" else 0)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args(arguments)
@@ -95,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(edits.describe())
         measure(edits.programs(), "naive", given.rounds)
         steps = edits.step_programs(batch, given.num_workers)
-        # More in a row than the workers have made ready.
+        # More steps in a row than the workers prefetch.
         of_step = measure(steps, "step without edits", given.rounds, times=1 + 4 * given.num_workers)
     rest = of_step["step without edits"]
     of_edits = of_step["step with cached edits"] - rest
@@ -105,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(
     programs: Mapping[str, Callable[[], object]], baseline: str, rounds: int, times: int = 1
 ) -> dict[str, float]:
-    """Print the times of the programs, each run `times` in a row, and of a plain product beside them; their GFLOP."""
+    """Print the times of the programs, each run `times` in a row, and of a large matmul; return their GFLOP."""
     counts = {name: operations(program) / 1e9 for name, program in programs.items()}
     plain, count = plain_product(DEVICE)
     repeated = {name: partial(repeat, program, times) for name, program in programs.items()}
@@ -113,7 +112,7 @@ def measure(
     seconds |= {name: [own / times for own in seconds[name]] for name in programs}
     print(compare({name: seconds[name] for name in programs}, baseline))
     multiplying = {name: own for name, own in counts.items() if own}
-    print(beside_floor(seconds, {**multiplying, PLAIN_PRODUCT: count / 1e9}, PLAIN_PRODUCT, "GFLOP"))
+    print(compare_to_bound(seconds, {**multiplying, PLAIN_PRODUCT: count / 1e9}, PLAIN_PRODUCT, "GFLOP"))
     return counts
 
 
@@ -132,7 +131,7 @@ def make_encoder(folder: Path, sentences: Sequence[str], layers: int) -> None:
 
 
 class Edits:
-    """The edits of `few` of a step's captions, three ways to their token features, and the cache of all."""
+    """Edits of `few` captions of a step, three ways to get their token features, and the cache of all captions."""
 
     def __init__(self, options: EasyDict, captions: Sequence[Caption], few: Sequence[Caption], cache: Path) -> None:
         self.options, self.few = options, few
@@ -148,22 +147,22 @@ class Edits:
         self.tokenizer = AutoTokenizer.from_pretrained(options.text_encoder)
 
     def of(self, caption: Caption, editor: CaptionEditor) -> list[str]:
-        """The edits of one caption, as the first epoch draws them."""
+        """The edits of one caption in the first epoch."""
         return editor.edits(caption, self.counts[editor.kind], self.options.seed, 0, caption.id, editor.kind)
 
     def describe(self) -> str:
-        """How many there are, and their tokens as they come, padded naively, and encoded by ours."""
+        """Number of edits, and of tokens encoded naively and by us."""
         edits = [edit for editor in self.editors for caption in self.few for edit in self.of(caption, editor)]
         naive, count = self.naive_tokens()["input_ids"], self.encoder.count_rows
         distinct = list(dict.fromkeys(edits))
         return (
-            f"{len(edits)} edits of {count(edits) / len(edits):.1f} tokens in the mean, {len(distinct)} distinct; "
-            f"encoded naively: {len(naive)} sentences, {naive.numel()} tokens, padding included; by ours: "
+            f"{len(edits)} edits of {count(edits) / len(edits):.1f} tokens on average, {len(distinct)} distinct; "
+            f"naive: {len(naive)} sentences, {naive.numel()} tokens with padding; ours: "
             f"{count(distinct)} tokens"
         )
 
     def naive_tokens(self) -> Any:
-        """All copies, padded to the longest together."""
+        """All edits, padded to the longest."""
         sentences = []
         for editor in self.editors:
             for caption in self.few:
@@ -172,7 +171,7 @@ class Edits:
         return self.tokenizer(sentences, padding=True, truncation=True, max_length=60, return_tensors="pt")
 
     def programs(self) -> dict[str, Callable[[], object]]:
-        """The three ways, and what is left of two of them."""
+        """The three ways, and what is left of two of them with data workers."""
         model = RobertaModel.from_pretrained(self.options.text_encoder, add_pooling_layer=False).eval().to(DEVICE)
 
         @torch.inference_mode()
@@ -188,7 +187,7 @@ class Edits:
         }
 
     def step_programs(self, captions: Sequence[Caption], workers: int) -> dict[str, Callable[[], object]]:
-        """Steps with the edits of all captions, and without; without workers the online ones only add their time."""
+        """Steps with and without the edits of all captions; online edits only with workers, else the times add up."""
         batch = random_batch("full", captions, [self.encoder.count_rows([caption.text]) for caption in captions])
         sources: dict[str, NegativeSource | None] = {"step without edits": None, "step with cached edits": self.cached}
         if workers:
@@ -196,7 +195,7 @@ class Edits:
         return {name: fed_step(batch, source, self.options.amp, workers) for name, source in sources.items()}
 
     def prepared(self, source: NegativeSource) -> Callable[[], object]:
-        """What is left of a way in the process that trains."""
+        """The part of a source that is left to the training process."""
         edits = source.prepare(self.few, 0)
         edits = edits.pin_memory() if DEVICE.type == "cuda" else edits
         return lambda: source.queries(edits, DEVICE)

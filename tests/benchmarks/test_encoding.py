@@ -1,4 +1,4 @@
-"""Both ways encode the same, or nothing is timed; and the memory is told for every part of the way."""
+"""Nothing is timed unless both programs agree, and memory is reported at intervals."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from benchmarks.encoding import Case
 
 
 @pytest.fixture(autouse=True)
-def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "DEVICE", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("extent", ["padded", "valid"])
-def test_keys_that_differ_are_refused(extent: str) -> None:
+def test_different_embeddings_are_refused(extent: str) -> None:
     case = Case(3, 2, 9, "mixed", extent)
     case.check_equal()
     with torch.no_grad():
-        case.twin.w("mapping_linear.0.weight").mul_(1.01)
+        case.naive.w("mapping_linear.0.weight").mul_(1.01)
     with pytest.raises(AssertionError):
         case.check_equal()
 
 
-def test_memory_is_said_on_the_way(capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_is_reported_at_intervals(capsys: pytest.CaptureFixture[str]) -> None:
     case = Case(5, 2, 9, "equal", "padded")
     case.report_memory("bf16")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" videos")[0].strip() for line in lines[:-1]] == ["2", "4", "5", "5"]
-    assert all(" MiB beside" in line for line in lines[:-1])
+    assert all(" MiB beyond" in line for line in lines[:-1])

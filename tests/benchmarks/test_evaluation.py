@@ -1,4 +1,4 @@
-"""What is made a piece at a time is what would be made at once, and is kept for nothing that does not read it."""
+"""Frames generated in chunks give the scores of all frames at once, and are kept only where they are read again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.evaluation import Case
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(evaluation, "DEVICE", torch.device("cpu"))
-    monkeypatch.setattr(evaluation, "VIDEOS_AT_ONCE", 3)
+    monkeypatch.setattr(evaluation, "CHUNK_VIDEOS", 3)
     monkeypatch.setattr(evaluation, "PUBLISHED_BLOCK", 4)
     before = torch.get_float32_matmul_precision()
     yield
@@ -22,7 +22,7 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("lengths", ["equal", "mixed"])
-def test_ranks_are_those_of_the_published_way(lengths: str) -> None:
+def test_ranks_equal_the_published_ones(lengths: str) -> None:
     case = Case(8, 10, 12, lengths, "off")
     case.check_equal(16)
     case.weight_DD = -case.weight_DD
@@ -30,7 +30,7 @@ def test_ranks_are_those_of_the_published_way(lengths: str) -> None:
         case.check_equal(16)
 
 
-def test_frames_are_kept_for_the_published_way_alone_unless_keys_are_rounded() -> None:
+def test_frames_are_kept_only_for_programs_that_read_them_again() -> None:
     for amp, kept_for in (("off", {"published"}), ("bf16", {"published", "products"})):
         for name in ("ours", "products", "best frames", "published"):
             case = Case(8, 10, 12, "mixed", amp)
@@ -39,9 +39,9 @@ def test_frames_are_kept_for_the_published_way_alone_unless_keys_are_rounded() -
             assert ("kept" in vars(case)) == (name in kept_for), (amp, name)
 
 
-def test_all_pieces_at_once_score_as_one_by_one() -> None:
+def test_scores_do_not_depend_on_chunks() -> None:
     case = Case(8, 10, 12, "mixed", "off")
-    parts = [case.published([piece], 10) for piece in case.pieces()]
+    parts = [case.published([chunk], 10) for chunk in case.chunks()]
     assert [part.shape[1] for part in parts] == [3, 3, 2]
     torch.testing.assert_close(torch.cat(parts, 1), case.published(case.kept, 10))
     assert case.operations == 2 * 2 * sum(case.lengths) * 384 * 10

@@ -1,4 +1,4 @@
-"""Whole trainings of the naive twin and of ours, told apart by nothing but chance."""
+"""Trainings of the naive implementation and of ours differ by chance alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def products_as_before() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("products_as_before")
-def test_without_chance_the_twin_learns_what_ours_learns(shared: SmallDataset) -> None:
+def test_without_chance_both_learn_the_same(shared: SmallDataset) -> None:
     flags = shared.flags(*WITHOUT_CHANCE)
     published, ours = (learning.trained(program, 7, flags) for program in ("published", "fp32"))
     losses = [[sum(row["losses"].values()) for row in of_one.progress.history] for of_one in (published, ours)]

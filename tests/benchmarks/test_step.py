@@ -1,4 +1,4 @@
-"""Steps that a loader feeds: each with the edits that its source gives then, whoever prepares them."""
+"""Steps fed by a loader have the edited captions of their index, with and without workers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from benchmarks import fed_step
+from benchmarks import measure
+from benchmarks import step as step_benchmark
 from benchmarks.step import LAUNCH
 from method.data.batch import EpochIndices, VideoBatch
 from method.data.captions import Caption
@@ -20,7 +21,7 @@ CAPTIONS = tuple(Caption(f"v{video}#enc#0", f"v{video}", "") for video in range(
 
 
 class Edits:
-    """An edit of each caption, others in every epoch."""
+    """An edit of each caption, different in every epoch."""
 
     def count_editable(self) -> dict[Kind, int]:
         return {}
@@ -42,12 +43,12 @@ def small_batch() -> VideoBatch:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_steps_are_fed(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fed_step, "DEVICE", CPU)
+    monkeypatch.setattr(step_benchmark, "DEVICE", CPU)
     seen: list[set[str]] = []
     real = Training.step
     monkeypatch.setattr(Training, "step", lambda training, batch: seen.append(set(real(training, batch))))
     for source in (None, Edits()):
-        step = fed_step.fed_step(small_batch(), source, "off", workers)
+        step = step_benchmark.fed_step(small_batch(), source, "off", workers)
         step()
         step()
     terms = {"action/triplet", "action/nce", "object/triplet", "object/nce"}
@@ -56,8 +57,22 @@ def test_steps_are_fed(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_edits_change_from_step_to_step() -> None:
-    dataset = fed_step.SameBatch(small_batch(), Edits())
-    one, other = (dataset.__getitems__(EpochIndices(0, [place])).edits for place in (3, 4))
+    dataset = step_benchmark.RepeatedBatch(small_batch(), Edits())
+    one, other = (dataset.__getitems__(EpochIndices(0, [index])).edits for index in (3, 4))
     assert one is not None
     assert other is not None
     assert not torch.equal(one.rows.values, other.rows.values)
+
+
+def test_the_step_is_timed_after_both_programs_agree(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (step_benchmark, measure):
+        monkeypatch.setattr(module, "DEVICE", CPU)
+    monkeypatch.setattr(step_benchmark, "VIDEOS", 3)
+    monkeypatch.setattr(step_benchmark, "CAPTIONS", 5)
+    precision = torch.get_float32_matmul_precision()
+    step_benchmark.main(["--lengths", "short", "--rounds", "1"])
+    torch.set_float32_matmul_precision(precision)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["naive", "median"], ["ours", "median"]]
