@@ -30,7 +30,6 @@ if __package__ in (None, ""):
 
 import torch
 from easydict import EasyDict
-from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
 from benchmarks.measure import (
     DEVICE,
@@ -55,8 +54,9 @@ from method.negatives.cached import CachedNegatives
 from method.negatives.editor import CaptionEditor
 from method.negatives.online import OnlineNegatives
 from method.negatives.source import cache_fingerprint, read_vocabularies
+from method.runtime.errors import run_command
+from method.runtime.hub_environment import check_timeouts
 from method.text.encoder import TextEncoder
-from tests.helpers.tiny_text_encoder import make_text_encoder
 
 # Captions of a step (128 videos with all their captions), and edits per caption of each kind.
 STEPS = {"charades": (297, 8), "activitynet": (477, 12)}
@@ -75,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_workers", type=int, default=2 if DEVICE.type == "cuda" else 0)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args(arguments)
+    check_timeouts()  # a wrong one makes the import of transformers fail
     captions, copies = STEPS[given.dataset]
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--dataset_name", given.dataset, "--root_path", given.root_path or folder, "--neg_query_loss", "both"]
@@ -124,6 +125,10 @@ def repeat(program: Callable[[], object], times: int) -> None:
 
 def make_encoder(folder: Path, sentences: Sequence[str], layers: int) -> None:
     """Save a RoBERTa of roberta-large's width with random weights."""
+    from transformers import RobertaConfig, RobertaModel
+
+    from tests.helpers.tiny_text_encoder import make_text_encoder
+
     make_text_encoder(folder, sentences, width=1024)
     config = RobertaConfig.from_pretrained(folder)
     config.num_hidden_layers, config.num_attention_heads, config.intermediate_size = layers, 16, 4096
@@ -144,6 +149,8 @@ class Edits:
         make_cache(cache, Pools(captions, self.editors, self.counts, options.seed), made_from, self.encoder)
         self.cached = CachedNegatives(cache, captions, made_from, self.counts, options.seed)
         self.online = OnlineNegatives(self.editors, self.counts, self.encoder, options.seed)
+        from transformers import AutoTokenizer
+
         self.tokenizer = AutoTokenizer.from_pretrained(options.text_encoder)
 
     def of(self, caption: Caption, editor: CaptionEditor) -> list[str]:
@@ -172,6 +179,8 @@ class Edits:
 
     def programs(self) -> dict[str, Callable[[], object]]:
         """The three ways, and what is left of two of them with data workers."""
+        from transformers import RobertaModel
+
         model = RobertaModel.from_pretrained(self.options.text_encoder, add_pooling_layer=False).eval().to(DEVICE)
 
         @torch.inference_mode()
@@ -202,4 +211,4 @@ class Edits:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -43,7 +43,6 @@ from method.runtime.errors import InputError, run_command
 from method.runtime.processes import expect_one_process
 from method.runtime.progress import be_quiet
 from method.runtime.run_folder import log_to_terminal
-from method.runtime.text import decoded_lines
 from method.serving.index import fingerprint, index_path, open_index
 from method.serving.prompt import Terminal, warn_without_encoder
 from method.serving.searcher import Searcher

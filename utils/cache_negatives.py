@@ -1,4 +1,4 @@
-"""Encode edited captions once, so that training with hard negative queries needs no text encoder.
+"""Precompute edited captions, so that training with hard negative queries needs no text encoder.
 
     python utils/cache_negatives.py --dataset_name charades --neg_query_loss both --neg_cache cache/charades
 
@@ -69,7 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Build the cache that the flags describe."""
     expect_one_process("building a cache")
     log_to_terminal()
-    options = read_options(arguments, "Encode edited captions once.", listed=_LISTED_FLAGS, extra=_add_flags)
+    options = read_options(
+        arguments,
+        "Precompute edited captions for training with hard negative queries.",
+        listed=_LISTED_FLAGS,
+        extra=_add_flags,
+    )
     if options.neg_cache is None:
         raise InputError("--neg_cache is missing, expected the folder of the cache")
     options.neg_query_loss = options.neg_query_loss or "both"
@@ -87,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = choose_device(options.device, options.device_ids)
     enable_fast_matmul(device)
     encoder = open_text_encoder(settings.encoder, device)
-    if options.text_feat_path and options.text_feat_path.exists():  # a cache can be built without them
+    if options.text_feat_path and options.text_feat_path.exists():  # the cache can be built without them
         log_encoder_check(
             encoder,
             open_features(options, options.dataset_name, make_architecture(options), options.root_path, ()),

@@ -1,11 +1,11 @@
-"""Check the files of a dataset as training would, read every feature once, and show what is there.
+"""Check the files of a dataset as training does, read every feature once, and print a summary.
 
     python utils/check_dataset.py charades
-    python utils/check_dataset.py charades --quick        # headers and a row of each array, as before a training
-    python utils/check_dataset.py charades --neg_query_loss both          # and what edited captions need
+    python utils/check_dataset.py charades --quick        # only headers and one row per array, as before training
+    python utils/check_dataset.py charades --neg_query_loss both          # also what edited captions need
 
-Where the text encoder is at hand, a line says whether it gives the token features of the dataset's own captions.
-Exit status 2 when training would refuse the files.
+If there is a text encoder, its features of some captions are compared with the stored token features. Exit status 2
+if training would refuse the files.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _LISTED_FLAGS = [
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Check the dataset that the command line names and print a table of it."""
+    """Check the dataset named on the command line and print a table."""
     log_to_terminal()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and not words[0].startswith("-"):
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read_everything(split: Split, reader: FeatureReader) -> None:
-    """Read every feature of a split. InputError names the first five that are not finite or unreadable."""
+    """Read every feature of a split. InputError names the first five that are unreadable or not finite."""
     problems: list[str] = []
 
     def read_all(names: Sequence[str], read: Callable[[str], Any], what: str) -> None:
@@ -121,9 +121,12 @@ def read_everything(split: Split, reader: FeatureReader) -> None:
 
 
 def table(splits: Sequence[Split], reader: FeatureReader, editable: Mapping[Kind, str]) -> list[str]:
-    """Lines of a table: a row for each fact, a column for each split.
+    """Lines of a table with a column for each split.
 
-    editable: for each kind of edits, how many training captions have some.
+    Args:
+        splits: training and evaluated split.
+        reader: of both.
+        editable: for each kind of edits, the number of training captions that have some.
     """
     rows: dict[str, list[str]] = {"": [split.name for split in splits]}
     rows["videos"] = [str(len(split.video_ids)) for split in splits]
@@ -143,10 +146,13 @@ def table(splits: Sequence[Split], reader: FeatureReader, editable: Mapping[Kind
 def _editable(
     splits: Sequence[Split], settings: NegativesSettings, negatives: NegativeSource | None
 ) -> dict[Kind, str]:
-    """How many training captions have edits of each kind, or why that is not known.
+    """For each kind of edits, the number of training captions that have some, or why it is unknown.
 
-    negatives: the edits that the options select. Training does not read the other vocabularies, so they cannot make
-    the dataset invalid.
+    Args:
+        splits: training and evaluated split.
+        settings: of hard negative queries.
+        negatives: source of the edits that the options select. Training does not read the vocabularies of other kinds,
+            so their problems do not make the dataset invalid.
     """
     counted = {} if negatives is None else negatives.count_editable()
     editable = {kind: str(count) for kind, count in counted.items()}
@@ -161,7 +167,7 @@ def _editable(
         try:
             vocabulary = read_vocabulary(tags, words, kind, ids)
         except InputError as error:
-            log.warning("%s; training with %s edits would refuse this", error, kind)
+            log.warning("%s; training with %s edits would fail", error, kind)
             editable[kind] = "vocabulary refused"
         else:
             editable[kind] = str(CaptionEditor(splits[0].captions, vocabulary).count_editable())
@@ -171,14 +177,14 @@ def _editable(
 def _check_encoder(
     settings: EncoderSettings, device: torch.device, reader: FeatureReader, splits: Sequence[Split]
 ) -> None:
-    """Say how well the text encoder reproduces the token features, if there is one: it is optional."""
+    """Report how well the text encoder, which only some users need, agrees with the token features."""
     if not settings.folder.exists():
         print(f"{settings.folder}: no text encoder to compare with the token features")
         return
     try:
         encoder = open_text_encoder(settings, device)
     except InputError as error:
-        log.warning("%s; edited captions and typed sentences would be refused", error)
+        log.warning("%s; edited captions and search would fail", error)
         return
     fits, line = check_encoder(encoder, reader, [caption for split in splits for caption in split.captions])
     if fits:
@@ -192,7 +198,7 @@ def _spread(counts: Sequence[int]) -> str:
 
 
 def _add_flags(parser: Parser) -> None:
-    help_text = "read headers and a row of each array only, load no text encoder"
+    help_text = "read only headers and one row of each array, and load no text encoder"
     parser.add_argument("--quick", action="store_true", default=False, help=help_text)
 
 

@@ -1,9 +1,9 @@
-"""Convert a checkpoint between the published form and ours; the direction is the input's other form.
+"""Convert a published checkpoint to our format, or ours to the published format.
 
     python utils/convert_checkpoint.py checkpoints/charades.ckpt charades_ours.ckpt --dataset_name charades
     python utils/convert_checkpoint.py results/charades/a3prvr/RUN/model.ckpt charades_published.ckpt
 
-The options of a published checkpoint are in configs/<dataset>.yaml; ours carries them.
+A published checkpoint takes its options from configs/<dataset>.yaml; ours stores them.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log_to_terminal()
     options = read_options(
         arguments,
-        "Convert a checkpoint between the published form and ours.",
+        "Convert a checkpoint between the published format and ours.",
         listed=_LISTED_FLAGS,
         extra=_add_files,
         saved=lambda given: stored_options(given["source"]) or {},
     )
     source, target = options.pop("source"), options.pop("target")
     if target.exists():
-        raise InputError(f"{target}: exists already")
+        raise InputError(f"{target}: already exists")
     convert(source, target, options)
 
 
 def convert(source: Path, target: Path, options: EasyDict) -> None:
-    """Write `source` in its other form to `target`; `options` say what a published source is."""
+    """Write `source` to `target` in the other format; `options` describe a published source."""
     loaded = load_model(source, make_architecture(options))
     if loaded.options is None:
         log_model_options(options, loaded)
         options.fusion_extent = loaded.model.architecture.fusion_extent
         write_checkpoint(target, model_content(loaded.model, loaded.epoch, plain(options)))
-        log.info("%s: our form of the published %s, epoch %d", target, source, loaded.epoch)
+        log.info("%s: converted from the published %s, epoch %d", target, source, loaded.epoch)
         return
     architecture = loaded.model.architecture
     check_publishable(architecture, source)
@@ -66,12 +66,12 @@ def convert(source: Path, target: Path, options: EasyDict) -> None:
         )
     weights = to_published(loaded.model.state_dict(), architecture)
     write_checkpoint(target, {"model": weights, "epoch": loaded.epoch})
-    log.info("%s: published form of %s, epoch %d", target, source, loaded.epoch)
+    log.info("%s: published format of %s, epoch %d", target, source, loaded.epoch)
 
 
 def _add_files(parser: Parser) -> None:
     parser.add_argument("source", type=user_path, help="checkpoint to read")
-    parser.add_argument("target", type=user_path, help="checkpoint to write; must not exist")
+    parser.add_argument("target", type=user_path, help="new checkpoint to write")
 
 
 if __name__ == "__main__":

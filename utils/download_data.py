@@ -1,9 +1,9 @@
-"""Fetch a released dataset, and with --checkpoint the released model too, to where the launchers look for them.
+"""Download a released dataset, and with --checkpoint the released model, to where the launch scripts expect them.
 
     python utils/download_data.py charades --checkpoint
 
-Run it again after an interruption: it goes on where it stopped, and fetches nothing once everything is there. At the
-end the dataset is checked the way training would check it.
+Interrupted downloads are resumed, and nothing is downloaded twice. At the end the dataset is checked as before a
+training.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from method.runtime.errors import InputError, run_command, summarize
 from method.runtime.hub_environment import check_environment
 from utils.check_dataset import main as check_dataset
 from utils.hub.archives import SUFFIXES, unpack
-from utils.hub.fetch import fetch, refuse_others
+from utils.hub.fetch import fetch, refuse_foreign
 from utils.hub.record import RECORD_NAME, Record, digests
 
 if TYPE_CHECKING:  # as in utils/hub/fetch.py
     from utils.hub.repository import Repository
 
 HUB_REPOSITORY = "chadcs/A3PRVR_AAAI2026"
-# dataset -> the folder of its data in the repository and the name of its checkpoint
+# dataset -> data folder and checkpoint in the repository
 RELEASES = {
     "charades": ("charades_dataset", "charades.ckpt"),
     "activitynet": ("anet_dataset", "anet.ckpt"),
@@ -43,11 +43,12 @@ RELEASES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the files of one record come from.
+    """Which files of a repository to download for one record.
 
     files: name below the record's folder -> path in the repository.
-    packed: names that only an archive can have -> whether training needs them.
-    archives, others: further paths in the repository, to be looked into and to be left.
+    packed: names that can only be in an archive -> whether training needs them.
+    archives: paths of archives to unpack.
+    others: paths to skip.
     """
 
     files: dict[str, str]
@@ -57,7 +58,7 @@ class Plan:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Fetch what is asked for and check it. InputError, in one line, for everything that can go wrong on the way."""
+    """Download and check the dataset. InputError, in one line, for anything that goes wrong."""
     options = _read_arguments(arguments)
     root = options.root_path.absolute()
     released, checkpoint = RELEASES[options.name]
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def data_files(dataset: str) -> tuple[Path, dict[str, bool]]:
-    """A dataset's folder below the root, and the files in it -> whether training without edited captions needs them."""
+    """The folder of a dataset, and its files -> whether training without edited captions needs them."""
     paths = read_yaml(CONFIGS / f"{dataset}.yaml", make_parser(""))
     folder = Path(os.path.commonpath([paths[key] for key in (*DATA_FILES, *VOCABULARY_FILES)]))
     names = {key: paths[key].relative_to(folder).as_posix() for key in (*DATA_FILES, *VOCABULARY_FILES)}
@@ -86,11 +87,11 @@ def data_files(dataset: str) -> tuple[Path, dict[str, bool]]:
 
 
 def make_plan(repository: Repository, released: str, needed: dict[str, bool]) -> Plan:
-    """Find files in a repository by their own names, at any depth, in the folder `released` before elsewhere.
+    """Find files in a repository by name at any depth, preferring the folder `released`.
 
-    Without a folder ("") archives are not considered and nothing is left over.
+    Without a folder ("") archives are ignored and no file counts as skipped.
 
-    InputError naming those that training needs and that cannot be there, or that could be one of several files.
+    InputError for a file that training needs and that is missing or ambiguous.
     """
     found = {name: _find(repository, released, PurePosixPath(name).name) for name in needed}
     files = {name: path for name, path in found.items() if path is not None}
@@ -105,9 +106,9 @@ def make_plan(repository: Repository, released: str, needed: dict[str, bool]) ->
 
 
 def follow(plan: Plan, repository: Repository, record: Record) -> None:
-    """Fetch the files of a plan to their places, unpack those that archives have, and complete the record."""
+    """Download the files of a plan, unpack its archives, and complete the record."""
     sources = {name: repository.describe(path) for name, path in plan.files.items()}
-    # An archive lies, hidden, beside the files it has until all of them are out.
+    # Archives are hidden files beside their contents until everything is unpacked.
     archives = {f".{path.replace('/', '_')}": repository.describe(path) for path in plan.archives}
     fetch(repository, sources | archives, record)
     missing, others = dict(plan.packed), list(plan.others)
@@ -118,18 +119,18 @@ def follow(plan: Plan, repository: Repository, record: Record) -> None:
         (record.path.parent / archive).unlink(missing_ok=True)
     if missing:
         names = summarize([PurePosixPath(name).name for name in missing])
-        print(f"{repository.name}: lacks {names}; --neg_query_loss cannot be used without them")
+        print(f"{repository.name}: lacks {names}, which --neg_query_loss needs")
     if others:
-        print(f"{repository.name}: left there, as nothing reads them: {summarize(others)}")
+        print(f"{repository.name}: skipped unused files: {summarize(others)}")
     record.finish((plan.files.keys() | plan.packed.keys()) - missing.keys())
 
 
 def _unpack(archive: str, source: str, missing: dict[str, bool], record: Record) -> list[str]:
-    """Take files out of a fetched archive and off `missing`; the paths of what else it has."""
+    """Unpack an archive and remove its files from `missing`; returns the paths of unused files."""
     folder, etag = record.path.parent, record.files[archive].etag
     names = {PurePosixPath(name).name: name for name in missing}
     for name in names.values():
-        refuse_others(name, record)
+        refuse_foreign(name, record)
     wanted = {short: folder / name for short, name in names.items() if not record.holds(name, etag)}
     for short in wanted:
         record.claim(names[short], source, etag)
@@ -149,7 +150,7 @@ def _find(repository: Repository, released: str, name: str) -> str | None:
     candidates = [path for path in repository.paths if PurePosixPath(path).name == name]
     candidates = [path for path in candidates if released in path.split("/")[:-1]] or candidates
     if len(candidates) > 1 and len({repository.describe(path).etag for path in candidates}) > 1:
-        raise InputError(f"{repository.name}: {name} could be any of {summarize(candidates)}")
+        raise InputError(f"{repository.name}: {name} is ambiguous: {summarize(candidates)}")
     return candidates[0] if candidates else None
 
 
@@ -163,19 +164,17 @@ def _is_here(record: Record, options: argparse.Namespace) -> bool:
     if not record.is_complete(options.repo, options.revision):
         return False
     names = ", ".join(sorted(PurePosixPath(name).name for name in record.files))
-    print(f"{record.path.parent}: {options.repo} at {record.commit} is already here: {names}")
+    print(f"{record.path.parent}: {options.repo} at {record.commit} is already complete: {names}")
     return True
 
 
 def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(description="Fetch a released dataset from the Hugging Face Hub to where the launchers look.")
+    parser = Parser(description="Download a released dataset from the Hugging Face Hub.")
     parser.add_argument("name", choices=sorted(RELEASES), help="dataset")
-    parser.add_argument("--checkpoint", action="store_true", help="fetch the released model too, to checkpoints/")
-    parser.add_argument("--repo", default=HUB_REPOSITORY, help="model repository on the hub")
-    parser.add_argument("--revision", default="main", help="branch, tag or commit of it")
-    parser.add_argument(
-        "--root_path", type=user_path, default=Path(), help="folder that holds dataset/ and checkpoints/"
-    )
+    parser.add_argument("--checkpoint", action="store_true", help="also download the released model, to checkpoints/")
+    parser.add_argument("--repo", default=HUB_REPOSITORY, help="model repository on the Hub")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit")
+    parser.add_argument("--root_path", type=user_path, default=Path(), help="folder of dataset/ and checkpoints/")
     return parser.parse_args(arguments)
 
 

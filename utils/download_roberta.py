@@ -1,9 +1,9 @@
-"""Fetch a text encoder from the Hugging Face Hub to where training and search look for it, roberta-large by default.
+"""Download a text encoder, by default roberta-large, from the Hugging Face Hub to where training and search expect it.
 
     python utils/download_roberta.py
     python utils/download_roberta.py --model FacebookAI/roberta-base     # for utils/tune_text_encoder.py
 
-Run it again after an interruption: it goes on where it stopped, and does nothing once everything is there.
+An interrupted download is resumed by the same command, which does nothing once it is complete.
 """
 
 import argparse
@@ -33,7 +33,7 @@ PINNED = {
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
-# One of these makes a tokenizer; the other files refine it.
+# Sets of files that define a tokenizer.
 _TOKENIZERS = (
     {"tokenizer.json"},
     {"vocab.json", "merges.txt"},
@@ -46,14 +46,14 @@ _SENTENCE, _MAX_TOKENS = "person opens the door.", 30
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Fetch an encoder and load it once. InputError, in one line, for everything that can go wrong on the way."""
+    """Download an encoder and load it once. InputError, in one line, for anything that goes wrong."""
     options = _read_arguments(arguments)
     out = options.out or Path("checkpoints", options.model.rsplit("/", 1)[-1])
     folder = (options.root_path / out).absolute()
     revision = options.revision or PINNED.get(options.model, "main")
     record = Record.read(folder / RECORD_NAME)
     if record.is_complete(options.model, revision):
-        print(f"{folder}: {options.model} at {record.commit} is already here")
+        print(f"{folder}: {options.model} at {record.commit} is already complete")
         return
     check_environment()
     from utils.hub.repository import open_repository
@@ -62,48 +62,48 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = select_files(repository.name, repository.paths)
     files = {name: repository.describe(name) for name in names}
     fetch(repository, files, record)
-    words, width = encode_once(folder)
+    tokens, width = encode_once(folder)
     record.finish(files)
-    print(f"{folder}: done, it turns {_SENTENCE!r} into {words} tokens of width {width}")
+    print(f"{folder}: done, {_SENTENCE!r} has {tokens} tokens of width {width}")
 
 
 def select_files(model: str, paths: Collection[str]) -> list[str]:
-    """The files of a repository that an encoder needs: configuration, tokenizer, and weights as safetensors only.
+    """The files that an encoder needs: configuration, tokenizer, and weights in safetensors format only.
 
-    InputError when one of them is not there.
+    InputError for a missing file.
     """
-    there = {path for path in paths if "/" not in path}
-    if "config.json" not in there:
-        raise InputError(f"{model}: no config.json in it, expected the repository of a transformers model")
-    tokenizers = [names for names in _TOKENIZERS if names <= there]
+    present = {path for path in paths if "/" not in path}
+    if "config.json" not in present:
+        raise InputError(f"{model}: no config.json, expected the repository of a transformers model")
+    tokenizers = [names for names in _TOKENIZERS if names <= present]
     if not tokenizers:
-        raise InputError(f"{model}: no tokenizer in it, expected tokenizer.json, or vocab.json and merges.txt")
-    return sorted({"config.json", *_weights(model, there), *set().union(*tokenizers), *(_REFINEMENTS & there)})
+        raise InputError(f"{model}: no tokenizer, expected tokenizer.json, or vocab.json and merges.txt")
+    return sorted({"config.json", *_weights(model, present), *set().union(*tokenizers), *(_REFINEMENTS & present)})
 
 
 def encode_once(folder: Path) -> tuple[int, int]:
-    """Load an encoder as training would and encode a sentence; its number of tokens and their width.
+    """Load an encoder as training does and encode a sentence; returns the number of tokens and their width.
 
-    InputError when it cannot be loaded or gives no finite features.
+    InputError if it cannot be loaded or its features are not finite.
     """
-    import transformers  # as utils.hub.repository: after the environment was checked
+    import transformers  # after the environment was checked, which a wrong timeout would break
 
     try:
         width = int(transformers.AutoConfig.from_pretrained(folder, local_files_only=True).hidden_size)
-    except Exception as error:  # foreign files: anything can come out of the code that reads them
-        raise InputError(f"{folder}: fetched, but transformers cannot use its config.json ({error!r})") from error
+    except Exception as error:  # third-party files can raise any exception
+        raise InputError(f"{folder}: downloaded, but transformers cannot use its config.json ({error!r})") from error
     features_ND = TextEncoder(folder, width, _MAX_TOKENS, torch.device("cpu")).encode([_SENTENCE]).values
     if not features_ND.isfinite().all():
-        raise InputError(f"{folder}: fetched, but its features of {_SENTENCE!r} are not finite")
+        raise InputError(f"{folder}: downloaded, but its features of {_SENTENCE!r} are not finite")
     return features_ND.shape[0], features_ND.shape[1]
 
 
-def _weights(model: str, there: Collection[str]) -> set[str]:
-    if _WEIGHTS in there:
+def _weights(model: str, present: Collection[str]) -> set[str]:
+    if _WEIGHTS in present:
         return {_WEIGHTS}
-    shards = {name: match for name in there if (match := _SHARD.fullmatch(name))}
-    if _INDEX not in there or not shards:
-        raise InputError(f"{model}: no {_WEIGHTS} in it; weights in other formats can run code and are not fetched")
+    shards = {name: match for name in present if (match := _SHARD.fullmatch(name))}
+    if _INDEX not in present or not shards:
+        raise InputError(f"{model}: no {_WEIGHTS}; weights in other formats can run code and are not downloaded")
     count = max(int(match[1]) for match in shards.values())
     missing = {f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)} - set(shards)
     if missing:
@@ -112,15 +112,13 @@ def _weights(model: str, there: Collection[str]) -> set[str]:
 
 
 def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(description="Fetch a text encoder from the Hugging Face Hub.")
-    parser.add_argument("--model", default=MODEL, help="repository on the hub, any transformers encoder")
+    parser = Parser(description="Download a text encoder from the Hugging Face Hub.")
+    parser.add_argument("--model", default=MODEL, help="repository of any transformers encoder on the Hub")
     parser.add_argument(
-        "--revision", help=f"branch, tag or commit; if none, a fixed one of {' and '.join(PINNED)}, main of others"
+        "--revision", help=f"branch, tag or commit (default: a pinned commit of {' and '.join(PINNED)}, else main)"
     )
-    parser.add_argument(
-        "--out", type=user_path, help="folder to fetch it to (default: checkpoints/ and the model's own name)"
-    )
-    parser.add_argument("--root_path", type=user_path, default=Path(), help="folder from which --out is taken")
+    parser.add_argument("--out", type=user_path, help="target folder (default: checkpoints/<model>)")
+    parser.add_argument("--root_path", type=user_path, default=Path(), help="base folder of a relative --out")
     return parser.parse_args(arguments)
 
 

@@ -1,4 +1,4 @@
-"""Draw the result of a search as an SVG picture, such as the one in the README.
+"""Draw a search result as an SVG image, as in the README.
 
 python method/search.py --eval_ckpt results/demo/a3prvr/first/model.ckpt --topk 3 --json "A chef lifts the ladder." \
     | python utils/draw_search.py > search.svg
@@ -21,9 +21,9 @@ from method.runtime.errors import InputError, run_command
 from method.serving.output import SCHEMA
 
 WIDTH, ROW, TOP = 760, 62, 64
-LEFT, RIGHT, CURVE = 170, WIDTH - 24, 38  # of the timelines, and their height
+LEFT, RIGHT, CURVE = 170, WIDTH - 24, 38  # horizontal range and height of the timelines
 
-# A background of its own keeps the picture readable where the page is dark and the picture does not know it.
+# An explicit background keeps the image readable on dark pages that do not support prefers-color-scheme.
 _STYLE = """
 .page{fill:#ffffff;stroke:#d0d7de}.box{fill:#f6f8fa;stroke:#d0d7de}.ink{fill:#1f2328}.dim{fill:#59636e}
 .curve{fill:#afb8c1}.moment{fill:#ffb224;fill-opacity:.38}.edge{stroke:#b35900;stroke-width:2}
@@ -34,22 +34,22 @@ text{font:14px system-ui,-apple-system,"Segoe UI",sans-serif}.small{font-size:12
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read one line of JSON from stdin and print the picture."""
-    argparse.ArgumentParser(description="Draw the JSON line of a search on stdin as SVG.").parse_args(arguments)
+    """Read a line of JSON from stdin and print the SVG."""
+    argparse.ArgumentParser(description="Draw a search result, read as JSON from stdin, as SVG.").parse_args(arguments)
     try:
         answer = json.loads(sys.stdin.read())
     except ValueError as error:
-        raise InputError(f"stdin: not one line of JSON ({error}), expected the output of search.py --json") from error
+        raise InputError(f"stdin: not a line of JSON ({error}), expected the output of search.py --json") from error
     if not isinstance(answer, dict) or answer.get("schema") != SCHEMA:
         raise InputError(f"stdin: expected the output of search.py --json, with schema {SCHEMA}")
     print(draw_search(answer))
 
 
 def draw_search(answer: Mapping[str, Any]) -> str:
-    """The SVG of an answer, a timeline per video. All of them share one scale.
+    """The SVG of a search result, with a timeline per video on a common scale.
 
     Args:
-        answer: as `method.serving.output.as_json` gives it.
+        answer: output of `method.serving.output.as_json`.
     """
     hits, text = answer["results"], escape(answer["query"]["text"])
     height = TOP + ROW * len(hits) + 10

@@ -1,12 +1,11 @@
-"""Find, or make, the Python that the launchers run and print its path.
+"""Find or create the Python environment of the launch scripts and print the path of its interpreter.
 
-    python utils/environment.py          # one for training and evaluation
-    python utils/environment.py --dev    # one for tests/run.sh, with its tools
+    python utils/environment.py          # for training and evaluation
+    python utils/environment.py --dev    # for tests/run.sh, with its tools
 
-The Python that runs this is taken as it is when it has the packages of requirements.txt: a conda environment, say.
-Else it is .venv in the repository, made from requirements-lock.txt by the Python that runs this. An installation that
-was broken off is begun again, one from another lock file brought up to date, and two at once wait for each other.
-Only the standard library is imported.
+The running Python is used if it has the packages of requirements.txt, for example in a conda environment. Otherwise the
+running Python creates .venv in the repository from requirements-lock.txt. An interrupted installation is started over,
+one from another lock file is updated, and concurrent calls wait for each other. Only the standard library is imported.
 """
 
 from __future__ import annotations
@@ -38,10 +37,12 @@ _REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:>=\s*([\d.]+))?")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the path of a Python with the packages."""
-    parser = argparse.ArgumentParser(description="Find or make the Python that the launchers run.")
-    parser.add_argument("--dev", action="store_true", help="with the tools of tests/run.sh")
-    parser.add_argument("--missing", action="store_true", help="only print what this Python lacks, one a line")
+    """Print the path of a Python interpreter with the packages."""
+    parser = argparse.ArgumentParser(description="Find or create the Python environment of the launch scripts.")
+    parser.add_argument("--dev", action="store_true", help="include the tools of tests/run.sh")
+    parser.add_argument(
+        "--missing", action="store_true", help="only print the packages that this Python lacks, one per line"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     suffix = "-dev" if options.dev else ""
@@ -50,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n".join(missing_packages(requirements)))
         return
     environment = Environment(REPOSITORY / ".venv", requirements, REPOSITORY / f"requirements{suffix}-lock.txt")
-    # .venv itself, even when it is active, has to be the one that the lock file describes.
-    active_is_ours = environment.folder.resolve() == Path(sys.prefix).resolve()
-    if not active_is_ours and not missing_packages(requirements):
+    # An active .venv must match the lock file; any other environment only needs the packages.
+    is_active = environment.folder.resolve() == Path(sys.prefix).resolve()
+    if not is_active and not missing_packages(requirements):
         print(sys.executable)
         return
     environment.ensure(named=bool(os.environ.get("PYTHON")))
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def missing_packages(requirements: Path) -> list[str]:
-    """List what the running Python lacks of a requirements file: `name>=oldest (found version)`. Imports no package."""
+    """Packages of a requirements file that this Python lacks, as `name>=oldest (found version)`; none is imported."""
     missing = []
     for line in requirements.read_text("utf-8").splitlines():
         line = line.split("#")[0].strip()
@@ -89,10 +90,10 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 class Environment:
-    """A virtual environment that holds what a lock file lists.
+    """A virtual environment with the packages of a lock file.
 
-    Files of its own in the folder: `.incomplete` while packages are being installed, `.installed` with the digests of
-    the lock files that were installed, `.lock` for one process at a time.
+    Its folder has three more files: `.incomplete` exists while packages are installed, `.installed` has the digests of
+    the installed lock files, `.lock` admits one process at a time.
     """
 
     def __init__(self, folder: Path, requirements: Path, lock: Path) -> None:
@@ -104,9 +105,9 @@ class Environment:
         self._stamp = folder / ".installed"
 
     def ensure(self, named: bool) -> None:
-        """Make the environment, or bring it up to date, unless it is complete.
+        """Create or update the environment unless it is complete.
 
-        InputError when it cannot be made, or when the running Python was `named` by the user and it holds another.
+        InputError if that fails, or if the user chose a Python (`named`) and the environment has another version.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{self.folder}: expected a folder for the Python environment, found a file")
@@ -115,14 +116,14 @@ class Environment:
         if self._is_complete():
             return
         self.folder.mkdir(exist_ok=True)
-        with exclusive_lock(self.folder / ".lock", f"waiting for another process that works on {self.folder}"):
+        with exclusive_lock(self.folder / ".lock", f"waiting for another process that installs {self.folder}"):
             if not self._is_complete():
                 self._install()
 
     def _is_complete(self) -> bool:
         if self._incomplete.exists() or not os.access(self.python, os.X_OK):
             return False
-        # An environment without a stamp was made by hand: it only has to have the packages.
+        # An environment without a stamp was created by hand and only needs the packages.
         if self._stamp.exists() and not set(self._digests()) <= set(self._stamp.read_text("utf-8").splitlines()):
             return False
         flags = ["--missing"] + ["--dev"] * (self.requirements.stem == "requirements-dev")
@@ -146,26 +147,26 @@ class Environment:
             _check_tools()
         self._incomplete.touch()
         if broken:
-            log.info("making %s with Python %s: this takes a few minutes, once", self.folder, _python_version(3))
-            self._make()
+            log.info("creating %s with Python %s, which takes a few minutes", self.folder, _python_version(3))
+            self._create()
         else:
-            log.info("bringing %s up to date with %s", self.folder, self.lock.name)
+            log.info("updating %s from %s", self.folder, self.lock.name)
         pip: list[str | Path] = [self.python, "-m", "pip", "--disable-pip-version-check", "install", "-r", self.lock]
         if subprocess.run(pip, stdout=sys.stderr, env={**os.environ, "PIP_USER": "0"}).returncode != 0:
             raise InputError(
-                f"{self.lock}: pip could not install it for Python {_python_version(3)} (its words stand above; tested "
-                "with 3.10 to 3.13); without a network set PYTHON= to a Python that has the packages"
+                f"{self.lock}: pip could not install it for Python {_python_version(3)} (see its output above; tested "
+                "with 3.10 to 3.13); without a network, set PYTHON= to a Python that has the packages"
             )
         write_text(self._stamp, "\n".join(self._digests()) + "\n")
         self._incomplete.unlink()
 
-    def _make(self) -> None:
+    def _create(self) -> None:
         for path in self.folder.glob("[!.]*"):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        # The Python of an active .venv has just been removed with it.
+        # If .venv was active, its Python has just been removed.
         base = getattr(sys, "_base_executable", sys.executable)
         if subprocess.run([base, "-m", "venv", self.folder], stdout=sys.stderr).returncode != 0:
-            raise InputError(f"{base}: could not make a Python environment in {self.folder} (its words stand above)")
+            raise InputError(f"{base}: could not create a Python environment in {self.folder} (see its output above)")
 
     def _digests(self) -> list[str]:
         names = [self.lock.name]
@@ -174,10 +175,10 @@ class Environment:
 
 
 def _check_tools() -> None:
-    lacking = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
-    if lacking:
+    missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
+    if missing:
         raise InputError(
-            f"{sys.executable}: no module {summarize(lacking)}, expected a Python that can make virtual environments "
+            f"{sys.executable}: no module {summarize(missing)}, expected a Python that can create virtual environments "
             "(Debian, Ubuntu: apt install python3-venv) or has the packages of requirements.txt; PYTHON= chooses it"
         )
 

@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# Sourced by the launchers. Sets `repository`, this repository's folder, and defines `find_python` and `start_training`.
+# Sourced by the launch scripts. Sets `repository`, the repository folder, and defines `find_python` and `start_training`.
 
-unset CDPATH # with it `cd` may go elsewhere, and prints where
+unset CDPATH # which can redirect `cd` and makes it print
 repository="$(cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
-# Print the path of a Python that has the packages: PYTHON where it is set, else the active one (conda, venv), else .venv
-# in the repository, which is made with that Python when need be. Flags: see utils/environment.py.
+# Print the path of a Python that has the packages: PYTHON if set, else the active one (conda, venv), else .venv in the
+# repository, which is created if necessary. For flags see utils/environment.py.
 find_python() {
   local candidate base candidates=(python python3 python3.13 python3.12 python3.11 python3.10)
   if [[ -n "${PYTHON:-}" ]]; then candidates=("$PYTHON"); fi
@@ -20,7 +20,7 @@ find_python() {
   return 2
 }
 
-# Become the training with this Python and these flags, of NPROC processes where that is set.
+# Replace this process by a training with a Python and flags, in NPROC processes if that is set.
 start_training() {
   local python="$1"
   shift
@@ -30,8 +30,8 @@ start_training() {
 
 if [[ -n "${NPROC:-}" ]]; then
   if [[ ! "$NPROC" =~ ^[1-9][0-9]{0,2}$ ]]; then
-    echo "error: NPROC=$NPROC: expected how many processes train together, 1 to 999" >&2
+    echo "error: NPROC=$NPROC: expected a number of processes, 1 to 999" >&2
     exit 2
   fi
-  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # as torchrun sets it, but without its banner
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # as torchrun does, without its warning
 fi

@@ -1,10 +1,10 @@
-"""Write the demo: a small made-up dataset in the published layout.
+"""Write the demo: a small synthetic dataset in the published layout.
 
     python utils/make_demo_dataset.py --out demo
-    python utils/make_demo_dataset.py --out demo --tiny_roberta    # with a text encoder, for edits and for search
+    python utils/make_demo_dataset.py --out demo --tiny_roberta    # with a text encoder, for edits and search
 
-utils/demo/world.py says what is in it. What is already there is left alone when the same options and the same version
-of this program made it and every file is as it was written, and replaced whole otherwise.
+utils/demo/world.py describes the data. An existing demo is kept if its options, generator version and file digests
+match, and replaced otherwise.
 """
 
 from __future__ import annotations
@@ -37,48 +37,49 @@ from utils.demo.language import Kind, sentence
 from utils.demo.world import Moment, Rows, Settings, Video, action_stream, object_stream, plan_videos, token_features
 
 GENERATOR = "A3PRVR demo"
-VERSION = 1  # counts up whenever the same options would give other files
+VERSION = 1  # to be raised when the same options give other files
 STAMP = "demo.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the dataset, unless it is there."""
+    """Write the dataset unless it exists."""
     parser = Parser(description="Write the demo dataset.")
-    parser.add_argument("--out", type=user_path, required=True, help="folder that gets dataset/demo_i3d/")
+    parser.add_argument("--out", type=user_path, required=True, help="folder in which dataset/demo_i3d/ is written")
     parser.add_argument("--videos", type=int, default=500, help="training videos")
     parser.add_argument("--val", type=int, default=150, help="evaluated videos")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     parser.add_argument("--visual_feat_dim", type=int, default=64, help="width of i3d_feat")
     parser.add_argument("--visual_flow_feat_dim", type=int, default=48, help="width of clip_feat")
     parser.add_argument("--q_feat_size", type=int, default=48, help="width of the token features")
     parser.add_argument(
         "--tiny_roberta",
         action="store_true",
-        help="token features by a small RoBERTa, kept in checkpoints/roberta-large",
+        help="compute token features with a small RoBERTa, saved in checkpoints/roberta-large",
     )
     options = vars(parser.parse_args(arguments))
     out = options.pop("out")
     settings = Settings(**options)
-    made = make_demo(out, settings)
-    print(f"{out}: {settings.videos} training and {settings.val} evaluated videos{'' if made else ', already there'}")
+    written = make_demo(out, settings)
+    note = "" if written else ", already up to date"
+    print(f"{out}: {settings.videos} training and {settings.val} evaluated videos{note}")
 
 
 def make_demo(out: Path, settings: Settings) -> bool:
-    """Put the dataset, and the text encoder where one is asked for, under `out`.
+    """Write the dataset, and the text encoder if requested, below `out`.
 
-    Returns False when the same settings made what is there. InputError for settings that cannot be, and for a folder
-    in their places that is not a demo's.
+    Returns False if they already exist with the same settings. InputError for invalid settings, and for a target
+    folder that does not hold a demo.
     """
     _check(settings)
     out.mkdir(parents=True, exist_ok=True)
     dataset, encoder = out / "dataset" / "demo_i3d", out / "checkpoints" / "roberta-large"
     folders = [encoder, dataset] if settings.tiny_roberta else [dataset]
-    if _are_whole(folders, settings):
+    if _are_complete(folders, settings):
         return False
     with exclusive_lock(out / ".demo.lock", f"waiting for another process that writes the demo in {out}"):
-        if _are_whole(folders, settings):  # that process has written it
+        if _are_complete(folders, settings):  # written by that process
             return False
-        encode = partial(_made_up, settings=settings)
+        encode = partial(_synthetic, settings=settings)
         if settings.tiny_roberta:
             _replace(encoder, settings, partial(save_encoder, width=settings.q_feat_size, seed=settings.seed))
             encode = partial(_encoded, folder=encoder, width=settings.q_feat_size)
@@ -87,7 +88,7 @@ def make_demo(out: Path, settings: Settings) -> bool:
 
 
 def write_dataset(folder: Path, settings: Settings, encode: Callable[[Sequence[Moment]], Iterator[Rows]]) -> None:
-    """Write every file of the dataset; `encode` gives the token features (w, Dq) of each moment's caption."""
+    """Write every file of the dataset; `encode` yields the token features (w, Dq) of each moment's caption."""
     splits = plan_videos(settings)
     videos = [video for own in splits.values() for video in own]
     moments = [moment for video in videos for moment in video.moments]
@@ -130,13 +131,13 @@ def _write_vocabulary(folder: Path, kind: Kind, moments: Sequence[Moment]) -> No
     write_json(folder / f"demo_total_{kind}_dict.json", words)
 
 
-def _made_up(moments: Sequence[Moment], settings: Settings) -> Iterator[Rows]:
+def _synthetic(moments: Sequence[Moment], settings: Settings) -> Iterator[Rows]:
     for moment in moments:
         yield token_features(moment.words, settings)
 
 
 def _encoded(moments: Sequence[Moment], folder: Path, width: int) -> Iterator[Rows]:
-    # The encoder of training itself, so that a caption and its edits differ in nothing but a word.
+    # The same encoder as in training, so that a caption and its edits differ only in a word.
     from method.text.encoder import TextEncoder
 
     encoder = TextEncoder(folder, width, max_tokens=30, device=torch.device("cpu"))
@@ -146,11 +147,11 @@ def _encoded(moments: Sequence[Moment], folder: Path, width: int) -> Iterator[Ro
 
 
 def _replace(target: Path, settings: Settings, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder beside `target` and put it there, so that `target` is whole or absent."""
+    """Replace `target` by a folder filled by `write`, so that it is complete or absent."""
     fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
-    for left_over in (fresh, old):
-        if left_over.exists():
-            shutil.rmtree(left_over)
+    for leftover in (fresh, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
     fresh.mkdir(parents=True)
     write(fresh)
     files = {str(path.relative_to(fresh)): sha256(path) for path in sorted(fresh.rglob("*")) if path.is_file()}
@@ -165,22 +166,22 @@ def _stamp(settings: Settings) -> dict[str, Any]:
     return {"generator": GENERATOR, "version": VERSION, **asdict(settings)}
 
 
-def _are_whole(folders: Sequence[Path], settings: Settings) -> bool:
-    whole = [_is_whole(folder, settings) for folder in folders]  # each is looked at before the first is touched
-    return all(whole)
+def _are_complete(folders: Sequence[Path], settings: Settings) -> bool:
+    complete = [_is_complete(folder, settings) for folder in folders]  # check all before writing to any
+    return all(complete)
 
 
-def _is_whole(target: Path, settings: Settings) -> bool:
-    """Whether a folder holds the demo of these settings, and every file as it was written.
+def _is_complete(target: Path, settings: Settings) -> bool:
+    """Whether a folder holds the demo with these settings and unmodified files.
 
-    InputError for a folder that holds something else.
+    InputError for a folder that holds anything else.
     """
     if not target.exists():
         return False
     stamp = read_json(target / STAMP) if (target / STAMP).exists() else None
     if not isinstance(stamp, dict) or stamp.get("generator") != GENERATOR:
-        raise InputError(f"{target}: no {STAMP} of a demo in it, expected nothing there or a demo to replace")
-    files = stamp.pop("files", None)  # a demo of an earlier version has no list of them
+        raise InputError(f"{target}: no demo (it has no {STAMP}), expected a new folder or a demo to replace")
+    files = stamp.pop("files", None)  # demos of earlier versions do not list them
     if stamp != _stamp(settings) or not isinstance(files, dict):
         return False
     return all((target / name).is_file() and sha256(target / name) == digest for name, digest in files.items())
@@ -188,9 +189,9 @@ def _is_whole(target: Path, settings: Settings) -> bool:
 
 def _check(settings: Settings) -> None:
     for flag, value in asdict(settings).items():
-        least = 0 if flag in ("seed", "tiny_roberta") else 1
-        if value < least:
-            raise InputError(f"--{flag} {value}: expected at least {least}")
+        minimum = 0 if flag in ("seed", "tiny_roberta") else 1
+        if value < minimum:
+            raise InputError(f"--{flag} {value}: expected at least {minimum}")
     if settings.tiny_roberta and settings.q_feat_size % HEADS:
         raise InputError(f"--q_feat_size {settings.q_feat_size}: expected a multiple of {HEADS} with --tiny_roberta")
 

@@ -1,4 +1,4 @@
-"""Print the recalls of a run beside those of a random order, in percent.
+"""Print the recalls of a run next to those of a random ranking, in percent.
 
 python utils/print_metrics.py results/charades/a3prvr/2026-01-31_12-00-00/metrics.json
 """
@@ -21,8 +21,8 @@ RECALLS = (1, 5, 10, 100)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table of one metrics.json."""
-    parser = Parser(description="Print the recalls of a run beside chance.")
+    """Print the table of a metrics.json."""
+    parser = Parser(description="Print the recalls of a run next to chance.")
     parser.add_argument("metrics", type=user_path, help="metrics.json of a run")
     path = parser.parse_args(arguments).metrics
     metrics = read_json(path)
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """The table, a line for chance and for each score that the model has.
+    """A table with a line for chance and one for each score.
 
     Args:
         metrics: the content of metrics.json: videos, queries, and for each score r1, r5, r10, r100 and sumr.
@@ -56,7 +56,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
 
 
 def chance(videos: int) -> list[float]:
-    """Recalls of a random order of the videos in percent, and their sum."""
+    """Recalls in percent of a random ranking of the videos, and their sum."""
     recalls = [min(100.0, 100.0 * k / videos) for k in RECALLS]
     return [*recalls, sum(recalls)]
 

@@ -79,9 +79,9 @@ def read_options(
     defaults = {name: action.default for name, action in actions.items()}
     given = _parse_given(parser, arguments)
     given |= _from_root(given, given.get("root_path", Path()).absolute())
-    moments = given.get("moments")
-    if moments and not moments.exists():  # only a file that the YAML names may be absent
-        raise InputError(f"--moments {moments}: no such file")
+    for flag in ("moments", *VOCABULARY_FILES):  # optional where the YAML names them, but not on the command line
+        if given.get(flag) and not given[flag].exists():
+            raise InputError(f"--{flag} {given[flag]}: no such file")
     earlier = saved(given) if saved is not None else {}
     source = given.get("resume") or given.get("eval_ckpt") or given.get("source") or "options of the earlier run"
     earlier = {

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from method.runtime.errors import InputError
-from method.runtime.files import decoded_lines
+from method.runtime.text import decoded_lines
 from method.serving.output import ASCII_BLOCKS, BLOCKS, as_json, as_text, failure_as_json
 from method.serving.searcher import MAX_CHARACTERS, Answer, Searcher, clean
 

@@ -46,6 +46,12 @@ def test_without_vocabulary_files_a_dataset_is_whole(
     assert rows_of(capsys.readouterr().out) == {"action": "no vocabulary files", "object": captions}
 
 
+def test_a_mistyped_vocabulary_is_an_error(small: SmallDataset) -> None:
+    for flag in config.VOCABULARY_FILES:
+        with pytest.raises(InputError, match=rf"--{flag} .*nowhere\.json: no such file"):
+            main(arguments(small, f"--{flag}", "nowhere.json"))
+
+
 def test_a_vocabulary_that_training_would_not_read_refuses_nothing(
     small: SmallDataset, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -56,7 +62,7 @@ def test_a_vocabulary_that_training_would_not_read_refuses_nothing(
     assert rows_of(capsys.readouterr().out) == {"action": captions, "object": "vocabulary refused"}
     (warning,) = [said for said in caplog.messages if str(path) in said]
     assert "expected a list of words" in warning
-    assert "training with object edits would refuse this" in warning
+    assert "training with object edits would fail" in warning
     with pytest.raises(InputError, match="expected a list of words"):
         main(arguments(small, "--neg_query_loss", "object"))
 

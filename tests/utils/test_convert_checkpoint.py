@@ -77,7 +77,7 @@ def test_ours_to_published(tmp_path: Path, changes: dict[str, str], caplog: pyte
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "ours.ckpt", model_content(lively_model(), 5, {"dataset_name": "demo"}))
     (tmp_path / "there.ckpt").write_text("precious")
-    with pytest.raises(InputError, match=r"there\.ckpt: exists already"):
+    with pytest.raises(InputError, match=r"there\.ckpt: already exists"):
         convert([tmp_path / "ours.ckpt", tmp_path / "there.ckpt"])
     assert (tmp_path / "there.ckpt").read_text() == "precious"
 

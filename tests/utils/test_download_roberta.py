@@ -137,7 +137,7 @@ def test_the_next_run_continues_an_interrupted_file(
     hub: FakeHub, folder: Path, encoder: dict[str, bytes], faults: dict[str, list[Fault]]
 ) -> None:
     faults[WEIGHTS] = [Fault(cut=5000), Fault(status=503)]
-    with pytest.raises(InputError, match=f"{MODEL}: {hub.url} answered with HTTP status 503"):
+    with pytest.raises(InputError, match=f"{MODEL}: HTTP status 503 from {hub.url}"):
         main([])
     assert partial(folder).read_bytes() == encoder[WEIGHTS][:4096]
     assert WEIGHTS not in held(folder)
@@ -161,7 +161,7 @@ def test_a_server_that_always_breaks_off_is_given_up(
     hub: FakeHub, folder: Path, faults: dict[str, list[Fault]]
 ) -> None:
     faults[WEIGHTS] = [Fault(cut=5000, ranges=False)] * 1000
-    with pytest.raises(InputError, match="the connection breaks again and again"):
+    with pytest.raises(InputError, match="the connection keeps breaking"):
         main([])
     assert len(faults[WEIGHTS]) > 900
     assert WEIGHTS not in held(folder)
@@ -175,7 +175,7 @@ def test_content_that_is_not_the_announced_one_is_never_placed(
     other = content[:-1] + bytes([content[-1] ^ 1])
     served = {"shorter": content[:-9], "longer": content + b"x", "other": other}[change]
     faults[WEIGHTS] = [Fault(served=served)]
-    expected = "damaged on its way" if change == "other" else f"does not send the {len(content)} bytes"
+    expected = "corrupt download" if change == "other" else f"does not send the {len(content)} bytes"
     with pytest.raises(InputError, match=expected):
         main([])
     assert WEIGHTS not in held(folder)
@@ -187,7 +187,7 @@ def test_a_small_file_is_checked_against_its_git_hash(
     hub: FakeHub, folder: Path, encoder: dict[str, bytes], faults: dict[str, list[Fault]]
 ) -> None:
     faults["config.json"] = [Fault(served=encoder["config.json"][:-1] + b" ")]
-    with pytest.raises(InputError, match=r"config\.json: damaged on its way"):
+    with pytest.raises(InputError, match=r"config\.json: corrupt download"):
         main([])
     assert "config.json" not in held(folder)
 
@@ -215,10 +215,10 @@ def test_a_file_that_the_listing_promises_and_the_hub_lacks(hub: FakeHub, folder
 def test_what_the_hub_refuses_is_one_line(hub: FakeHub, folder: Path, encoder: dict[str, bytes]) -> None:
     hub.host("some/gated", encoder).gated = True
     cases = {
-        ("--model", "no/such"): f"no/such: no such model on {hub.url}, or a private one",
+        ("--model", "no/such"): f"no/such: no such model on {hub.url}, or it is private",
         ("--revision", "v9"): f"{MODEL} on {hub.url}: no such model, or no revision v9 of it",
-        ("--model", "some/gated"): f"some/gated: gated, accept its conditions at {hub.url}/some/gated",
-        ("--model", "a/b/c"): "a/b/c: not the name of a repository",
+        ("--model", "some/gated"): f"some/gated: gated; accept its conditions at {hub.url}/some/gated",
+        ("--model", "a/b/c"): "a/b/c: not a repository name",
         ("--modle", "x"): "unrecognized arguments",
     }
     for arguments, expected in cases.items():
@@ -257,7 +257,7 @@ def test_a_proxy_that_does_not_answer_is_named(folder: Path, hub: FakeHub, monke
     monkeypatch.setenv("HTTP_PROXY", "http://me:secret@127.0.0.1:9")
     close_session()
     with pytest.raises(
-        InputError, match=r"^http://hub\.invalid: lost or not reachable .* HTTP_PROXY http://\*\*\*@127"
+        InputError, match=r"^http://hub\.invalid: connection failed .* HTTP_PROXY http://\*\*\*@127"
     ) as caught:
         main([])
     close_session()
@@ -273,7 +273,7 @@ def test_an_endpoint_that_is_no_url(url: str, folder: Path, monkeypatch: pytest.
 
 def test_a_token_is_never_shown(folder: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_sécret")
-    with pytest.raises(InputError, match=r"^HF_TOKEN: not a token of a Hugging Face hub$"):
+    with pytest.raises(InputError, match=r"^HF_TOKEN: not a valid token$"):
         main([])
 
 
@@ -283,13 +283,13 @@ def test_a_hub_that_gives_another_commit(
     hosted = hub.host(MODEL, encoder, commit="a" * 40)
     hosted.branch = PINNED[MODEL]
     main([])
-    assert f"asked for commit {PINNED[MODEL]}, {hub.url} gives {'a' * 40}" in caplog.text
+    assert f"requested commit {PINNED[MODEL]}, but {hub.url} returned {'a' * 40}" in caplog.text
     assert json.loads((folder / ".download.json").read_text())["commit"] == "a" * 40
 
 
 def test_a_server_that_is_no_hub(hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.utils.fake_hub.json.dumps", lambda value: "<html>Please log in</html>")
-    with pytest.raises(InputError, match="no answer of a Hugging Face hub"):
+    with pytest.raises(InputError, match="expected a Hugging Face hub"):
         main([])
 
 
@@ -299,7 +299,7 @@ def test_no_network_fails_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch,
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
     monkeypatch.setattr(constants, "ENDPOINT", url)
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waits for a hub that is not there"))
-    with pytest.raises(InputError, match=f"{url}: lost or not reachable"):
+    with pytest.raises(InputError, match=f"{url}: connection failed"):
         main([])
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="HF_HUB_OFFLINE is set"):
@@ -317,7 +317,7 @@ def test_room_is_made_sure_of_before_and_counts_what_is_there(
     total = sum(len(content) for content in encoder.values())
     free = DiskUsage(0, 0, margin + total - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
-    with pytest.raises(InputError, match=f"{folder}: no room on the disk"):
+    with pytest.raises(InputError, match=f"{folder}: not enough disk space"):
         main([])
     assert hub.bodies() == []
     free = DiskUsage(0, 0, margin + total)
@@ -326,7 +326,7 @@ def test_room_is_made_sure_of_before_and_counts_what_is_there(
         main([])
     left = total - 4096 - sum(len(content) for content in held(folder).values())
     free = DiskUsage(0, 0, margin + left - 1)
-    with pytest.raises(InputError, match="no room on the disk"):
+    with pytest.raises(InputError, match="not enough disk space"):
         main([])
     free = DiskUsage(0, 0, margin + left)
     main([])
@@ -335,7 +335,7 @@ def test_room_is_made_sure_of_before_and_counts_what_is_there(
 
 def test_a_folder_that_cannot_be_made(hub: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file/encoder: this folder cannot be made \(Not a directory\)"):
+    with pytest.raises(InputError, match=r"file/encoder: cannot create this folder \(Not a directory\)"):
         main(["--root_path", str(tmp_path), "--out", "file/encoder"])
     assert hub.bodies() == []
 
@@ -362,7 +362,7 @@ def test_two_processes_do_not_write_one_file(
         main([])
     with partial(folder).open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another process is fetching it"):
+        with pytest.raises(InputError, match="another process is downloading it"):
             main([])
     assert partial(folder).read_bytes() == encoder[WEIGHTS][:4096]
 
@@ -378,7 +378,7 @@ def test_a_download_to_a_poor_disk(
 def test_names_that_leave_the_folder_are_refused(hub: FakeHub, tmp_path: Path, encoder: dict[str, bytes]) -> None:
     for name in ("../config.json", "/etc/passwd", "a/../../b", "a//b", "..\\b", "line\nbreak"):
         hub.hosted[MODEL].listed = [*encoder, name]
-        with pytest.raises(InputError, match="refused, file names that leave their folder"):
+        with pytest.raises(InputError, match="unsafe paths, they leave their folder"):
             main(["--root_path", str(tmp_path)])
     assert list(tmp_path.iterdir()) == []
 
@@ -386,7 +386,7 @@ def test_names_that_leave_the_folder_are_refused(hub: FakeHub, tmp_path: Path, e
 def test_an_encoder_that_cannot_be_loaded_is_not_done(hub: FakeHub, tmp_path: Path, encoder: dict[str, bytes]) -> None:
     config = json.loads(encoder["config.json"]) | {"model_type": "nothing-known"}
     hub.hosted[MODEL].files["config.json"] = json.dumps(config).encode()
-    with pytest.raises(InputError, match="encoder: fetched, but transformers cannot use its config"):
+    with pytest.raises(InputError, match="encoder: downloaded, but transformers cannot use its config"):
         main(["--out", str(tmp_path / "encoder")])
     assert json.loads((tmp_path / "encoder" / ".download.json").read_text())["complete"] is False
 
@@ -441,8 +441,8 @@ def test_select_files() -> None:
     assert select_files("m", [*bert, "vocab.json"]) == ["config.json", WEIGHTS, "vocab.txt"]
     refused = {
         "no config.json": [WEIGHTS, "tokenizer.json"],
-        "no tokenizer in it": ["config.json", "vocab.json", WEIGHTS],
-        "no model.safetensors in it": [*basics, "pytorch_model.bin"],
+        "no tokenizer, expected": ["config.json", "vocab.json", WEIGHTS],
+        "no model.safetensors;": [*basics, "pytorch_model.bin"],
         "without model-00002-of-00002.safetensors": [*basics, shards[0], f"{WEIGHTS}.index.json"],
     }
     for expected, paths in refused.items():

@@ -132,7 +132,7 @@ def wait_for(condition: Path, seconds: float = 60) -> None:
 
 
 def test_environment_is_made_once_and_then_used(made: Clone, first_made: tuple[Path, str]) -> None:
-    assert "making" in first_made[1]
+    assert "creating" in first_made[1]
     assert made.installed() == "1.0"
     written = made.venv.joinpath(".installed").stat().st_mtime_ns
     assert made.find() == (0, str(made.venv / "bin/python"), "")
@@ -142,7 +142,7 @@ def test_environment_is_made_once_and_then_used(made: Clone, first_made: tuple[P
 def test_tools_of_the_tests_are_installed_on_top(made: Clone) -> None:
     status, python, said = made.find("--dev")
     assert (status, python) == (0, str(made.venv / "bin/python"))
-    assert "bringing" in said
+    assert "updating" in said
     assert made.find("--dev")[2] == ""
     assert made.find()[2] == ""
 
@@ -151,7 +151,7 @@ def test_changed_lock_file_is_noticed(made: Clone) -> None:
     made.lock("2.0")
     status, _, said = made.find()
     assert status == 0
-    assert "bringing" in said
+    assert "updating" in said
     assert made.installed() == "2.0"
 
 
@@ -183,7 +183,7 @@ def test_killed_while_pip_runs(clone: Clone) -> None:
     half.mkdir()
     status, python, said = clone.find()
     assert (status, python) == (0, str(clone.venv / "bin/python"))
-    assert "making" in said
+    assert "creating" in said
     assert clone.installed() == "1.0"
     assert not half.exists()
 
@@ -199,7 +199,7 @@ def test_two_at_once(clone: Clone) -> None:
     results = [(process.communicate(timeout=120), process.returncode) for process in processes]
     assert [status for _, status in results] == [0, 0]
     assert {out.strip() for (out, _), _ in results} == {str(clone.venv / "bin/python")}
-    assert sorted("making" in said for (_, said), _ in results) == [False, True]
+    assert sorted("creating" in said for (_, said), _ in results) == [False, True]
     assert clone.installed() == "1.0"
 
 

@@ -193,7 +193,7 @@ def test_what_is_there_is_left_alone_or_replaced_whole(tmp_path: Path, capsys: p
     written = features.stat().st_mtime_ns, features.stat().st_ino
     main(arguments)
     assert (features.stat().st_mtime_ns, features.stat().st_ino) == written
-    assert "already there" in capsys.readouterr().out
+    assert "already up to date" in capsys.readouterr().out
     main([*arguments, "--visual_feat_dim", "5"])
     with h5py.File(features) as file:
         assert file[f"demo_00000/{ACTION_KEY}"].shape[1] == 5
@@ -235,7 +235,7 @@ def test_broken_off_generation_is_begun_again(
 def test_folders_of_others_are_refused_and_kept(tmp_path: Path, place: str) -> None:
     (tmp_path / place).mkdir(parents=True)
     (tmp_path / place / "precious").write_text("data")
-    with pytest.raises(InputError, match=re.escape(f"{tmp_path / place}: no demo.json of a demo in it")):
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path / place}: no demo (it has no demo.json)")):
         make_demo(tmp_path, replace(SMALL, tiny_roberta=True))
     assert (tmp_path / place / "precious").read_text() == "data"
     assert sum(path.is_file() for path in tmp_path.rglob("*")) == 1

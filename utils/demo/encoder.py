@@ -1,4 +1,4 @@
-"""A small randomly initialised RoBERTa with a tokeniser: captions and their edits can share an encoder offline."""
+"""A small randomly initialised RoBERTa with its tokenizer, which encodes captions and their edits without downloads."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from utils.demo.world import word_vector
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 HEADS = 4
-# Norm of a word's embedding: well above that of a place in the sentence, so that words outweigh places.
+# Norm of a word embedding: well above that of a position embedding, so that words outweigh positions.
 WORD_NORM = 1.5
 
 
 def save_encoder(folder: Path, width: int, seed: int) -> None:
-    """Save a RoBERTa of two layers and `width` hidden units, and a tokeniser with a token for every word."""
+    """Save a two-layer RoBERTa of hidden size `width`, and a tokenizer with one token per word."""
     check_timeouts()  # a wrong one makes the import fail
     # Imported here because it takes seconds, and only captions with edits need it.
     from tokenizers import ByteLevelBPETokenizer

@@ -1,4 +1,4 @@
-"""The small language of the demo: who does what to which thing, as English sentences with part-of-speech tags."""
+"""The grammar of the demo captions: a person, an action and an object, in English with part-of-speech tags."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 Kind = Literal["action", "object"]
 
 PEOPLE = ("man", "woman", "boy", "girl", "chef", "farmer", "doctor", "clown")
-# Any person can do any of these to any thing. A verb -> its third person and its participle.
+# Any person can do any of these to any thing. Verb -> third person and participle.
 VERBS = {
     "carry": ("carries", "carrying"),
     "clean": ("cleans", "cleaning"),
@@ -39,7 +39,7 @@ _COUNTS = ("two", "three", "several", "many")
 
 @dataclass(frozen=True)
 class Word:
-    """A word as it stands in a sentence; words of one `meaning` are forms of each other. Without a kind: no edits."""
+    """A word of a sentence; inflected forms share their `meaning`. Words without a kind are never edited."""
 
     text: str
     meaning: str
@@ -49,7 +49,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Event:
-    """Somebody does something to a thing."""
+    """A person performs an action on a thing."""
 
     person: str
     verb: str
@@ -57,7 +57,7 @@ class Event:
 
 
 def describe(event: Event, rng: np.random.Generator) -> list[Word]:
-    """Say an event in one of many ways: its words in order, without capital and full stop."""
+    """A random sentence about an event, as words in order without capital and full stop."""
     third_person, participle = VERBS[event.verb]
     words = [_one_of(("a", "the"), rng), Word(event.person, event.person, "object", "NN")]
     if rng.random() < 0.5:
@@ -70,7 +70,7 @@ def describe(event: Event, rng: np.random.Generator) -> list[Word]:
         words.append(Word(f"{event.thing}s", event.thing, "object", "NNS"))
     else:
         words.append(Word(event.thing, event.thing, "object", "NN"))
-    return _mend_articles(words)
+    return _fix_articles(words)
 
 
 def sentence(words: Iterable[Word]) -> str:
@@ -80,7 +80,7 @@ def sentence(words: Iterable[Word]) -> str:
 
 
 def vocabulary() -> list[Word]:
-    """Every word of the language once."""
+    """Every word of the language."""
     words = [_plain(text) for text in (*_MANNERS, *_LOOKS, *_COUNTS, "a", "the", "is", "an")]
     words += [Word(person, person, "object", "NN") for person in PEOPLE]
     for verb, (third_person, participle) in VERBS.items():
@@ -102,7 +102,7 @@ def _maybe(words: Sequence[str], rng: np.random.Generator) -> list[Word]:
     return [_one_of(words, rng)] if rng.random() < 0.4 else []
 
 
-def _mend_articles(words: Sequence[Word]) -> list[Word]:
+def _fix_articles(words: Sequence[Word]) -> list[Word]:
     following = [*(word.text for word in words[1:]), ""]
     return [
         Word("an", "a") if word.text == "a" and after.startswith(tuple("aeiou")) else word

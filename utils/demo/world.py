@@ -1,8 +1,8 @@
-"""The demo's videos: what happens in them, and how the two streams and the captions' tokens show it.
+"""The videos of the demo: their events, feature streams and token features.
 
-A video is a sequence of moments and a caption describes one of them. The I3D stream carries a moment's verb, the CLIP
-stream its thing and its person, each at a frame rate of its own and not quite in step, over a background of the video's
-own and noise. Everything depends on the seed and on names alone, not on the order in which it is made.
+A video is a sequence of moments, and each caption describes one of them. The I3D stream encodes the verb of a moment
+and the CLIP stream its thing and person, with different frame rates and a random offset, plus a background vector per
+video and noise. Everything depends only on the seed and on names, not on the order of generation.
 
 Letters: n, m rows of the I3D and the CLIP stream, w words, Da, Do, Dq widths.
 """
@@ -22,15 +22,15 @@ Rows = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 
 ACTION_RATE, OBJECT_RATE = 0.67, 1.0  # frames a second of the I3D and the CLIP stream
-OUT_OF_STEP = 1.5  # seconds by which a thing may be seen before or after it is acted on
-# Typical norms, beside 1 for a verb or a thing.
+MAX_OFFSET = 1.5  # maximum offset in seconds between the CLIP and the I3D stream
+# Typical norms, relative to 1 for a verb or a thing.
 PERSON, BACKGROUND, NOISE = 0.3, 0.6, 1.6
 WORD_FORM, NEIGHBOURS = 0.3, 0.1
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the demo's files depend on."""
+    """The settings that determine the files of the demo."""
 
     videos: int
     val: int
@@ -43,7 +43,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Moment:
-    """An event between two times in seconds, and the words of its caption."""
+    """An event, its start and end in seconds, and the words of its caption."""
 
     caption_id: str
     start: float
@@ -54,7 +54,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Video:
-    """A video, its length in seconds and its moments in order."""
+    """A video, its duration in seconds and its moments in order."""
 
     id: str
     duration: float
@@ -62,31 +62,31 @@ class Video:
 
 
 def plan_videos(settings: Settings) -> dict[str, list[Video]]:
-    """The videos of both splits, train and val."""
+    """The videos of the splits train and val."""
     videos = [plan_video(f"demo_{index:05d}", settings.seed) for index in range(settings.videos + settings.val)]
     return {"train": videos[: settings.videos], "val": videos[settings.videos :]}
 
 
 def plan_video(video_id: str, seed: int) -> Video:
-    """Two to five moments, each in its own stretch of the video, in which one of two people does another thing."""
+    """A video of two to five disjoint moments with different verbs and things, and one of two people in each."""
     rng = _rng(seed, "plan", video_id)
     count = int(rng.integers(2, 6))
-    stretch = rng.uniform(8, 14)
+    segment = rng.uniform(8, 14)  # seconds
     people = rng.choice(PEOPLE, 2, replace=False)
     verbs = rng.choice(list(VERBS), count, replace=False)
     things = rng.choice(THINGS, count, replace=False)
     moments = []
     for index, (verb, thing) in enumerate(zip(verbs, things, strict=True)):
         share = rng.uniform(0.5, 0.9)
-        start = (index + rng.uniform(0, 1 - share)) * stretch
+        start = (index + rng.uniform(0, 1 - share)) * segment
         event = Event(str(rng.choice(people)), str(verb), str(thing))
-        end = start + share * stretch
+        end = start + share * segment
         moments.append(Moment(f"{video_id}#enc#{index}", round(start, 2), round(end, 2), event, describe(event, rng)))
-    return Video(video_id, round(count * stretch, 2), moments)
+    return Video(video_id, round(count * segment, 2), moments)
 
 
 def action_stream(video: Video, settings: Settings) -> Rows:
-    """I3D features (n, Da): what is done."""
+    """I3D features (n, Da), which encode the verb."""
     rng = _rng(settings.seed, "i3d", video.id)
     rows_nD = _background(round(video.duration * ACTION_RATE), settings.visual_feat_dim, rng)
     for moment in video.moments:
@@ -96,11 +96,11 @@ def action_stream(video: Video, settings: Settings) -> Rows:
 
 
 def object_stream(video: Video, settings: Settings) -> Rows:
-    """CLIP features (m, Do): the thing and the person, a little before the action or after it."""
+    """CLIP features (m, Do), which encode the thing and the person, shifted by a random offset."""
     rng = _rng(settings.seed, "clip", video.id)
     rows_mD = _background(round(video.duration * OBJECT_RATE), settings.visual_flow_feat_dim, rng)
     for moment in video.moments:
-        during_m = _during(moment, len(rows_mD), video.duration, rng.uniform(-OUT_OF_STEP, OUT_OF_STEP))
+        during_m = _during(moment, len(rows_mD), video.duration, rng.uniform(-MAX_OFFSET, MAX_OFFSET))
         thing, person = (
             _vector(settings.seed, "seen", name, settings.visual_flow_feat_dim)
             for name in (moment.event.thing, moment.event.person)
@@ -110,12 +110,12 @@ def object_stream(video: Video, settings: Settings) -> Rows:
 
 
 def word_vector(word: Word, width: int, seed: int) -> Floats:
-    """A vector (width,) of norm about 1 for a word by itself, most of it shared by all forms of the word."""
+    """An embedding (width,) of norm about 1 for a word, similar for all forms of the word."""
     return _vector(seed, "meaning", word.meaning, width) + WORD_FORM * _vector(seed, "form", word.text, width)
 
 
 def token_features(words: Sequence[Word], settings: Settings) -> Rows:
-    """Features (w + 2, Dq) of a sentence's words between a start and an end token; neighbours shine through."""
+    """Features (w + 2, Dq) of a sentence with start and end token, each mixed with its neighbours."""
     tokens = [Word("<s>", "<s>"), *words, Word("</s>", "</s>")]
     own_wD = np.stack([word_vector(token, settings.q_feat_size, settings.seed) for token in tokens])
     padded_wD = np.pad(own_wD, ((1, 1), (0, 0)))

@@ -1,4 +1,4 @@
-"""Files taken out of someone else's zip or tar archive: by their own names, never to where the archive wants them."""
+"""Extraction of files by name from untrusted zip and tar archives, which cannot choose where files are written."""
 
 import contextlib
 import functools
@@ -15,17 +15,17 @@ from typing import IO
 
 from method.runtime.disk import format_bytes
 from method.runtime.errors import InputError
-from utils.hub.fetch import check_room, is_safe, make_folder, partial_file
+from utils.hub.fetch import check_space, is_safe, make_folder, partial_file
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
-# RuntimeError: an encrypted member or a compression that this Python lacks.
+# RuntimeError: an encrypted member, or a compression that this Python lacks.
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 
 
 @dataclass(frozen=True)
 class Member:
-    """An entry of an archive. path: its name there; size: bytes unpacked; regular: a file, no link and no device."""
+    """An entry of an archive: its path, unpacked size in bytes, and whether it is a regular file."""
 
     path: str
     size: int
@@ -34,18 +34,18 @@ class Member:
 
 
 def unpack(archive: Path, wanted: Mapping[str, Path]) -> Iterator[tuple[str, bool]]:
-    """Take files out of an archive in one pass, each written beside its place and renamed.
+    """Extract files from an archive in one pass, each to a temporary file that is renamed.
 
     Args:
         archive: a zip or tar file.
-        wanted: file name, without folders -> where that file belongs.
+        wanted: file name without folders -> path to write.
 
     Yields:
-        the path in the archive of each file in it, once it is in its place (True) or was passed over (False).
+        path in the archive of each file, once it is extracted (True) or skipped (False).
 
     Raises:
-        InputError: the archive is damaged, has names that leave their folder, a wanted name that is a link or comes
-            twice, or more bytes than the disk can take. Files that came before stay.
+        InputError: the archive is corrupt or has unsafe paths, a wanted name is a link or a duplicate, or there is not
+            enough disk space. Files extracted before are kept.
     """
     found: dict[str, str] = {}
     members = _zip_members if archive.name.endswith(".zip") else _tar_members
@@ -54,7 +54,7 @@ def unpack(archive: Path, wanted: Mapping[str, Path]) -> Iterator[tuple[str, boo
             for member in entries:
                 name = PurePosixPath(member.path).name
                 if not is_safe(member.path):
-                    raise InputError(f"{archive}: refused, a file name that leaves its folder: {member.path!r}")
+                    raise InputError(f"{archive}: unsafe path, it leaves its folder: {member.path!r}")
                 if name in found:
                     raise InputError(f"{archive}: two files named {name}: {found[name]} and {member.path}")
                 if name in wanted:
@@ -67,9 +67,9 @@ def unpack(archive: Path, wanted: Mapping[str, Path]) -> Iterator[tuple[str, boo
 
 def _write(member: Member, destination: Path, archive: Path) -> None:
     if not member.regular:
-        raise InputError(f"{archive}: refused, {member.path} is a link or a device, expected a file")
+        raise InputError(f"{archive}: {member.path} is a link or a device, expected a file")
     make_folder(destination.parent)
-    check_room({destination: member.size})
+    check_space({destination: member.size})
     print(f"{destination}: {format_bytes(member.size)}", flush=True)
     content = member.open()
     with partial_file(destination, f"{archive.name}/{member.path}") as stream, contextlib.ExitStack() as stack:
@@ -83,8 +83,8 @@ def _write(member: Member, destination: Path, archive: Path) -> None:
 def _zip_members(archive: Path) -> Generator[Member, None, None]:
     with zipfile.ZipFile(archive) as file:
         for entry in file.infolist():
-            path = entry.filename.replace("\\", "/")  # as some programs on Windows write them
-            kind = stat.S_IFMT(entry.external_attr >> 16)  # 0 where the program that made it kept none
+            path = entry.filename.replace("\\", "/")  # as some Windows programs write them
+            kind = stat.S_IFMT(entry.external_attr >> 16)  # 0 if not recorded
             if not path.endswith("/"):
                 yield Member(path, entry.file_size, kind in (0, stat.S_IFREG), functools.partial(file.open, entry))
 

@@ -1,4 +1,4 @@
-"""What a folder holds of a repository of the Hugging Face Hub, kept in a small JSON file inside it."""
+"""The record of what was downloaded into a folder from a repository of the Hugging Face Hub, a JSON file in it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ RECORD_NAME = ".download.json"
 
 
 @dataclass(frozen=True)
-class PlacedFile:
-    """What was placed: its name in the repository, the hub's etag, bytes, time of change (ns) and content (SHA-256)."""
+class DownloadedFile:
+    """A downloaded file: its path in the repository, etag, size in bytes, modification time and SHA-256."""
 
     source: str
     etag: str
@@ -33,32 +33,32 @@ class PlacedFile:
 
 @dataclass
 class Record:
-    """What a folder holds of a repository, kept in the JSON file `path` inside it; `files` by their relative names."""
+    """The downloaded files of a folder by relative name, stored in the JSON file `path`."""
 
     path: Path
     repository: str = ""
     revision: str = ""
     commit: str = ""
     complete: bool = False
-    files: dict[str, PlacedFile] = field(default_factory=dict)
+    files: dict[str, DownloadedFile] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Record:
-        """Read a record; one that is missing or damaged is an empty one."""
+        """Read a record; a missing or corrupt one is empty."""
         if not path.exists():
             return cls(path)
         try:
             kept = read_json(path, max_bytes=1 << 20)
-            files = {name: PlacedFile(**entry) for name, entry in kept.pop("files").items()}
+            files = {name: DownloadedFile(**entry) for name, entry in kept.pop("files").items()}
             return cls(path, files=files, **kept)
         except (InputError, TypeError, KeyError, AttributeError) as error:
-            log.warning("%s: not a record of a download, files are checked anew (%s)", path, error)
+            log.warning("%s: not a download record, files are checked again (%s)", path, error)
             return cls(path)
 
     def begin(self, repository: Repository) -> None:
-        """Turn to a repository. InputError when the folder holds files of another one."""
-        placed = any((self.path.parent / name).exists() for name in self.files)
-        if placed and self.repository != repository.name:
+        """Start a download from a repository. InputError if the folder holds files of another one."""
+        downloaded = any((self.path.parent / name).exists() for name in self.files)
+        if downloaded and self.repository != repository.name:
             raise InputError(
                 f"{self.path.parent}: holds files of {self.repository}, not of {repository.name}; "
                 "choose another folder or move it away"
@@ -67,30 +67,30 @@ class Record:
         self.complete = False
 
     def holds(self, name: str, etag: str | None = None) -> bool:
-        """Whether a file, of this etag if given, is there as it was placed; it is read only if it looks touched."""
+        """Whether a file exists unchanged, with this etag if given; hashed only if its modification time differs."""
         entry, path = self.files.get(name), self.path.parent / name
         if entry is None or etag not in (None, entry.etag) or not path.is_file() or path.stat().st_size != entry.size:
             return False
         return path.stat().st_mtime_ns == entry.mtime_ns or digests(path)["sha256"] == entry.sha256
 
     def is_complete(self, repository: str, revision: str) -> bool:
-        """Whether everything of that revision has been placed and is still there."""
+        """Whether all files of that revision have been downloaded and still exist."""
         same = self.repository == repository and revision in (self.revision, self.commit)
         return same and self.complete and all(self.holds(name) for name in self.files)
 
     def claim(self, name: str, source: str, etag: str) -> None:
-        """Note, before a file is placed, that what will stand there is a download and may be replaced by one."""
-        self.files[name] = PlacedFile(source, etag, size=-1, mtime_ns=0, sha256="")
+        """Record, before it is written, that a file is a download and may be overwritten."""
+        self.files[name] = DownloadedFile(source, etag, size=-1, mtime_ns=0, sha256="")
         self._write()
 
     def add(self, name: str, source: str, etag: str, sha256: str) -> None:
-        """Note a file that stands in its place, and write the record."""
+        """Record a downloaded file."""
         found = (self.path.parent / name).stat()
-        self.files[name] = PlacedFile(source, etag, found.st_size, found.st_mtime_ns, sha256)
+        self.files[name] = DownloadedFile(source, etag, found.st_size, found.st_mtime_ns, sha256)
         self._write()
 
     def finish(self, names: Collection[str]) -> None:
-        """Say on the disk that these files are all there is to place; others that the record knew are let go."""
+        """Mark the download as complete with these files; others are dropped from the record."""
         self.files = {name: self.files[name] for name in sorted(names)}
         self.complete = True
         self._write()
@@ -102,7 +102,7 @@ class Record:
 
 
 def digests(path: Path, etag: str = "") -> dict[str, str]:
-    """SHA-256 of a file and, for an etag of their length, its SHA-1 as git and as a mirror of the hub computes it."""
+    """SHA-256 of a file and, for an etag of that length, its SHA-1 and its git blob hash, which mirrors may use."""
     hashes = {"sha256": hashlib.sha256()}
     if len(etag) == 40:
         hashes["sha1"] = hashlib.sha1(usedforsecurity=False)
