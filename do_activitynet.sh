@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Train A3PRVR on ActivityNet Captions, or evaluate a checkpoint on it. The published values stand in configs/activitynet.yaml; any flag
-# given here wins over them:
+# Train A3PRVR on ActivityNet Captions, or evaluate a checkpoint on it.
+# The published values are in configs/activitynet.yaml; flags given here override them:
 #   bash do_activitynet.sh
 #   bash do_activitynet.sh --n_epoch 2 --device -1
 #   bash do_activitynet.sh --only_eval --eval_ckpt checkpoints/anet.ckpt
 #   bash do_activitynet.sh --description first --resume auto    start the run, or resume it
 #   NEG_QUERY_LOSS=both bash do_activitynet.sh
-# Environment: PYTHON chooses the interpreter, ROOT_PATH the folder of dataset/, checkpoints/ and results/, NPROC how many
-# processes train together, a GPU each. NEG_QUERY_LOSS=both, action or object trains with edited captions as hard negative
+# Environment: PYTHON sets the interpreter, ROOT_PATH the folder of dataset/, checkpoints/ and results/, NPROC the number
+# of processes, one GPU each. NEG_QUERY_LOSS=both, action or object trains with edited captions as hard negative
 # queries, which needs checkpoints/roberta-large: python utils/download_roberta.py
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by another shell: sh do_activitynet.sh
 set -euo pipefail

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Train A3PRVR on Charades-STA, or evaluate a checkpoint on it. The published values stand in configs/charades.yaml; any flag
-# given here wins over them:
+# Train A3PRVR on Charades-STA, or evaluate a checkpoint on it.
+# The published values are in configs/charades.yaml; flags given here override them:
 #   bash do_charades.sh
 #   bash do_charades.sh --n_epoch 2 --device -1
 #   bash do_charades.sh --only_eval --eval_ckpt checkpoints/charades.ckpt
 #   bash do_charades.sh --description first --resume auto    start the run, or resume it
 #   NEG_QUERY_LOSS=both bash do_charades.sh
-# Environment: PYTHON chooses the interpreter, ROOT_PATH the folder of dataset/, checkpoints/ and results/, NPROC how many
-# processes train together, a GPU each. NEG_QUERY_LOSS=both, action or object trains with edited captions as hard negative
+# Environment: PYTHON sets the interpreter, ROOT_PATH the folder of dataset/, checkpoints/ and results/, NPROC the number
+# of processes, one GPU each. NEG_QUERY_LOSS=both, action or object trains with edited captions as hard negative
 # queries, which needs checkpoints/roberta-large: python utils/download_roberta.py
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by another shell: sh do_charades.sh
 set -euo pipefail

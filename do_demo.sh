@@ -1,30 +1,30 @@
 #!/usr/bin/env bash
-# See A3PRVR learn in about two minutes on a CPU, without downloads: makes a small dataset, trains on it, evaluates, and
-# searches with a sentence. Flags given here come last and win:
+# Train A3PRVR on a CPU in about two minutes, without downloads: writes a small dataset, trains, evaluates, and searches
+# with a sentence. Flags given here override the defaults:
 #   bash do_demo.sh
 #   bash do_demo.sh --neg_query_loss both      edited captions as hard negative queries
 #   bash do_demo.sh --no_cross_branch_fusion   an ablation
-# Data and runs go to demo/. Environment: PYTHON chooses the interpreter, NPROC how many processes train together.
+# Data and runs go to demo/. Environment: PYTHON sets the interpreter, NPROC the number of processes.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by another shell: sh do_demo.sh
 set -euo pipefail
 # shellcheck source=utils/environment.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/utils/environment.sh"
 python="$(find_python)"
 
-# With a small text encoder of its own, so that sentences that are in no caption file can be encoded too.
+# With a small text encoder, so that new sentences can be encoded too.
 world="$repository/demo"
 "$python" "$repository/utils/make_demo_dataset.py" --out "$world" --tiny_roberta
 
 run="$(date +%Y-%m-%d_%H-%M-%S)"
 (start_training "$python" --dataset_name demo --root_path "$world" --description "$run" --num_workers 1 --report "$@")
 
-# Flags given here may have sent the run elsewhere; train.py has said where.
+# Flags may have changed the folder of the run, which train.py logs.
 metrics="$world/results/demo/a3prvr/$run/metrics.json"
 if [[ -f "$metrics" ]]; then
   "$python" "$repository/utils/print_metrics.py" "$metrics"
   printf '\n'
   "$python" "$repository/method/search.py" --eval_ckpt "${metrics%/*}/model.ckpt" --topk 3 --quiet "A chef lifts the ladder."
-  printf '\nSearch on:   %s method/search.py --eval_ckpt %s\n' "$python" "${metrics%/*}/model.ckpt"
+  printf '\nSearch more: %s method/search.py --eval_ckpt %s\n' "$python" "${metrics%/*}/model.ckpt"
   printf 'Report:      %s\n' "${metrics%/*}/report/index.html"
   printf 'TensorBoard: %s -m tensorboard.main --logdir %s\n' "$python" "$world/results"
 fi

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Train A3PRVR on TVR, or evaluate a checkpoint on it. The published values stand in configs/tvr.yaml; any flag
-# given here wins over them:
+# Train A3PRVR on TVR, or evaluate a checkpoint on it.
+# The published values are in configs/tvr.yaml; flags given here override them:
 #   bash do_tvr.sh
 #   bash do_tvr.sh --n_epoch 2 --device -1
 #   bash do_tvr.sh --only_eval --eval_ckpt checkpoints/tvr.ckpt
 #   bash do_tvr.sh --description first --resume auto    start the run, or resume it
-# Environment: PYTHON chooses the interpreter, ROOT_PATH the folder of dataset/, checkpoints/ and results/, NPROC how many
-# processes train together, a GPU each. NEG_QUERY_LOSS=both, action or object trains with edited captions as hard negative
-# queries. The text encoder of the released 768-wide features was never published; one like it is made by:
+# Environment: PYTHON sets the interpreter, ROOT_PATH the folder of dataset/, checkpoints/ and results/, NPROC the number
+# of processes, one GPU each. NEG_QUERY_LOSS=both, action or object trains with edited captions as hard negative
+# queries. The text encoder of the released 768-wide features was never published; this approximates it:
 # python utils/tune_text_encoder.py tvr
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by another shell: sh do_tvr.sh
 set -euo pipefail

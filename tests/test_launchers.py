@@ -259,7 +259,7 @@ def test_processes_that_cannot_be_counted(stub: Path, processes: str) -> None:
         environment = {**os.environ, "PYTHON": str(stub), "NOTES": str(stub.parent / "notes"), "NPROC": processes}
         command = ["bash", str(REPOSITORY / f"do_{name}.sh")]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        message = f"error: NPROC={processes}: expected how many processes train together, 1 to 999\n"
+        message = f"error: NPROC={processes}: expected a number of processes, 1 to 999\n"
         assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
     assert not (stub.parent / "notes").exists()
 

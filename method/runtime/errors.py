@@ -17,7 +17,7 @@ EXIT_DONE = 0
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
 
-# Limits and refusals of the machine: the user can fix them, and a traceback would not help.
+# Errors of the operating system that the user can fix; a traceback would not help.
 _MACHINE_ERRNOS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -63,7 +63,7 @@ class Stopped(Exception):
 
 
 class _Terminated(SystemExit):
-    """SIGTERM arrived where there is nothing to save."""
+    """SIGTERM outside a run, with nothing to save."""
 
 
 class PeerFailed(Exception):
@@ -154,7 +154,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _raise_again(ignored: "sys.UnraisableHookArgs") -> None:
-    """Send a signal again whose exception was raised inside a destructor, where Python discards it."""
+    """Resend a signal whose exception was raised inside a destructor, where Python discards it."""
     number = {KeyboardInterrupt: signal.SIGINT, _Terminated: signal.SIGTERM}.get(ignored.exc_type)
     if number is None:
         sys.__unraisablehook__(ignored)
@@ -163,7 +163,7 @@ def _raise_again(ignored: "sys.UnraisableHookArgs") -> None:
 
 
 def _send_after_the_hook(main: int, number: int) -> None:
-    """Send the signal once the main thread has left `_raise_again`, in which an exception would be lost as well."""
+    """Send the signal after the main thread has left `_raise_again`, where an exception would be lost too."""
     time.sleep(0.01)
     while any(frame.f_code is _raise_again.__code__ for frame, _ in traceback.walk_stack(sys._current_frames()[main])):
         time.sleep(0.001)

@@ -1,7 +1,7 @@
-"""What a file is by its first bytes, for messages about one that is not what was expected.
+"""Detection of file types by their first bytes, for messages about unexpected files.
 
-Downloads and copies that went wrong leave such files: a repository cloned without git-lfs, a saved web page, an archive
-that was not unpacked.
+Typical causes are failed downloads and copies: a repository cloned without git-lfs, a saved web page, an archive that
+was not unpacked.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pickletools
 import zipfile
 from pathlib import Path
 
-_HEAD, _LONGEST_PICKLE = 1 << 12, 1 << 20  # bytes that are looked at
+_HEAD, _LONGEST_PICKLE = 1 << 12, 1 << 20  # bytes that are read
 _AGAIN = "download or copy it again"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _PAGES = (b"<!doctype html", b"<html", b"<head")
@@ -28,17 +28,17 @@ _TAR_MAGIC = slice(257, 262)
 
 
 def stand_in(path: Path) -> str | None:
-    """What lies in the place of a file when a download went wrong, and the remedy; None for anything else.
+    """Describe a file left by a failed download, with the remedy; None for any other file.
 
-    No input of any program here is one of these: a Git LFS pointer, a web page, a compressed file.
+    These are Git LFS pointers, web pages and compressed files, none of which is a valid input of any program here.
     """
     head = _head(path)
     if head.startswith(_POINTER):
-        return "a Git LFS pointer, not the file itself; `git lfs pull` in its repository fetches that"
+        return "a Git LFS pointer, not the file itself; `git lfs pull` in its repository downloads it"
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_PAGES):
         return (
-            "a web page, not the file itself; download that from its direct link (on the Hugging Face Hub with "
-            "/resolve/ in the place of /blob/)"
+            "a web page, not the file itself; download it from its direct link (on the Hugging Face Hub with "
+            "/resolve/ instead of /blob/)"
         )
     for magic, name in _COMPRESSED.items():
         if head.startswith(magic):
@@ -47,7 +47,7 @@ def stand_in(path: Path) -> str | None:
 
 
 def describe(path: Path) -> str | None:
-    """What a file is that a reader could not make sense of, and the remedy; None when that cannot be told."""
+    """Describe a file that could not be parsed, with the remedy; None if its type is unknown."""
     head = _head(path)
     if not head:
         return f"an empty file; {_AGAIN}"
@@ -63,7 +63,7 @@ def describe(path: Path) -> str | None:
     if head.startswith(b"PK\x03\x04"):
         return _describe_zip(path)
     if not head.strip(b"\0"):
-        return f"a file that begins with zeros only, as an interrupted copy leaves it; {_AGAIN}"
+        return f"a file that begins with zeros, as left by an interrupted copy; {_AGAIN}"
     if _is_text(head) and not _is_pickle(path):
         return f"text, beginning {' '.join(head[:80].decode(errors='ignore').split())[:40]!r}"
     return None
@@ -87,18 +87,18 @@ def _describe_zip(path: Path) -> str | None:
 
 def _is_text(head: bytes) -> bool:
     text = head.decode(errors="replace")
-    if "\ufffd" in text[:-1]:  # a character at the end may be cut
+    if "\ufffd" in text[:-1]:  # the last character may be truncated
         return False
     return all(character.isprintable() or character in "\t\r\n\f\ufeff" for character in text[:-1])
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether these are whole instructions of a pickle, which are text in the oldest protocol; nothing is run."""
+    """Whether the file parses as a pickle, which is text in protocol 0; nothing is executed."""
     with path.open("rb") as file:
         start = file.read(_LONGEST_PICKLE)
     try:
         for _ in pickletools.genops(io.BytesIO(start)):
             pass
-    except Exception:  # what is no pickle makes the parser fail in many ways
+    except Exception:  # the parser fails in many ways on other files
         return False
     return True

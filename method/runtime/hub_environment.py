@@ -1,6 +1,6 @@
-"""The environment variables that decide how the Hugging Face Hub is reached, checked before huggingface_hub reads them.
+"""Checks of the environment variables that huggingface_hub reads.
 
-It does so when it is imported or first used, and fails then without naming the variable.
+It reads them at import or first use, and its errors do not name the variable.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
 def check_environment() -> None:
-    """InputError naming the variable, its value and the remedy, for any that makes the hub's client fail."""
+    """InputError with variable, value and remedy for any variable that makes the hub client fail."""
     check_timeouts()
     _unset_when_empty("HF_ENDPOINT")
     if "HF_ENDPOINT" in os.environ:
@@ -31,7 +31,7 @@ def check_environment() -> None:
 
 
 def check_timeouts() -> None:
-    """InputError for a timeout that is no number; transformers fails at such a one too."""
+    """InputError for a timeout that is not a number, which breaks the import of transformers too."""
     for name in _TIMEOUTS:
         _unset_when_empty(name)
         value = os.environ.get(name, "0")
@@ -40,17 +40,17 @@ def check_timeouts() -> None:
 
 
 def check_endpoint(url: str) -> None:
-    """InputError unless this can be the address of a hub."""
+    """InputError unless this is a valid hub URL."""
     with contextlib.suppress(ValueError):
         parts = urlsplit(url)
         in_order = re.fullmatch(r"[\x21-\x7e]+", url) and parts.port != 0
         if parts.scheme in ("http", "https") and parts.hostname and in_order:
             return
-    raise InputError(f"HF_ENDPOINT {url}: expected a URL such as https://huggingface.co; unset it for that one")
+    raise InputError(f"HF_ENDPOINT {url}: expected a URL such as https://huggingface.co; unset it for the default")
 
 
 def proxy_of(url: str) -> str:
-    """The variable and value of the proxy through which an address is reached; "" when there is none."""
+    """Variable and value of the proxy used for a URL; "" if there is none."""
     parts, proxies = urlsplit(url), _proxies()
     if proxy_bypass(parts.hostname or ""):
         return ""
@@ -59,7 +59,7 @@ def proxy_of(url: str) -> str:
 
 
 def _proxies() -> dict[str, tuple[str, str]]:
-    """Scheme, or "all" -> the variable that sets its proxy, and the value."""
+    """Scheme, or "all" -> variable that sets its proxy, and value."""
     values = getproxies()
     if "*" in (host.strip() for host in values.get("no", "").split(",")):
         return {}
@@ -76,7 +76,7 @@ def _check_proxy(variable: str, value: str) -> None:
     try:
         parts = urlsplit(value if "://" in value else f"http://{value}")
         is_address = parts.scheme in _PROXY_SCHEMES and parts.hostname and parts.port != 0
-    except ValueError:  # the port is no number or too large, or a bracket is not closed
+    except ValueError:  # invalid port or unclosed bracket
         is_address = False
     if not is_address or re.search(r"\s", value):
         raise InputError(f"{shown}: not the address of a proxy, expected http://HOST:PORT; unset it to use none")

@@ -38,8 +38,8 @@ def be_quiet(quiet: bool) -> None:
 
 
 def progress_bar(items: Iterable[Any], what: str, unit: str, **settings: Any) -> Any:
-    """A tqdm bar that disappears when it is done, and is not shown for loops of less than a second."""
-    hidden = True if _state["quiet"] else None  # None hides it where standard error is no terminal
+    """A tqdm bar that is cleared at the end, and not shown for loops shorter than a second."""
+    hidden = True if _state["quiet"] else None  # None hides it if stderr is not a terminal
     return _Bar(items, desc=what, unit=unit, leave=False, disable=hidden, **{"delay": 1, **settings})
 
 

@@ -12,7 +12,7 @@ SOCKS = "a SOCKS proxy needs the package socksio; `pip install socksio`, or unse
 PROXY = "not the address of a proxy, expected http://HOST:PORT; unset it to use none"
 PEM = "expected trusted certificates in PEM format; unset it for those of the system"
 SECONDS = "expected a whole number of seconds; unset it for the default of 10"
-HUB = "expected a URL such as https://huggingface.co; unset it for that one"
+HUB = "expected a URL such as https://huggingface.co; unset it for the default"
 
 
 @pytest.mark.parametrize(("variable", "value", "message"), [

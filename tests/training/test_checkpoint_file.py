@@ -157,7 +157,7 @@ def tar_of(content: bytes) -> bytes:
     (archive_of("weights.bin"), "a zip archive of 1 other files, such as 'weights.bin'"),
     (tar_of(b"weights"), "a tar archive; unpack it first"),
     (b"", "an empty file; download or copy it again"),
-    (bytes(5000), "begins with zeros only.*copy it again"),
+    (bytes(5000), "begins with zeros, as left by an interrupted copy.*copy it again"),
     (b"PK\x03\x04" + bytes(100), "an incomplete archive of 104 bytes; download or copy it again"),
     (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file"),
     (b"caption one.\ncaption two.\n" * 1000, "text, beginning 'caption one. caption two. "),
