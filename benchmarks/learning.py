@@ -41,7 +41,7 @@ from method.model.published import from_published, published_architecture, to_pu
 from method.model.retrieval import RetrievalModel
 from method.ops.precision import enable_fast_matmul
 from method.runtime.progress import be_quiet
-from method.train import make_training, training_loader
+from method.training.build import make_training, training_loader
 from method.training.loop import Training, seed_everything
 from tests.helpers.reference_step import NaiveStep
 from utils import make_demo_dataset

@@ -15,31 +15,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import method  # noqa: F401 (sets OpenMP variables before torch is imported)
 
-import torch
 from easydict import EasyDict
 
 from method.config.flags import AUTO
-from method.config.options import choose_device, loss_weights, make_architecture, plain, read_options
+from method.config.options import choose_device, make_architecture, plain, read_options
 from method.config.settings import evaluation_settings, negatives_settings
-from method.data.batch import EpochBatches, Loader, VideoBatch
+from method.data.batch import EpochBatches
 from method.data.cache.feature_cache import with_cache
-from method.data.cache.gpu_tables import WithFeatures, on_device
-from method.data.dataset import FeatureReader, TrainingVideos
 from method.data.dataset_files import open_features
-from method.data.edits import NegativeSource
-from method.data.splits import Split, load_splits
-from method.evaluate import evaluate_checkpoint
+from method.data.splits import load_splits
 from method.evaluation.report.input import ReportInput
 from method.evaluation.split_evaluator import SplitEvaluator, known_moments, write_results
-from method.model.losses import LossSettings
 from method.model.retrieval import RetrievalModel
 from method.negatives.source import open_negatives
 from method.ops.precision import enable_fast_matmul
@@ -50,8 +43,9 @@ from method.runtime.processes import SINGLE_PROCESS, Processes
 from method.runtime.progress import be_quiet
 from method.runtime.run_folder import BEST, OPTIONS, log_to_terminal
 from method.runtime.signals import StopRequests
-from method.training.loop import LoopSettings, Training, seed_everything
-from method.training.optimizer import Schedule
+from method.training.build import make_training, training_loader
+from method.training.evaluation_run import evaluate_checkpoint
+from method.training.loop import seed_everything
 from method.training.restore import fingerprints, restore
 from method.training.resume import find_run, open_run, saved_options
 from method.training.run import TrainingRun
@@ -147,53 +141,6 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
                 write_results(folder, given, best.sha256, plain(options), options.report)
                 run.show_result(evaluation)
     return path
-
-
-def training_loader(
-    options: Mapping[str, Any],
-    reader: FeatureReader,
-    split: Split,
-    order: EpochBatches,
-    device: torch.device,
-    negatives: NegativeSource | None,
-) -> Iterable[VideoBatch]:
-    """The batches to train on."""
-    workers, pinned = options["num_workers"], options["pin_memory"] and device.type == "cuda"
-    if not options["features_on_device"]:
-        return Loader(TrainingVideos(reader, split.captions, negatives), order, workers, pinned)
-    # Features are gathered on the device, so workers only prepare edits.
-    without_features = Loader(
-        TrainingVideos(None, split.captions, negatives), order, workers if negatives else 0, pinned
-    )
-    return WithFeatures(without_features, on_device(reader, split, device))
-
-
-def make_training(
-    options: Mapping[str, Any],
-    model: RetrievalModel,
-    steps: int,
-    device: torch.device,
-    negatives: NegativeSource | None = None,
-    processes: Processes = SINGLE_PROCESS,
-) -> Training:
-    """A training at its start; `steps` is the number of steps per epoch."""
-    losses = LossSettings(
-        weights=loss_weights(options),
-        margin=options["margin"],
-        hard_pool_size=options["hard_pool_size"],
-        label_smoothing=options["neg_loss_label_smoothing"],
-    )
-    settings = LoopSettings(
-        epochs=options["n_epoch"],
-        early_stop=options["max_es_cnt"],
-        hard_from_epoch=options["hard_negative_start_epoch"],
-        grad_clip=options["grad_clip"],
-        amp=options["amp"],
-        losses=losses,
-        seed=options["seed"],
-    )
-    schedule = Schedule(options["lr"], options["lr_warmup_proportion"], steps * options["n_epoch"])
-    return Training(model, settings, schedule, options["wd"], device, negatives, processes)
 
 
 if __name__ == "__main__":

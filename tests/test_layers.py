@@ -34,10 +34,6 @@ def imported_modules(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def part(module: str) -> str:
-    return module.split(".")[1]
-
-
 def test_the_root_holds_the_entry_points_alone() -> None:
     assert {path.stem for path in METHOD.glob("*.py")} == {"__init__", *LAYERS[-1]}
     assert {path.name for path in METHOD.iterdir() if path.is_dir() and path.name != "__pycache__"} == {
@@ -50,14 +46,9 @@ def test_imports_only_what_stands_before_it(path: Path) -> None:
     own = path.relative_to(METHOD).with_suffix("").parts[0]
     if own == "__init__":
         return
-    imports = {module for module in imported_modules(path) if module.startswith("method.")}
-    wrong = [
-        module
-        for module in imports
-        if part(module) in LEVEL and part(module) != own and LEVEL[part(module)] >= LEVEL[own]
-    ]
-    allowed = {("train", "evaluate")}  # --only_eval of the training command
-    assert [module for module in wrong if (own, part(module)) not in allowed] == []
+    parts = {module.split(".")[1] for module in imported_modules(path) if module.startswith("method.")} & LEVEL.keys()
+    wrong = [part for part in parts - {own} if LEVEL[part] >= LEVEL[own]]
+    assert wrong == []
     assert not [module for module in imported_modules(path) if module.split(".")[0] in ("utils", "tests", "benchmarks")]
 
 
