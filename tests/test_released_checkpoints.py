@@ -151,7 +151,7 @@ def test_every_way_gives_the_scores_of_the_published_options(
     output = ["--save_scores", "--device", "-1", "--num_workers", "0"]
     with caplog.at_level(logging.INFO):
         run = run_train([*launched, *output])
-    assumed = [message for message in caplog.messages if "no trace" in message]
+    assumed = [message for message in caplog.messages if "do not record" in message]
     assert len(assumed) == 1
     scale = PUBLISHED[released.name]["launch"]["deformable_offset_scale"]
     assert f"--n_heads 4 --deformable_heads 8 --deformable_offset_scale {scale}.0 --cross_attn_q i3d_q" in assumed[0]

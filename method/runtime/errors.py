@@ -133,7 +133,7 @@ def run_command(main: Callable[[], object]) -> None:
     except OSError as error:
         if error.errno not in _MACHINE_ERRNOS:
             raise
-        _leave(f"error: {error.filename or 'a file'}: {os.strerror(error.errno)}", EXIT_INPUT)
+        _leave(f"error: {error.filename or 'standard output or a file'}: {os.strerror(error.errno)}", EXIT_INPUT)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise

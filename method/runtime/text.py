@@ -33,7 +33,8 @@ def decode_text(content: bytes, first_line: int = 1) -> str:
         content: the bytes of a file or a line.
         first_line: number of its first line.
     """
-    wide = next((name for mark, name in _WIDE_MARKS.items() if content.startswith(mark)), None)
+    marked = first_line == 1  # a byte-order mark stands at the beginning of a text only
+    wide = next((name for mark, name in _WIDE_MARKS.items() if marked and content.startswith(mark)), None)
     try:
         text = content.decode(wide or "utf-8")
     except UnicodeDecodeError as error:

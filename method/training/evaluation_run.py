@@ -32,7 +32,6 @@ def evaluate_checkpoint(options: EasyDict, processes: Processes = SINGLE_PROCESS
         enable_fast_matmul(device)
         loaded = load_model(options.eval_ckpt, make_architecture(options))
         model = loaded.model.to(device)
-        log_model_options(options, loaded)
         reader = open_features(options, options.dataset_name, model.architecture, options.root_path, needed)
         split = check_split("evaluated split", options.caption_test_txt, reader)
         log.info(describe(split))
@@ -44,6 +43,7 @@ def evaluate_checkpoint(options: EasyDict, processes: Processes = SINGLE_PROCESS
     path = processes.broadcast(folder.path if folder else Path())
     with folder or contextlib.nullcontext():
         with processes.raise_on_all():
+            log_model_options(options, loaded)  # once the folder's log is open
             if folder:
                 write_json(path / OPTIONS, plain(options))
             reader = with_cache(reader, [split], options.feature_cache, options.num_workers)

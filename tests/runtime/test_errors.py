@@ -26,7 +26,7 @@ def raising(error: BaseException) -> Callable[[], None]:
     (Stopped(signal.SIGTERM, "stopped and saved"), 143, "stopped and saved"),
     (KeyboardInterrupt(), 130, "interrupted"),
     (OSError(errno.ENOSPC, "x", "/big/file"), 2, "error: /big/file: No space left on device"),
-    (OSError(errno.ENOSPC, "x"), 2, "error: a file: No space left on device"),
+    (OSError(errno.ENOSPC, "x"), 2, "error: standard output or a file: No space left on device"),
     (PermissionError(errno.EACCES, "x", "/etc/file"), 2, "error: /etc/file: Permission denied"),
     (OSError(errno.EROFS, "x", "/ro/file"), 2, "error: /ro/file: Read-only file system"),
     (FileNotFoundError(errno.ENOENT, "x", "/no/file"), 2, "error: /no/file: No such file or directory"),

@@ -52,3 +52,9 @@ def test_lines_of_a_stream_are_there_as_soon_as_they_come_and_bad_ones_cost_no_o
         source.close()
         assert list(lines) == [(4, "two", None)]
     assert list(decoded_lines(io.BytesIO())) == []
+
+
+def test_a_byte_order_mark_counts_in_the_first_line_only() -> None:
+    lines = list(decoded_lines(io.BytesIO(b"a man\n\xff\xfeab\nb\n")))
+    assert [(number, text) for number, text, error in lines if not error] == [(1, "a man"), (3, "b")]
+    assert str(lines[1][2]) == "line 2: byte 1 (0xff) is not UTF-8 text"
