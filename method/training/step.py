@@ -106,13 +106,17 @@ def score(
         queries=queries,
         hard=hard,
         keys=encoded.keys,
-        edits={name: _edits(model, sharded, encoded, scores, edits, name) for name in scores if name in sharded.edited},
+        edits={
+            name: _edit_scores(model, sharded, encoded, scores, edits, name)
+            for name in scores
+            if name in sharded.edited
+        },
         generator=generator,
         sum=sharded.sum,
     )
 
 
-def _edits(
+def _edit_scores(
     model: RetrievalModel,
     sharded: ShardedBatch,
     encoded: Encoded,
