@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from method.data.mapped import map_array
-from method.runtime.disk import flush_to_disk
+from method.runtime.disk import flush_to_disk, ignore_unsupported
 
 Scores = npt.NDArray[np.float32]
 
@@ -53,7 +52,7 @@ class ScoreFiles:
             for name, file in self._files.items():
                 file.flush()
                 flush_to_disk(file.fileno())  # report a failing disk now instead of reading zeros later
-                scores[name] = map_array(file, np.float32, self.shape)
+                scores[name] = _map(file, self.shape)
                 file.close()
         return scores
 
@@ -63,3 +62,11 @@ class ScoreFiles:
             yield
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.folder)) from error
+
+
+def _map(file: BinaryIO, shape: tuple[int, int]) -> Scores:
+    """Map a file of scores, read-only; read it if the file system cannot map files."""
+    with ignore_unsupported():
+        return np.memmap(file, np.float32, "r", shape=shape)
+    file.seek(0)
+    return np.fromfile(file, np.float32, shape[0] * shape[1]).reshape(shape)
