@@ -17,7 +17,7 @@ if __package__ in (None, ""):
 from collections.abc import Sequence
 
 from method.config.flags import Parser
-from method.config.options import choose_device, make_architecture, read_options
+from method.config.options import VOCABULARY_FILES, choose_device, make_architecture, read_options
 from method.config.settings import negatives_settings
 from method.data.captions import read_captions
 from method.data.dataset_files import open_features
@@ -49,10 +49,7 @@ _LISTED_FLAGS = [
     "neg_action_num",
     "neg_object_num",
     "neg_cache",
-    "id_action_dict",
-    "total_action_dict",
-    "id_object_dict",
-    "total_object_dict",
+    *VOCABULARY_FILES,
     "text encoder",
 ]
 

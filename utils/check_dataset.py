@@ -24,7 +24,7 @@ if __package__ in (None, ""):
 import torch
 
 from method.config.flags import Parser
-from method.config.options import choose_device, make_architecture, read_options
+from method.config.options import VOCABULARY_FILES, choose_device, make_architecture, read_options
 from method.config.settings import NegativesSettings, negatives_settings
 from method.data.captions import group_by_video
 from method.data.dataset import FeatureReader
@@ -63,10 +63,7 @@ _LISTED_FLAGS = [
     "neg_action_num",
     "neg_object_num",
     "neg_cache",
-    "id_action_dict",
-    "total_action_dict",
-    "id_object_dict",
-    "total_object_dict",
+    *VOCABULARY_FILES,
     "text encoder",
 ]
 
