@@ -23,14 +23,14 @@ from method.config.flags import Parser, make_parser, user_path
 from method.config.options import CONFIGS, VOCABULARY_FILES, read_yaml
 from method.data.dataset_files import DATA_FILES
 from method.runtime.errors import InputError, run_command, summarize
+from method.runtime.hub.archives import SUFFIXES, unpack
+from method.runtime.hub.fetch import fetch, refuse_foreign
+from method.runtime.hub.record import RECORD_NAME, Record, digests
 from method.runtime.hub_environment import check_environment
 from utils.check_dataset import main as check_dataset
-from utils.hub.archives import SUFFIXES, unpack
-from utils.hub.fetch import fetch, refuse_foreign
-from utils.hub.record import RECORD_NAME, Record, digests
 
-if TYPE_CHECKING:  # as in utils/hub/fetch.py
-    from utils.hub.repository import Repository
+if TYPE_CHECKING:  # as in method/runtime/hub/fetch.py
+    from method.runtime.hub.repository import Repository
 
 HUB_REPOSITORY = "chadcs/A3PRVR_AAAI2026"
 # dataset -> data folder and checkpoint in the repository
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pending = [download for download in downloads if not _is_here(download[0], options)]
     if pending:
         check_environment()
-        from utils.hub.repository import open_repository
+        from method.runtime.hub.repository import open_repository
 
         repository = open_repository(options.repo, options.revision)
         plans = [(record, make_plan(repository, where, names)) for record, where, names in pending]

@@ -20,10 +20,10 @@ import torch
 
 from method.config.flags import Parser, user_path
 from method.runtime.errors import InputError, run_command, summarize
+from method.runtime.hub.fetch import fetch
+from method.runtime.hub.record import RECORD_NAME, Record
 from method.runtime.hub_environment import check_environment
 from method.text.encoder import TextEncoder
-from utils.hub.fetch import fetch
-from utils.hub.record import RECORD_NAME, Record
 
 MODEL = "FacebookAI/roberta-large"
 PINNED = {
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{folder}: {options.model} at {record.commit} is already complete")
         return
     check_environment()
-    from utils.hub.repository import open_repository
+    from method.runtime.hub.repository import open_repository
 
     repository = open_repository(options.model, revision)
     names = select_files(repository.name, repository.paths)

@@ -26,8 +26,8 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
 from method.runtime.errors import InputError, summarize
+from method.runtime.hub.paths import is_safe
 from method.runtime.hub_environment import check_endpoint, proxy_of
-from utils.hub.fetch import is_safe
 
 log = logging.getLogger(__name__)
 

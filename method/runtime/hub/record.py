@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from method.runtime.errors import InputError
 from method.runtime.files import read_json, write_json
 
-if TYPE_CHECKING:  # as in utils/hub/fetch.py
-    from utils.hub.repository import Repository
+if TYPE_CHECKING:  # as in method/runtime/hub/fetch.py
+    from method.runtime.hub.repository import Repository
 
 log = logging.getLogger(__name__)
 

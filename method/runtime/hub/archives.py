@@ -15,7 +15,8 @@ from typing import IO
 
 from method.runtime.disk import format_bytes
 from method.runtime.errors import InputError
-from utils.hub.fetch import check_space, is_safe, make_folder, partial_file
+from method.runtime.hub.fetch import check_space, make_folder, partial_file
+from method.runtime.hub.paths import is_safe
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from method.runtime.disk import flush_to_disk, format_bytes, free_bytes
 from method.runtime.errors import InputError
+from method.runtime.hub.record import Record, digests
 from method.runtime.locks import exclusive_lock
-from utils.hub.record import Record, digests
 
 if TYPE_CHECKING:  # imported late: a wrong environment would break the import, so programs check it first
-    from utils.hub.repository import RemoteFile, Repository
+    from method.runtime.hub.repository import RemoteFile, Repository
 
 log = logging.getLogger(__name__)
 
@@ -100,11 +100,6 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot create this folder ({os.strerror(error.errno or 0)})") from error
-
-
-def is_safe(path: str) -> bool:
-    """Whether a relative path stays inside its folder."""
-    return path.isprintable() and not {"", ".."} & set(path.replace("\\", "/").split("/"))
 
 
 def _partial_path(destination: Path, key: str) -> Path:
