@@ -107,7 +107,7 @@ class FeatureFile:
         return stored, rows
 
     def read(self, name: str, width: int) -> FloatRows:
-        """Read the array `name`, (n, width) or (1, n, width), as float32 (n, width).
+        """Read the array `name`, (n, width), (1, n, width) or for a single row (width,), as float32 (n, width).
 
         Raises:
             InputError: for an array that is missing, misshapen, unreadable or not finite.
@@ -131,8 +131,8 @@ class FeatureFile:
             stored, count = self._array(name, width)
             row = np.empty(width, np.float32)
             # For a single row, the low-level interface is several times as fast.
-            space, leading = stored.get_space(), (0,) * (stored.rank - 2)
-            space.select_hyperslab((*leading, count // 2, 0), (*(1 for _ in leading), 1, width))
+            space, start = stored.get_space(), (0, count // 2, 0)[-stored.rank :]
+            space.select_hyperslab(start, (1, 1, width)[-stored.rank :])
             stored.read(h5py.h5s.create_simple((width,)), space, row)
             return row
 
@@ -184,6 +184,8 @@ def _open_array(file: Any, name: str, width: int | None) -> tuple[Any, int]:
         raise _Unreadable(f"{name!r} cannot be read ({reason})") from error
     if len(shape) == 3 and shape[0] == 1:
         shape = shape[1:]
+    elif len(shape) == 1:  # a pooled vector
+        shape = (1, *shape)
     if len(shape) != 2 or width not in (None, shape[1]):
         raise InputError(f"{name!r} has shape {tuple(stored.shape or ())}, expected (rows, {width})")
     if shape[0] == 0:

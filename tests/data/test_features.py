@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
         file["empty"] = rows[:0]
         file["null"] = h5py.Empty("f4")
         file["scalar"] = 1.0
-        file["flat"] = rows[0]
+        file["flat"] = rows[1]
         file["text"] = np.array([[b"1", b"2", b"3", b"4"]])
         file["complex"] = rows.astype(complex)
         file["nan"] = np.where(rows == 5, np.nan, rows)
@@ -57,7 +57,6 @@ WRONG = {
     "empty": "'empty' has no rows, expected at least one",
     "null": r"'null' has shape \(\), expected \(rows, 4\)",
     "scalar": r"'scalar' has shape \(\), expected \(rows, 4\)",
-    "flat": r"'flat' has shape \(4,\), expected \(rows, 4\)",
     "text": "'text' holds neither integers nor floats",
     "complex": "'complex' holds neither integers nor floats",
 }
@@ -70,6 +69,15 @@ def test_wrong_headers_are_refused_by_check_and_read(path: Path, name: str, mess
         with pytest.raises(InputError, match=message) as caught:
             use()
         assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_vector_is_one_row(path: Path) -> None:
+    file = FeatureFile(path)
+    assert file.check(["flat"], 4) == {"flat": 1}
+    assert file.read("flat", 4).tolist() == [[4.0, 5.0, 6.0, 7.0]]
+    assert file.read_middle("flat", 4).tolist() == [4.0, 5.0, 6.0, 7.0]
+    with pytest.raises(InputError, match=r"'flat' has shape \(4,\), expected \(rows, 5\)"):
+        file.check(["flat"], 5)
 
 
 def test_another_width(path: Path) -> None:
