@@ -1,7 +1,8 @@
-"""Convert a published checkpoint to our format, or ours to the published format.
+"""Convert a published checkpoint to our format, ours to the published format, or either to a folder for a model hub.
 
     python utils/convert_checkpoint.py checkpoints/charades.ckpt charades_ours.ckpt --dataset_name charades
     python utils/convert_checkpoint.py results/charades/a3prvr/RUN/model.ckpt charades_published.ckpt
+    python utils/convert_checkpoint.py results/charades/a3prvr/RUN/model.ckpt --safetensors charades_model
 
 A published checkpoint takes its options from configs/<dataset>.yaml; ours stores them.
 """
@@ -12,6 +13,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -22,9 +24,13 @@ from method.config.flags import Parser, user_path
 from method.config.options import make_architecture, plain, read_options
 from method.model.published import check_publishable, to_published
 from method.runtime.errors import InputError, run_command
-from method.runtime.run_folder import log_to_terminal
+from method.runtime.files import read_json
+from method.runtime.run_folder import METRICS, log_to_terminal
 from method.training.checkpoint import load_model, log_model_options, model_content, stored_options
 from method.training.checkpoint_file import write_checkpoint
+from method.training.model_card import model_card
+from method.training.model_folder import write_model_folder
+from utils.print_metrics import metrics_table
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         extra=_add_files,
         saved=lambda given: stored_options(given["source"]) or {},
     )
-    source, target = options.pop("source"), options.pop("target")
-    if target.exists():
-        raise InputError(f"{target}: already exists")
-    convert(source, target, options)
+    source, target, folder = (options.pop(name) for name in ("source", "target", "safetensors"))
+    metrics, license_id = options.pop("metrics"), options.pop("license")
+    if (target is None) == (folder is None):
+        raise InputError("expected a target or --safetensors DIR, and not both")
+    if (metrics or license_id) and folder is None:
+        raise InputError("--metrics and --license are for --safetensors DIR")
+    if (target or folder).exists():
+        raise InputError(f"{target or folder}: already exists")
+    if folder:
+        export(source, folder, options, metrics, license_id)
+    else:
+        convert(source, target, options)
 
 
 def convert(source: Path, target: Path, options: EasyDict) -> None:
@@ -69,9 +83,62 @@ def convert(source: Path, target: Path, options: EasyDict) -> None:
     log.info("%s: published format of %s, epoch %d", target, source, loaded.epoch)
 
 
+def export(source: Path, folder: Path, options: EasyDict, metrics: Path | None, license_id: str | None) -> None:
+    """Write `source` as a folder of safetensors, JSON and a model card.
+
+    Args:
+        source: a checkpoint, ours or published.
+        folder: to write.
+        options: of a published source.
+        metrics: metrics.json of an evaluation of the source; None: the one beside it, if it is.
+        license_id: license that the model card states.
+    """
+    loaded = load_model(source, make_architecture(options))
+    if loaded.options is None:
+        log_model_options(options, loaded)
+        options.fusion_extent = loaded.model.architecture.fusion_extent
+    stored = plain(options) if loaded.options is None else loaded.options
+    measured = _measured(source, metrics, loaded.sha256)
+    card = model_card(
+        folder.name,
+        loaded.model.architecture,
+        dataset=str(stored.get("dataset_name")),
+        epoch=loaded.epoch,
+        published=loaded.options is None,
+        metrics=measured,
+        license_id=license_id,
+    )
+    write_model_folder(folder, model_content(loaded.model, loaded.epoch, stored), measured, card)
+    log.info("%s: %s, epoch %d, %s", folder, source, loaded.epoch, "with metrics" if measured else "without metrics")
+
+
+def _measured(source: Path, given: Path | None, sha256: str) -> dict[str, Any] | None:
+    """The metrics of a checkpoint, without what belongs to one machine; None if there are none."""
+    path = given or (source if source.is_dir() else source.parent) / METRICS
+    if given is None and not path.exists():
+        return None
+    metrics = read_json(path)
+    try:
+        same = metrics["checkpoint"]["sha256"] == sha256
+        metrics_table(metrics)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{path}: not the metrics of a run ({type(error).__name__}: {error})") from error
+    if not same and given is None:  # of another checkpoint of the run
+        return None
+    if not same:
+        raise InputError(f"{path}: metrics of another checkpoint than {source}")
+    dataset = metrics.get("options", metrics).get("dataset_name")
+    kept = {name: value for name, value in metrics.items() if name not in ("options", "checkpoint")}
+    return {"dataset_name": dataset, **kept, "checkpoint": {"sha256": sha256}}
+
+
 def _add_files(parser: Parser) -> None:
     parser.add_argument("source", type=user_path, help="checkpoint to read")
-    parser.add_argument("target", type=user_path, help="new checkpoint to write")
+    parser.add_argument("target", type=user_path, nargs="?", help="new checkpoint to write")
+    add = parser.add_argument_group("export").add_argument
+    add("--safetensors", type=user_path, metavar="DIR", help="write a folder for a model hub instead")
+    add("--metrics", type=user_path, metavar="FILE", help="metrics.json to export (default: that beside the source)")
+    add("--license", metavar="ID", help="license that the model card states, such as mit (default: none)")
 
 
 if __name__ == "__main__":

@@ -273,7 +273,11 @@ def _add_text_encoder(parser: Parser) -> None:
 
 def _add_evaluation(parser: Parser) -> None:
     add = parser.add_argument_group("evaluation").add_argument
-    add("--eval_ckpt", type=user_path, help="checkpoint, trained here or published")
+    add(
+        "--eval_ckpt",
+        type=user_path,
+        help="checkpoint, trained here or published; or an exported model: its folder, or owner/name on the Hub",
+    )
     add("--fusion_weight", type=float, default=0.5, help="weight of the action branch in the fused score")
     add("--eval_query_bsz", type=int, default=50, help="batch size for encoding captions")
     add("--eval_context_bsz", type=int, default=200, help="batch size for encoding videos")

@@ -30,6 +30,7 @@ from method.model.architecture import Architecture, Fusion
 from method.model.losses import NEGATIVE_QUERIES
 from method.runtime.errors import InputError, shown
 from method.runtime.files import read_text
+from method.runtime.hub.models import find_model
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,10 @@ def read_options(
     actions = _actions(parser)
     defaults = {name: action.default for name, action in actions.items()}
     given = _parse_given(parser, arguments)
-    given |= _from_root(given, given.get("root_path", Path()).absolute())
+    root = given.get("root_path", Path()).absolute()
+    if saved is not None and given.get("eval_ckpt"):
+        given["eval_ckpt"] = find_model(given["eval_ckpt"], root)
+    given |= _from_root(given, root)
     for flag in ("moments", *VOCABULARY_FILES):  # optional where the YAML names them, but not on the command line
         if given.get(flag) and not given[flag].exists():
             raise InputError(f"--{flag} {given[flag]}: no such file")

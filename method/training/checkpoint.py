@@ -25,10 +25,11 @@ from method.model.published import (
     options_without_trace,
     published_architecture,
 )
-from method.model.retrieval import HEADS, RetrievalModel
-from method.runtime.errors import InputError, shown, summarize
+from method.model.retrieval import RetrievalModel
+from method.runtime.errors import InputError, summarize
 from method.runtime.files import require_file, sha256_of
 from method.training.checkpoint_file import read_checkpoint, read_open_checkpoint
+from method.training.model_folder import architecture_of, read_config, read_model_folder
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def model_content(model: RetrievalModel, epoch: int, options: Mapping[str, Any])
 
 def stored_options(path: Path) -> dict[str, Any] | None:
     """The options that a checkpoint was trained with; None for a published one."""
-    options = read_checkpoint(path).get("options")
+    options = (read_config(path) if path.is_dir() else read_checkpoint(path)).get("options")
     return dict(options) if isinstance(options, dict) else None
 
 
@@ -71,28 +72,20 @@ def load_model(path: Path, architecture: Architecture) -> Loaded:
     """Load the model of a checkpoint, on the CPU and in evaluation mode.
 
     Args:
-        path: one that stores its architecture, or a published one.
+        path: one that stores its architecture, or a published one; or the folder of an exported model.
         architecture: the one the options describe; used for a published checkpoint only.
 
     Raises:
         InputError: as `read_checkpoint`, for weights that do not fit, listed by name, and for a file that changes
             while it is read.
     """
-    require_file(path)
-    with path.open("rb") as file:  # hash and read the same file, even if a training replaces it meanwhile
-        before = os.fstat(file.fileno())
-        digest = sha256_of(file)
-        file.seek(0)
-        content = read_open_checkpoint(file, path)
-        after = os.fstat(file.fileno())
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise InputError(f"{path}: changed while it was read; try again")
+    content, digest = read_model_folder(path) if path.is_dir() else _read_file(path)
     published = is_published(content["model"])
     if published:
         architecture = published_architecture(architecture)
         weights = from_published(content["model"], architecture, str(path))
     else:
-        architecture = _architecture_of(content, path)
+        architecture = architecture_of(content, path)
         weights = content["model"]
     with torch.device("meta"):  # allocate nothing before the sizes are known to match the file
         skeleton = RetrievalModel(architecture)
@@ -106,6 +99,20 @@ def load_model(path: Path, architecture: Architecture) -> Loaded:
     if not published and not isinstance(options, dict):
         raise InputError(f"{path}: expected the options of its training under 'options'")
     return Loaded(model.eval(), content["epoch"], None if published else options, digest)
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], str]:
+    """The content of a checkpoint file and its SHA-256."""
+    require_file(path)
+    with path.open("rb") as file:  # hash and read the same file, even if a training replaces it meanwhile
+        before = os.fstat(file.fileno())
+        digest = sha256_of(file)
+        file.seek(0)
+        content = read_open_checkpoint(file, path)
+        after = os.fstat(file.fileno())
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise InputError(f"{path}: changed while it was read; try again")
+    return content, digest
 
 
 def log_model_options(options: Mapping[str, Any], loaded: Loaded) -> None:
@@ -149,16 +156,3 @@ def check_weights(model: RetrievalModel, weights: Mapping[str, Tensor], path: Pa
             problems.append(f"{name} is not finite as float32")
     if problems:
         raise InputError(f"{path}: weights do not fit the model: {'; '.join(problems)}")
-
-
-def _architecture_of(content: Mapping[str, Any], path: Path) -> Architecture:
-    stored = content.get("architecture")
-    if not isinstance(stored, dict):
-        raise InputError(f"{path}: expected a published checkpoint, or one with an 'architecture'; found neither")
-    try:
-        architecture = Architecture.from_dict(stored)
-        if architecture.head not in HEADS:
-            raise ValueError(f"head is {shown(architecture.head)}, expected one of {', '.join(HEADS)}")
-        return architecture
-    except ValueError as error:
-        raise InputError(f"{path}: invalid architecture: {error}") from error
