@@ -61,21 +61,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Download and check the dataset. InputError, in one line, for anything that goes wrong."""
     options = _read_arguments(arguments)
     root = options.root_path.absolute()
-    released, checkpoint = RELEASES[options.name]
-    folder, needed = data_files(options.name)
+    download(options.name, root, checkpoint=options.checkpoint, repo=options.repo, revision=options.revision)
+    check_dataset([options.name, "--root_path", str(root)])
+
+
+def download(name: str, root: Path, *, checkpoint: bool, repo: str = HUB_REPOSITORY, revision: str = "main") -> None:
+    """Download what is missing of a dataset, and with `checkpoint` of the released model, below `root`.
+
+    InputError, in one line, for anything that goes wrong.
+    """
+    released, model = RELEASES[name]
+    folder, needed = data_files(name)
     downloads = [(Record.read(root / folder / RECORD_NAME), released, needed)]
-    if options.checkpoint:
-        downloads += [(Record.read(root / "checkpoints" / f".{checkpoint}{RECORD_NAME}"), "", {checkpoint: True})]
-    pending = [download for download in downloads if not _is_here(download[0], options)]
+    if checkpoint:
+        downloads += [(Record.read(root / "checkpoints" / f".{model}{RECORD_NAME}"), "", {model: True})]
+    pending = [download for download in downloads if not _is_here(download[0], repo, revision)]
     if pending:
         check_environment()
         from method.runtime.hub.repository import open_repository
 
-        repository = open_repository(options.repo, options.revision)
+        repository = open_repository(repo, revision)
         plans = [(record, make_plan(repository, where, names)) for record, where, names in pending]
         for record, plan in plans:
             follow(plan, repository, record)
-    check_dataset([options.name, "--root_path", str(root)])
 
 
 def data_files(dataset: str) -> tuple[Path, dict[str, bool]]:
@@ -160,11 +168,11 @@ def _refuse_missing(repository: Repository, missing: dict[str, bool]) -> None:
         raise InputError(f"{repository.name} at {repository.revision}: lacks {summarize(names)}")
 
 
-def _is_here(record: Record, options: argparse.Namespace) -> bool:
-    if not record.is_complete(options.repo, options.revision):
+def _is_here(record: Record, repo: str, revision: str) -> bool:
+    if not record.is_complete(repo, revision):
         return False
     names = ", ".join(sorted(PurePosixPath(name).name for name in record.files))
-    print(f"{record.path.parent}: {options.repo} at {record.commit} is already complete: {names}")
+    print(f"{record.path.parent}: {repo} at {record.commit} is already complete: {names}")
     return True
 
 

@@ -8,10 +8,13 @@ import pytest
 from method.runtime.errors import InputError
 from utils import (
     convert_checkpoint,
+    convert_features,
     download_data,
     download_roberta,
     make_demo_dataset,
+    make_qvhighlights,
     print_metrics,
+    reproduce,
     tune_text_encoder,
 )
 
@@ -27,6 +30,10 @@ from utils import (
     (tune_text_encoder.main, ["tvr", "--out"], "--out"),
     (convert_checkpoint.main, [], "source"),
     (convert_checkpoint.main, ["model.ckpt"], "target"),
+    (convert_checkpoint.main, ["model.ckpt", "--safetensors"], "--safetensors"),
+    (convert_features.main, ["--key", "k"], "source"),
+    (make_qvhighlights.main, ["data", "--features"], "--features"),
+    (reproduce.main, ["tvr", "--root_path"], "--root_path"),
 ])  # fmt: skip
 def test_no_path(
     main: Callable[[list[str]], None], words: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
