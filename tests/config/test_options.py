@@ -77,7 +77,8 @@ def test_what_belongs_to_one_call_is_never_taken_over(own_configs: Path) -> None
 def test_every_yaml_key_is_a_flag_and_every_file_is_named(name: str) -> None:
     values = read_yaml(CONFIGS / f"{name}.yaml", make_parser(""))
     assert set(values) <= FLAGS
-    assert {*DATA_FILES, *config.VOCABULARY_FILES} <= set(values)
+    vocabularies = () if name == "qvhighlights" else config.VOCABULARY_FILES  # nobody publishes any for it
+    assert {*DATA_FILES, *vocabularies} <= set(values)
     options = read_options(["--dataset_name", name])
     for key, value in values.items():
         assert options[key] == (options.root_path / value if isinstance(value, Path) else value)
@@ -85,7 +86,7 @@ def test_every_yaml_key_is_a_flag_and_every_file_is_named(name: str) -> None:
 
 def test_only_charades_has_fusion_positions() -> None:
     positions = {name: read_options(["--dataset_name", name]).fusion_positions for name in known_datasets()}
-    assert positions == {"charades": True, "activitynet": False, "tvr": False, "demo": False}
+    assert [name for name, value in positions.items() if value] == ["charades"]
 
 
 @pytest.mark.parametrize(("content", "message"), [

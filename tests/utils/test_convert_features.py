@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -184,6 +185,17 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     monkeypatch.setattr("method.runtime.hub.fetch.free_bytes", lambda folder: 1000.0)
     with pytest.raises(InputError, match="not enough disk space"):
         convert(source, tmp_path / "f.hdf5", "--key", "k")
+
+
+def test_a_file_that_cannot_grow_is_one_line(tmp_path: Path, source: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        with pytest.raises(InputError, match=r"f\.hdf5: cannot be written \([Ff]ile too large\)"):
+            convert(source, tmp_path / "f.hdf5", "--key", "k")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name for path in tmp_path.iterdir()} <= {"source", ".f.hdf5.lock"}
 
 
 def test_wrong_uses(tmp_path: Path, source: Path) -> None:

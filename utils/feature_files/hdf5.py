@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -114,5 +115,6 @@ def _errors(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        of_system = re.search(r"error message = '([^']+)'", str(error))
+        reason = of_system[1] if of_system else str(error)
         raise InputError(f"{target}: cannot be written ({reason})") from error
