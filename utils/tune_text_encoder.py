@@ -32,9 +32,10 @@ from method.ops.precision import enable_fast_matmul
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import atomic_folder
 from method.runtime.hub_environment import check_timeouts
+from method.runtime.pretrained import load_errors, quiet_transformers
 from method.runtime.progress import progress_bar
 from method.runtime.run_folder import log_to_terminal
-from method.text.encoder_files import count_positions, load_errors, quiet_transformers, require_parts
+from method.text.encoder_files import count_positions, require_parts
 
 log = logging.getLogger(__name__)
 

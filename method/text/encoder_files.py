@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 from method.runtime.errors import InputError
 from method.runtime.files import require_file, sha256
 from method.runtime.hub_environment import check_timeouts
+from method.runtime.pretrained import load_errors, quiet_transformers
 
 # Files of a tokenizer. Without one of these sets, transformers creates a tokenizer with an empty vocabulary.
 _TOKENIZERS = (
@@ -58,7 +57,7 @@ def load_encoder(folder: Path, width: int, layer: int = -1, dataset: str | None 
     # Imported here because it takes seconds and most runs have no hard negatives.
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-    _configure_tokenizer_threads()
+    configure_tokenizer_threads()
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with load_errors(folder, remedy), quiet_transformers():
         config = AutoConfig.from_pretrained(folder, **safe)
@@ -126,7 +125,7 @@ def require_parts(folder: Path, dataset: str | None = None) -> None:
     missing = [] if (folder / "config.json").exists() else ["config.json"]
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         missing.append("model.safetensors")
-    if not any(all((folder / name).exists() for name in names) for names in _TOKENIZERS):
+    if not has_tokenizer(folder):
         missing.append("tokenizer.json (or vocab.json with merges.txt)")
     if missing:
         raise InputError(f"{folder}: no {', no '.join(missing)}, expected a complete text encoder; {remedy}")
@@ -138,38 +137,16 @@ def require_parts(folder: Path, dataset: str | None = None) -> None:
                 raise InputError(f"{folder}: cannot be loaded as a text encoder ({error}); {remedy}") from error
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds the files of a tokenizer."""
+    return any(all((folder / name).exists() for name in names) for names in _TOKENIZERS)
+
+
 @functools.cache
-def _configure_tokenizer_threads() -> None:
+def configure_tokenizer_threads() -> None:
     """Use tokenizer threads in this process but not in forked ones, where they would deadlock.
 
     By default, the library prints a warning from every data worker.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
-
-
-@contextlib.contextmanager
-def load_errors(folder: Path, remedy: str) -> Iterator[None]:
-    """Turn any exception of the libraries that read the folder into InputError."""
-    try:
-        yield
-    except Exception as error:
-        message = str(error).strip().split("\n", 1)[0][:200]
-        reason = f"{type(error).__name__}: {message}"
-        raise InputError(f"{folder}: cannot be loaded as a text encoder ({reason}); {remedy}") from error
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence progress bars and reports of transformers; missing weights are checked by `load_encoder`."""
-    from transformers.utils import logging
-
-    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bars:
-            logging.enable_progress_bar()
