@@ -13,7 +13,7 @@ METHOD = Path(__file__).resolve().parents[1] / "method"
 LAYERS = [
     ["runtime"],
     ["data"],
-    ["ops", "text"],
+    ["ops", "text", "video"],
     ["model"],
     ["config"],
     ["negatives", "evaluation"],

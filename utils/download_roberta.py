@@ -9,8 +9,9 @@ An interrupted download is resumed by the same command, which does nothing once 
 import argparse
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -51,20 +52,48 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = options.out or Path("checkpoints", options.model.rsplit("/", 1)[-1])
     folder = (options.root_path / out).absolute()
     revision = options.revision or PINNED.get(options.model, "main")
+    download(options.model, revision, folder, _encode_sentence)
+
+
+def download(
+    model: str,
+    revision: str,
+    folder: Path,
+    check: Callable[[Path], str],
+    digests: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Download an encoder from the Hub, unless it is complete, and load it once.
+
+    Args:
+        model: owner/name.
+        revision: branch, tag or commit.
+        folder: where its files go.
+        check: loads the encoder in a folder and says what it gives; InputError if it cannot.
+        digests: file -> SHA-256 that it must have.
+
+    Raises:
+        InputError: for anything that goes wrong, in one line.
+    """
     record = Record.read(folder / RECORD_NAME)
-    if record.is_complete(options.model, revision):
-        print(f"{folder}: {options.model} at {record.commit} is already complete")
+    if record.is_complete(model, revision):
+        print(f"{folder}: {model} at {record.commit} is already complete")
         return
     check_environment()
     from method.runtime.hub.repository import open_repository
 
-    repository = open_repository(options.model, revision)
+    repository = open_repository(model, revision)
     names = select_files(repository.name, repository.paths)
     files = {name: repository.describe(name) for name in names}
     fetch(repository, files, record)
-    tokens, width = encode_once(folder)
+    for name in files.keys() & digests.keys():
+        if record.files[name].sha256 != digests[name]:
+            raise InputError(
+                f"{folder / name}: its SHA-256 is {record.files[name].sha256}, expected {digests[name]}; remove it and "
+                "download it from another place"
+            )
+    said = check(folder)
     record.finish(files)
-    print(f"{folder}: done, {_SENTENCE!r} has {tokens} tokens of width {width}")
+    print(f"{folder}: done, {said}")
 
 
 def select_files(model: str, paths: Collection[str]) -> list[str]:
@@ -96,6 +125,11 @@ def encode_once(folder: Path) -> tuple[int, int]:
     if not features_ND.isfinite().all():
         raise InputError(f"{folder}: downloaded, but its features of {_SENTENCE!r} are not finite")
     return features_ND.shape[0], features_ND.shape[1]
+
+
+def _encode_sentence(folder: Path) -> str:
+    tokens, width = encode_once(folder)
+    return f"{_SENTENCE!r} has {tokens} tokens of width {width}"
 
 
 def _weights(model: str, present: Collection[str]) -> set[str]:

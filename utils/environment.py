@@ -1,11 +1,13 @@
 """Find or create the Python environment of the launch scripts and print the path of its interpreter.
 
-    python utils/environment.py          # for training and evaluation
-    python utils/environment.py --dev    # for tests/run.sh, with its tools
+    python utils/environment.py            # for training and evaluation
+    python utils/environment.py --video    # also for features of videos
+    python utils/environment.py --dev      # for tests/run.sh, with its tools
 
-The running Python is used if it has the packages of requirements.txt, for example in a conda environment. Otherwise the
-running Python creates .venv in the repository from requirements-lock.txt. An interrupted installation is started over,
-one from another lock file is updated, and concurrent calls wait for each other. Only the standard library is imported.
+The running Python is used if it has the packages of requirements.txt, and of the file of each flag, for example in a
+conda environment. Otherwise the running Python creates .venv in the repository from requirements-lock.txt, which has
+those for videos, too. An interrupted installation is started over, one from another lock file is updated, and
+concurrent calls wait for each other. Only the standard library is imported.
 """
 
 from __future__ import annotations
@@ -33,31 +35,38 @@ from method.runtime.locks import exclusive_lock
 log = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# Flags, in the order of how much they ask for; each has a file of requirements.
+_EXTRAS = {"video": "include what reads videos", "dev": "include the tools of tests/run.sh"}
 _REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:>=\s*([\d.]+))?")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the path of a Python interpreter with the packages."""
     parser = argparse.ArgumentParser(description="Find or create the Python environment of the launch scripts.")
-    parser.add_argument("--dev", action="store_true", help="include the tools of tests/run.sh")
+    for extra, meaning in _EXTRAS.items():
+        parser.add_argument(f"--{extra}", action="store_true", help=meaning)
     parser.add_argument(
         "--missing", action="store_true", help="only print the packages that this Python lacks, one per line"
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    suffix = "-dev" if options.dev else ""
-    requirements = REPOSITORY / f"requirements{suffix}.txt"
+    extras = [extra for extra in _EXTRAS if getattr(options, extra)]
+    missing = [package for extra in ["", *extras] for package in missing_packages(_requirements(extra))]
     if options.missing:
-        print("\n".join(missing_packages(requirements)))
+        print("\n".join(missing))
         return
-    environment = Environment(REPOSITORY / ".venv", requirements, REPOSITORY / f"requirements{suffix}-lock.txt")
+    environment = Environment(REPOSITORY / ".venv", extras)
     # An active .venv must match the lock file; any other environment only needs the packages.
     is_active = environment.folder.resolve() == Path(sys.prefix).resolve()
-    if not is_active and not missing_packages(requirements):
+    if not is_active and not missing:
         print(sys.executable)
         return
     environment.ensure(named=bool(os.environ.get("PYTHON")))
     print(environment.python)
+
+
+def _requirements(extra: str) -> Path:
+    return REPOSITORY / (f"requirements-{extra}.txt" if extra else "requirements.txt")
 
 
 def missing_packages(requirements: Path) -> list[str]:
@@ -96,10 +105,10 @@ class Environment:
     the installed lock files, `.lock` admits one process at a time.
     """
 
-    def __init__(self, folder: Path, requirements: Path, lock: Path) -> None:
+    def __init__(self, folder: Path, extras: Sequence[str]) -> None:
         self.folder = folder
-        self.requirements = requirements
-        self.lock = lock
+        self.extras = extras
+        self.lock = REPOSITORY / ("requirements-dev-lock.txt" if "dev" in extras else "requirements-lock.txt")
         self.python = folder / "bin" / "python"
         self._incomplete = folder / ".incomplete"
         self._stamp = folder / ".installed"
@@ -126,7 +135,7 @@ class Environment:
         # An environment without a stamp was created by hand and only needs the packages.
         if self._stamp.exists() and not set(self._digests()) <= set(self._stamp.read_text("utf-8").splitlines()):
             return False
-        flags = ["--missing"] + ["--dev"] * (self.requirements.stem == "requirements-dev")
+        flags = ["--missing", *(f"--{extra}" for extra in self.extras)]
         found = subprocess.run([self.python, __file__, *flags], capture_output=True, text=True)
         return found.returncode == 0 and not found.stdout.strip()
 
@@ -137,7 +146,8 @@ class Environment:
         found = re.search(r"^version(?:_info)?\s*=\s*(\d+\.\d+)", config.read_text("utf-8"), re.MULTILINE)
         if found is not None and found[1] != _python_version(2):
             raise InputError(
-                f"PYTHON={os.environ['PYTHON']}: Python {_python_version(2)} without all of {self.requirements.name}, "
+                f"PYTHON={os.environ['PYTHON']}: Python {_python_version(2)} without all of "
+                f"{', '.join(_requirements(extra).name for extra in ['', *self.extras])}, "
                 f"and {self.folder} holds Python {found[1]}: remove that folder or unset PYTHON"
             )
 

@@ -95,6 +95,7 @@ class I3D(nn.Module):
             {name: Mixed({part: Unit(*fold_unit(state, f"Mixed_{name}.{part}")) for part in PARTS}) for name in MIXED}
         )
         self.width = output_channels(state, MIXED[-1])
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # a seventh faster on a CPU
 
     def forward(self, frames_BCTHW: Tensor) -> Tensor:
         """Features (B, N, D) of clips (B, 3, T, 224, 224), N = ceil(T / 8) - 1, T at least 9.

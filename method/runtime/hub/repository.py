@@ -1,4 +1,4 @@
-"""A model repository of the Hugging Face Hub: its files, and resumable downloads.
+"""A model repository of the Hugging Face Hub, or one at a commit on GitHub: its files, and resumable downloads.
 
 Requests use the client of huggingface_hub, so its environment variables (HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE,
 timeouts, proxies, progress bars) have their usual meaning; call `check_environment` before importing this module. Its
@@ -53,20 +53,22 @@ class RemoteFile:
 class Repository:
     """A model repository at one commit.
 
-    name: owner/name; revision: the requested branch, tag or commit; commit: what it resolves to; paths: its files.
+    name: owner/name; revision: the requested branch, tag or commit; commit: what it resolves to; paths: its files;
+    host: address of GitHub's raw files, which never gets the token of the Hub; None for the Hub.
     """
 
     name: str
     revision: str
     commit: str
     paths: tuple[str, ...]
+    host: str | None = None
 
     def describe(self, path: str) -> RemoteFile:
         """Size and etag of a file. InputError if the repository lacks it or the hub does not report them."""
-        with _hub_errors(self.name, f"no file {path} at {self.commit}"):
-            found = get_hf_file_metadata(hf_hub_url(self.name, path, revision=self.commit))
+        with _hub_errors(self.name, f"no file {path} at {self.commit}", self.host):
+            found = get_hf_file_metadata(self._address(path), token=self._token())
         if found.size is None or found.etag is None:
-            raise InputError(f"{constants.ENDPOINT}: reports no size or etag for {self.name}/{path}")
+            raise InputError(f"{self.host or constants.ENDPOINT}: reports no size or etag for {self.name}/{path}")
         return RemoteFile(path, found.size, found.etag)
 
     def download_rest(self, file: RemoteFile, stream: BinaryIO) -> None:
@@ -75,11 +77,11 @@ class Repository:
         Broken connections are resumed a few times. InputError when the hub stays unreachable (`stream` keeps the
         received data) or sends a different number of bytes than announced (`stream` is emptied).
         """
-        url = hf_hub_url(self.name, file.path, revision=self.commit)
-        headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+        url = self._address(file.path)
+        headers = build_hf_headers(token=self._token()) | {"Accept-Encoding": "identity"}
         target: Any = _LimitedStream(stream, 3 * file.size)
         settings: Any = {"expected_size": file.size, "displayed_filename": file.path}
-        with _hub_errors(self.name, f"no file {file.path} at {self.commit}"), _small_chunks():
+        with _hub_errors(self.name, f"no file {file.path} at {self.commit}", self.host), _small_chunks():
             try:
                 http_get(url, target, resume_size=stream.tell(), headers=headers, **settings)
             except ValueError as error:  # larger than the hub sends over HTTP, or too many retries
@@ -92,6 +94,14 @@ class Repository:
                 stream.truncate(0)
                 announced = f"the {file.size} bytes it announced"
                 raise InputError(f"{self.name}/{file.path}: the hub does not send {announced}; run again") from error
+
+    def _address(self, path: str) -> str:
+        if self.host is None:
+            return hf_hub_url(self.name, path, revision=self.commit)
+        return f"{self.host}/{self.name}/{self.commit}/{path}"
+
+    def _token(self) -> bool | None:
+        return None if self.host is None else False
 
 
 class _LimitedStream:
@@ -149,6 +159,12 @@ def open_repository(name: str, revision: str) -> Repository:
     return Repository(name, revision, commit, tuple(sorted(paths)))
 
 
+def github_repository(name: str, commit: str, paths: tuple[str, ...], host: str) -> Repository:
+    """A repository on GitHub at a commit, with the paths that are known of it; nothing is requested yet."""
+    _open_client()
+    return Repository(name, commit, commit, paths, host)
+
+
 def _open_client() -> None:
     try:
         get_session()
@@ -172,9 +188,9 @@ def _valid_response(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _hub_errors(name: str, missing: str) -> Iterator[None]:
+def _hub_errors(name: str, missing: str, host: str | None = None) -> Iterator[None]:
     # Disk errors pass through.
-    hub = constants.ENDPOINT
+    hub = host or constants.ENDPOINT
     try:
         yield
     except GatedRepoError as error:
