@@ -25,6 +25,7 @@ from method.config.branches import (
 )
 from method.config.checks import check_options
 from method.config.flags import IGNORED, Parser, boolean, make_parser
+from method.config.own_dataset import own_yaml
 from method.data.dataset_files import DATA_FILES
 from method.model.architecture import Architecture, Fusion
 from method.model.losses import NEGATIVE_QUERIES
@@ -131,13 +132,15 @@ def _find_dataset(given: Mapping[str, Any], earlier: Mapping[str, Any]) -> tuple
     name = given.get("dataset_name", earlier.get("dataset_name"))
     if name is None:
         raise InputError(f"--dataset_name is missing, expected one of {', '.join(known_datasets())}, or --config FILE")
-    path = CONFIGS / f"{name}.yaml"
+    path = shipped = CONFIGS / f"{name}.yaml"
+    if name not in known_datasets():
+        path = own_yaml(_root(given.get("root_path", earlier.get("root_path", Path())), given=False), name)
     # An earlier run has stored every value, and its file may be gone.
     if name == earlier.get("dataset_name") and (earlier.get("config") or not path.exists()):
         return name, None
-    if name not in known_datasets():
+    if not path.exists():
         expected = f"expected one of {', '.join(known_datasets())}, or --config FILE"
-        raise InputError(f"--dataset_name {name}: no {path}, {expected}")
+        raise InputError(f"--dataset_name {name}: neither {shipped} nor {path}, {expected}")
     return name, path
 
 

@@ -122,7 +122,7 @@ def test_a_base_is_overridden_by_the_dataset(own_configs: Path) -> None:
     options = read("--lr", "1")
     assert (options.margin, options.bsz, options.lr) == (0.3, 31, 1)
     assert known_datasets() == ["demo"]
-    with pytest.raises(InputError, match=r"--dataset_name base: no .*base\.yaml, expected one of demo, or"):
+    with pytest.raises(InputError, match=r"--dataset_name base: neither .*base\.yaml nor .*, expected one of demo, or"):
         read_options(["--dataset_name", "base"])
 
 
@@ -161,7 +161,8 @@ def test_wrong_options_of_an_earlier_run(earlier: dict[str, Any], message: str) 
 def test_an_unknown_dataset(own_configs: Path) -> None:
     (own_configs / "own.yaml").write_text("{}")
     with pytest.raises(
-        InputError, match=r"--dataset_name nowhere: no .*nowhere\.yaml, expected one of demo, own, or --config FILE$"
+        InputError,
+        match=r"--dataset_name nowhere: neither .*nowhere\.yaml nor .*, expected one of demo, own, or --config FILE$",
     ):
         read_options(["--dataset_name", "nowhere"])
 
