@@ -39,6 +39,7 @@ _LISTED_FLAGS = [
     "pin_memory",
     "quiet",
     "video_feat_path",
+    "recipe",
     "text_feat_path",
     "caption_test_txt",
     "feature_cache",

@@ -34,7 +34,8 @@ from method.config.settings import encoder_settings, evaluation_settings
 from method.data.batch import Loader
 from method.data.captions import Caption, group_by_video, read_captions
 from method.data.dataset import CorpusVideos, FeatureReader
-from method.data.dataset_files import open_features
+from method.data.dataset_files import DATA_FILES, open_features
+from method.data.provenance import check_recipe, list_videos, read_durations
 from method.evaluation.corpus import encode_corpus
 from method.evaluation.moments import durations, read_moments
 from method.evaluation.scorer import ScoringSettings
@@ -62,6 +63,7 @@ _LISTED_FLAGS = [
     "num_workers",
     "quiet",
     "video_feat_path",
+    "recipe",
     "text_feat_path",
     "caption_train_txt",
     "caption_test_txt",
@@ -77,6 +79,7 @@ _LISTED_FLAGS = [
     "moments",
 ]
 _SPLITS = {"test": ("test",), "train": ("train",), "both": ("test", "train")}
+ALL = "all"  # videos of the feature file, with captions or without
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -115,9 +118,20 @@ def make_searcher(options: EasyDict) -> Searcher:
     loaded = load_model(checkpoint, make_architecture(options))
     log_model_options(options, loaded)
     model = loaded.model.to(device)
-    reader = open_features(options, options.dataset_name, model.architecture, options.root_path)
-    captions = {split: read_captions(options[f"caption_{split}_txt"]) for split in ("test", "train")}
-    video_ids = list(group_by_video([caption for split in _SPLITS[options.split] for caption in captions[split]]))
+    needed = [name for name in DATA_FILES if options[name] is not None or name == "video_feat_path"]
+    has_captions = len(needed) > 1
+    reader = open_features(
+        options, options.dataset_name, model.architecture, options.root_path, DATA_FILES if has_captions else needed
+    )
+    check_recipe(reader, options.recipe, checkpoint)
+    captions = {split: read_captions(options[f"caption_{split}_txt"]) for split in ("test", "train") if has_captions}
+    options.split = options.split or ("test" if has_captions else ALL)
+    if options.split == ALL:
+        video_ids = list_videos(reader.videos.path, [key for key, _ in reader.streams.values()])
+    elif has_captions:
+        video_ids = list(group_by_video([caption for split in _SPLITS[options.split] for caption in captions[split]]))
+    else:
+        raise InputError(f"--split {options.split}: dataset {options.dataset_name} has no captions, expected {ALL}")
     settings = evaluation_settings(options)
     videos = Loader(CorpusVideos(reader, video_ids), settings.video_batch, settings.workers, pinned=False)
     corpus = open_index(
@@ -139,7 +153,7 @@ def make_searcher(options: EasyDict) -> Searcher:
         known,
         reader,
         partial(_open_encoder, encoder, device, reader, known),
-        durations(known, moments or {}),
+        {**read_durations(reader.videos.path, video_ids), **durations(known, moments or {})},
         ScoringSettings.of(settings, model),
     )
 
@@ -147,11 +161,12 @@ def make_searcher(options: EasyDict) -> Searcher:
 def _open_encoder(
     settings: EncoderSettings, device: torch.device, reader: FeatureReader, captions: Sequence[Caption]
 ) -> TextEncoder:
-    """Load the text encoder; warn if it does not reproduce the dataset's token features."""
+    """Load the text encoder; warn if it does not reproduce the dataset's token features, where it has some."""
     encoder = open_text_encoder(settings, device)
-    fits, line = check_encoder(encoder, reader, captions)
-    if not fits:
-        log.warning("%s", line)
+    if captions:
+        fits, line = check_encoder(encoder, reader, captions)
+        if not fits:
+            log.warning("%s", line)
     return encoder
 
 
@@ -162,7 +177,12 @@ def _add_flags(parser: Parser) -> None:
     add = parser.add_argument_group("search").add_argument
     add("--topk", dest="top_k", type=int, default=10, metavar="K", help="number of videos to show")
     add("--query_id", metavar="ID", help="search with this caption of the dataset, using its stored token features")
-    add("--split", choices=tuple(_SPLITS), default="test", help="videos to search: evaluation split, training or both")
+    add(
+        "--split",
+        choices=(*_SPLITS, ALL),
+        help="videos to search: evaluation split, training, both, or all of the feature file (default: test, or all "
+        "for a dataset without captions)",
+    )
     add("--json", action="store_true", default=False, help="print one line of JSON per query")
     add("--rebuild", action="store_true", default=False, help="rebuild the index")
     add(

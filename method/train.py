@@ -30,6 +30,7 @@ from method.config.settings import evaluation_settings, negatives_settings
 from method.data.batch import EpochBatches
 from method.data.cache.feature_cache import with_cache
 from method.data.dataset_files import open_features
+from method.data.provenance import check_recipe
 from method.data.splits import load_splits
 from method.evaluation.report.input import ReportInput
 from method.evaluation.split_evaluator import SplitEvaluator, known_moments, write_results
@@ -95,6 +96,7 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
         if not processes.is_first:  # same weights on all ranks, different dropout
             seed_everything(options.seed, processes.rank)
         reader = open_features(options, options.dataset_name, model.architecture, options.root_path)
+        options.recipe = check_recipe(reader, options.recipe, f"dataset {options.dataset_name}")
         splits = load_splits(
             options.caption_train_txt,
             options.caption_test_txt,

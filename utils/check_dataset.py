@@ -30,6 +30,7 @@ from method.data.captions import group_by_video
 from method.data.dataset import FeatureReader
 from method.data.dataset_files import open_features
 from method.data.edits import KINDS, Kind, NegativeSource
+from method.data.provenance import check_recipe
 from method.data.splits import Split, check_content, check_split, warn_train_test_overlap
 from method.negatives.editor import CaptionEditor
 from method.negatives.source import open_negatives
@@ -49,6 +50,7 @@ _LISTED_FLAGS = [
     "device",
     "device_ids",
     "video_feat_path",
+    "recipe",
     "text_feat_path",
     "caption_train_txt",
     "caption_test_txt",
@@ -82,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         streams = {"action_branch": True, "phrase_action_branch": True, "flow_feat": True}
     architecture = make_architecture({**options, **streams})
     reader = open_features(options, options.dataset_name, architecture, options.root_path)
+    check_recipe(reader, options.recipe, f"dataset {options.dataset_name}")
     splits = [
         check_split("training split", options.caption_train_txt, reader),
         check_split("evaluated split", options.caption_test_txt, reader),

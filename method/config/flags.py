@@ -155,6 +155,7 @@ def _add_run(parser: Parser) -> None:
 def _add_data(parser: Parser) -> None:
     add = parser.add_argument_group("data").add_argument
     add("--video_feat_path", type=user_path, help="HDF5 file of video features: <video id>/i3d_feat and /clip_feat")
+    add("--recipe", help="how the video features must have been made, if they say so: charades, activitynet or tvr")
     add("--text_feat_path", type=user_path, help="HDF5 file of token features by caption id")
     add("--caption_train_txt", type=user_path, help="captions of the training split")
     add("--caption_test_txt", type=user_path, help="captions of the evaluation split")

@@ -83,8 +83,8 @@ def open_features(
         InputError: naming every missing file of `needed`.
     """
     check_files({name: paths[name] for name in needed}, dataset, root)
-    videos, texts = (paths[name] for name in ("video_feat_path", "text_feat_path"))
+    videos = paths["video_feat_path"]
     assert videos is not None
-    assert texts is not None
-    files = FeatureFile(videos), FeatureFile(texts)
+    # Without captions, no token features are read.
+    files = FeatureFile(videos), FeatureFile(paths["text_feat_path"] or videos)
     return FeatureReader(*files, inputs.streams, inputs.query_width, inputs.max_frames, inputs.max_words)

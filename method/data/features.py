@@ -22,6 +22,15 @@ OBJECT_KEY = "clip_feat"
 _NUMBERS = (h5py.h5t.INTEGER, h5py.h5t.FLOAT)
 
 
+def open_hdf5(path: Path) -> h5py.File:
+    """Open an HDF5 file for reading. InputError if it is missing or not one."""
+    require_file(path)
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        raise InputError(f"{path}: not a readable HDF5 file ({error})") from error
+
+
 class FeatureFile:
     """An HDF5 file of float features, opened on first use, and again in every process.
 
@@ -43,10 +52,7 @@ class FeatureFile:
         if self._process != os.getpid():
             require_file(self.path)
             self._sources, self._states = {}, {str(self.path): state_of(self.path)}
-            try:
-                self._file = h5py.File(self.path, "r", locking=False)
-            except OSError as error:
-                raise InputError(f"{self.path}: not a readable HDF5 file ({error})") from error
+            self._file = open_hdf5(self.path)
             self._resolver = LinkResolver(self._file)
             self._process = os.getpid()
         return self._file

@@ -97,7 +97,7 @@ class Searcher:
         self._encoder: TextEncoder | None = None
         self._lock = threading.Lock()
         self.captions = {caption.id: caption for caption in captions}
-        self.captions_of = group_by_video(captions)
+        self.captions_of = {**{video_id: [] for video_id in corpus.video_ids}, **group_by_video(captions)}
         self.video_ids = corpus.video_ids
 
     def load_encoder(self) -> None:
@@ -139,8 +139,8 @@ class Searcher:
     def search_caption(self, caption_id: str, count: int) -> Answer:
         """The best `count` videos for a caption, by its token features in the dataset. InputError for an unknown id."""
         if caption_id not in self.captions:
-            example = next(iter(self.captions), None)
-            raise InputError(f"no caption {caption_id!r} in the dataset; ids look like {example!r}")
+            example = next((f"; ids look like {known!r}" for known in self.captions), ", which has no captions")
+            raise InputError(f"no caption {caption_id!r} in the dataset{example}")
         with self._lock:
             started = time.perf_counter()
             (batch,) = Loader(Queries(self._reader, [self.captions[caption_id]]), 1, workers=0, pinned=False)

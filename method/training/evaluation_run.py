@@ -12,6 +12,7 @@ from method.config.options import choose_device, make_architecture, plain
 from method.config.settings import evaluation_settings
 from method.data.cache.feature_cache import with_cache
 from method.data.dataset_files import DATA_FILES, open_features
+from method.data.provenance import check_recipe
 from method.data.splits import check_content, check_split, describe
 from method.evaluation.report.input import ReportInput
 from method.evaluation.split_evaluator import SplitEvaluator, known_moments, write_results
@@ -33,6 +34,7 @@ def evaluate_checkpoint(options: EasyDict, processes: Processes = SINGLE_PROCESS
         loaded = load_model(options.eval_ckpt, make_architecture(options))
         model = loaded.model.to(device)
         reader = open_features(options, options.dataset_name, model.architecture, options.root_path, needed)
+        check_recipe(reader, options.recipe, options.eval_ckpt)
         split = check_split("evaluated split", options.caption_test_txt, reader)
         log.info(describe(split))
         if processes.is_first:

@@ -24,6 +24,7 @@ _NO_EFFECT = {
     *("root_path", "results_root", "exp_id", "description", "resume", "save_every_steps", "num_workers", "pin_memory"),
     *("device", "device_ids", "only_eval", "eval_ckpt", "save_scores", "eval_memory_mb", "topk", "visual_feature"),
     *("report", "moments", "quiet", "feature_cache", "features_on_device", "config"),
+    "recipe",  # the features themselves are compared
 }
 
 # How edited captions were encoded before runs recorded it; a resumed run must not switch to the dataset's setting.

@@ -155,7 +155,8 @@ def _render(searcher: Searcher, **values: Any) -> str:
 def _examples(searcher: Searcher) -> list[Caption]:
     """Captions of videos spread over the corpus, one per video."""
     step = max(1, len(searcher.video_ids) // _EXAMPLES)
-    return [searcher.captions_of[video_id][0] for video_id in searcher.video_ids[::step][:_EXAMPLES]]
+    captions = (searcher.captions_of[video_id] for video_id in searcher.video_ids[::step][:_EXAMPLES])
+    return [own[0] for own in captions if own]
 
 
 def _rows(answer: Answer, searcher: Searcher, videos: VideoFolder) -> list[Row]:
