@@ -23,7 +23,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     temporary = ""
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "w+b") as file:
             yield file
             file.flush()
             flush_to_disk(file.fileno())

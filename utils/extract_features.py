@@ -1,0 +1,120 @@
+"""Extract the features of a folder of videos, in the layout of the released datasets.
+
+    python utils/extract_features.py VIDEOS --dataset_name holiday
+    python utils/extract_features.py VIDEOS --dataset_name holiday --recipe activitynet --streams clip_feat
+    torchrun --nproc_per_node 2 utils/extract_features.py VIDEOS --dataset_name holiday       # a GPU each
+
+writes dataset/holiday_i3d/FeatureData/holiday_clip_i3d_numpy.hdf5 and, for `--dataset_name holiday` of the other
+programs, dataset/holiday_i3d/holiday.yaml. It can be interrupted at any time, and the same command continues. Called
+again, it encodes new and changed videos and drops removed ones. Exit status 1 if some videos could not be encoded; they
+are listed with the reason, and are tried again next time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import method  # noqa: F401 (sets OpenMP variables before torch is imported)
+
+from method.config.flags import Parser, user_path
+from method.config.options import choose_device, known_datasets
+from method.config.own_dataset import own_features, own_yaml, update_yaml
+from method.data.provenance import read_description
+from method.runtime.errors import InputError, run_command
+from method.runtime.process_group import joined_processes
+from method.runtime.progress import be_quiet
+from method.runtime.run_folder import log_to_terminal
+from method.video import encode
+from method.video.extraction import Summary, extract
+from method.video.feature_store import FeatureStore
+from method.video.recipes import find_recipe
+
+log = logging.getLogger(__name__)
+
+SOME_FAILED = 1  # exit status
+_WIDTHS = {"i3d_feat": "visual_feat_dim", "clip_feat": "visual_flow_feat_dim"}
+_I3D_WEIGHTS = {"charades": "checkpoints/rgb_charades.pt", "activitynet": "checkpoints/rgb_imagenet.pt"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Extract the features; SystemExit with status 1 if some videos failed."""
+    with joined_processes() as processes:
+        log_to_terminal(processes.is_first)
+        with processes.raise_on_all():
+            given = _read_arguments(arguments)
+            be_quiet(given.quiet or not processes.is_first)
+            path = own_features(given.root_path, given.dataset_name)
+            recipe = find_recipe(given.recipe or _recipe_there(path) or "charades")
+            encoders = encode.open_encoders(
+                recipe,
+                clip_folder=given.root_path / given.clip_encoder,
+                i3d_weights=given.root_path / (given.i3d_weights or _I3D_WEIGHTS[recipe.name]),
+                streams=given.streams,
+                device=choose_device(given.device, local_rank=processes.local_rank),
+            )
+            description = encoders.description()
+            store = FeatureStore(path, description)
+        summary = extract(given.videos, store, encoders, processes)
+        if processes.is_first:
+            if path.exists() and given.dataset_name not in known_datasets():
+                yaml_path = own_yaml(given.root_path, given.dataset_name)
+                update_yaml(yaml_path, yaml_values(description, path.relative_to(given.root_path)))
+            _print(summary, path, recipe.name)
+    if summary.failed:
+        raise SystemExit(SOME_FAILED)
+
+
+def yaml_values(description: dict[str, Any], features: Path) -> dict[str, Any]:
+    """The keys of a dataset's YAML file that follow from its video features."""
+    made = description["streams"]
+    values: dict[str, Any] = {"video_feat_path": str(features), "recipe": description["recipe"]}
+    values |= {_WIDTHS[key]: stream["width"] for key, stream in made.items()}
+    if description["recipe"] == "charades":  # as the released checkpoint
+        values["fusion_positions"] = True
+    if len(made) < len(_WIDTHS):
+        values |= {"action_branch": "i3d_feat" in made, "phrase_action_branch": "clip_feat" in made}
+        values["cross_branch_fusion"] = False
+    return values
+
+
+def _recipe_there(path: Path) -> str | None:
+    description = read_description(path) if path.exists() else None
+    return None if description is None else str(description["recipe"])
+
+
+def _print(summary: Summary, path: Path, recipe: str) -> None:
+    done = summary.videos - len(summary.failed)
+    print(f"{path}: features of {done} of {summary.videos} videos, recipe {recipe}", flush=True)
+    for video_id, reason in sorted(summary.failed.items()):
+        print(f"failed: {video_id}: {reason}", file=sys.stderr)
+
+
+def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(description="Extract the features of a folder of videos.")
+    add = parser.add_argument
+    add("videos", type=user_path, metavar="VIDEO_FOLDER", help="folder that is searched for videos, with all below")
+    add("--dataset_name", required=True, metavar="NAME", help="name of the dataset")
+    add("--recipe", help="charades or activitynet (default: that of the features there, else charades)")
+    add("--root_path", type=user_path, default=Path(), help="folder of dataset/ and checkpoints/")
+    default = Path("checkpoints/clip-vit-base-patch32")
+    add("--clip_encoder", type=user_path, default=default, metavar="FOLDER", help="CLIP ViT-B/32")
+    add("--i3d_weights", type=user_path, metavar="FILE", help="I3D (default: the recipe's, in checkpoints/)")
+    add("--streams", nargs="+", choices=encode.STREAMS, default=list(encode.STREAMS), help="streams to extract")
+    add("--device", type=int, help="GPU index, -1 for the CPU (default: the first GPU, or the CPU if there is none)")
+    add("--quiet", action="store_true", help="no progress bars; log warnings only")
+    given = parser.parse_args(arguments)
+    if not given.root_path.is_dir():
+        raise InputError(f"--root_path {given.root_path}: no such folder")
+    given.root_path = given.root_path.absolute()
+    return given
+
+
+if __name__ == "__main__":
+    run_command(main)
