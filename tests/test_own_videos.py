@@ -13,14 +13,18 @@ import pytest
 import torch
 
 from method import search
+from method.config.options import read_options
 from method.data.provenance import FEATURES
 from method.model.published import to_published
 from method.runtime.errors import InputError
-from method.training.checkpoint import load_model, stored_options
+from method.training.checkpoint import load_model, model_content, stored_options
+from method.training.checkpoint_file import write_checkpoint
+from method.training.resume import saved_options
 from tests.helpers import fake_encoders
+from tests.helpers.paths import REPOSITORY
 from tests.helpers.search_runs import kitchen
 from tests.helpers.small_dataset import WIDTHS, SmallDataset, own_log_handlers, run_evaluate, run_train
-from tests.helpers.small_models import SMALL
+from tests.helpers.small_models import SMALL, lively_model
 from tests.helpers.tiny_text_encoder import make_text_encoder
 from utils import check_dataset, extract_features
 
@@ -117,6 +121,14 @@ def test_a_resumed_run_keeps_its_recipe(trained: tuple[SmallDataset, Path]) -> N
     run = run_train(data.flags("--n_epoch", "1", "--description", "resumed", "--recipe", "charades"))
     assert run_train(["--resume", str(run), "--n_epoch", "2"]) == run
     assert (stored_options(run / "model.ckpt") or {})["recipe"] == RECIPE
+
+
+@pytest.mark.parametrize(("dataset", "recipe"), [("activitynet", "activitynet"), ("demo", None)])
+def test_a_run_from_before_recipes_has_that_of_its_dataset(tmp_path: Path, dataset: str, recipe: str | None) -> None:
+    path = tmp_path / "model.ckpt"
+    write_checkpoint(path, model_content(lively_model(), 0, {"dataset_name": dataset}))
+    arguments = ["--eval_ckpt", str(path), "--config", str(REPOSITORY / "configs/demo.yaml")]
+    assert read_options(arguments, saved=saved_options).recipe == recipe
 
 
 class Own:

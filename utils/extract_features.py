@@ -93,13 +93,14 @@ def _print(summary: Summary, path: Path, recipe: str) -> None:
     done = summary.videos - len(summary.failed)
     print(f"{path}: features of {done} of {summary.videos} videos, recipe {recipe}", flush=True)
     for video_id, reason in sorted(summary.failed.items()):
-        print(f"failed: {video_id}: {reason}", file=sys.stderr)
+        line = f"failed: {video_id}: {reason}"
+        print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)  # names need not be text
 
 
 def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description="Extract the features of a folder of videos.")
     add = parser.add_argument
-    add("videos", type=user_path, metavar="VIDEO_FOLDER", help="folder that is searched for videos, with all below")
+    add("videos", type=user_path, metavar="VIDEO_FOLDER", help="folder with the videos, in it or below")
     add("--dataset_name", required=True, metavar="NAME", help="name of the dataset")
     add("--recipe", help="charades or activitynet (default: that of the features there, else charades)")
     add("--root_path", type=user_path, default=Path(), help="folder of dataset/ and checkpoints/")

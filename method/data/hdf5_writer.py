@@ -17,8 +17,12 @@ def atomic_hdf5(path: Path) -> Iterator[h5py.File]:
     """A new HDF5 file that replaces `path` when the block ends. OSError for a full disk; `path` is then unchanged."""
     with atomic_writer(path) as file:
         guarded = _GuardedFile(file)
-        with h5py.File(guarded, "w") as hdf5:
-            yield hdf5
+        try:
+            with h5py.File(guarded, "w") as hdf5:
+                yield hdf5
+        except Exception:
+            if guarded.error is None:  # otherwise HDF5 missed what could not be written
+                raise
         if guarded.error:
             raise guarded.error
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from method.config.flags import AUTO
 from method.config.options import plain
+from method.data.dataset_files import RELEASED
 from method.runtime.errors import InputError
 from method.runtime.files import read_json
 from method.runtime.run_folder import LAST, METRICS, OPTIONS, RunFolder, is_evaluation, new_run, run_parent
@@ -38,10 +39,17 @@ def saved_options(given: Mapping[str, Any]) -> dict[str, Any]:
         if not (folder / OPTIONS).exists():
             raise InputError(f"--resume {folder}: no run there, expected a folder with {OPTIONS}")
         options = _options_of(folder)
-        return _EDITS_BEFORE | options if options.get("neg_query_loss") else options
+        return _recipe_before(options) | (_EDITS_BEFORE | options if options.get("neg_query_loss") else options)
     if given.get("eval_ckpt"):
-        return stored_options(given["eval_ckpt"]) or {}
+        options = stored_options(given["eval_ckpt"]) or {}
+        return _recipe_before(options) | options
     return {}
+
+
+def _recipe_before(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of a run from before runs recorded it: that of its dataset, if it is a released one."""
+    name = options.get("dataset_name")
+    return {"recipe": name} if name in RELEASED else {}
 
 
 def find_run(options: Mapping[str, Any]) -> tuple[Path | None, bool]:

@@ -126,6 +126,16 @@ def test_a_caption_and_its_permanent_link(client: FlaskClient, searcher: Searche
     assert (typed.status_code, typed.location) == (302, "/?id=v04%23enc%231")
 
 
+def test_videos_without_captions(tmp_path: Path) -> None:
+    write_video(tmp_path / "own.webm")
+    client = make_app(make_searcher({"own": [], "other": []}), "127.0.0.1", 10, tmp_path).test_client()
+    assert "2 videos in the index" in client.get("/").text
+    page = client.get("/?q=a door").text
+    assert page.count("<article") == 2
+    assert "caption" not in page.partition('<ol class="results">')[2].partition("</ol>")[0]
+    assert client.get("/video/own").status_code == 200
+
+
 def test_seconds_are_shown_if_known(client: FlaskClient) -> None:
     response = client.get("/", query_string={"id": "v01#enc#0", "top": "14"})
     spans = re.findall(r'<span class="span">(.*?)</span>', response.get_data(as_text=True))

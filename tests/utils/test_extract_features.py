@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -143,22 +144,68 @@ def test_a_folder_grows_shrinks_and_changes(folder: Folder) -> None:
 def test_failures_are_listed_and_tried_again(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     folder.write("broken", "bad file")
     folder.write("x/clip_feat/y", "a name that HDF5 has for a stream")
+    odd = folder.write(os.fsdecode(b"caf\xe9"), "a name in another encoding")
     for _ in range(2):
         with pytest.raises(SystemExit, match="1"):
             folder.extract()
         out, err = capsys.readouterr()
-        assert "features of 3 of 5 videos" in out
+        assert "features of 3 of 6 videos" in out
+        assert "failed: caf\\udce9: its name is not UTF-8; rename it\n" in err
         assert "failed: broken: truncated at 2 s\n" in err
         assert "failed: x/clip_feat/y: clip_feat in its path is the name of a stream; rename it\n" in err
     assert sorted(list_videos(folder.features, WIDTHS)) == sorted(ALL)
     folder.write("broken", "good file")
     (folder.videos / "x/clip_feat").rename(folder.videos / "x/y")
+    odd.unlink()
     folder.extract()
     folder.expect_features_of(*ALL, "broken", "x/y/y")
     folder.write("a", "bad now")  # its features would be those of another file
     with pytest.raises(SystemExit, match="1"):
         folder.extract()
     assert "a" not in list_videos(folder.features, WIDTHS)
+
+
+@pytest.mark.parametrize(("rows", "reason"), [(np.nan, "i3d_feat has NaN or infinity"), (None, "no rows of i3d_feat")])
+def test_features_that_are_none_are_a_failure(
+    folder: Folder, capsys: pytest.CaptureFixture[str], rows: float | None, reason: str
+) -> None:
+    broken = np.full((0 if rows is None else 3, 10), rows or 0, np.float32)
+    folder.patch.setattr(fake_encoders.FakeEncoders, "encode", lambda self, path: {"i3d_feat": broken})
+    with pytest.raises(SystemExit, match="1"):
+        folder.extract()
+    assert f"failed: a: {reason}\n" in capsys.readouterr().err
+    assert not folder.features.exists()
+
+
+def test_a_file_that_changes_while_it_is_read_is_a_failure(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    encode = fake_encoders.FakeEncoders.encode
+
+    def encode_while_it_grows(self: fake_encoders.FakeEncoders, path: Path) -> dict[str, Any]:
+        features = encode(self, path)
+        if path.stem == "a":
+            path.write_text("grown meanwhile")
+        return features
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fake_encoders.FakeEncoders, "encode", encode_while_it_grows)
+        with pytest.raises(SystemExit, match="1"):
+            folder.extract()
+    assert "failed: a: changed while it was read\n" in capsys.readouterr().err
+    folder.extract()
+    folder.expect_features_of(*ALL)
+
+
+def test_the_speed_is_logged_where_there_is_no_progress_bar(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("method.video.extraction.time.monotonic", itertools.count(0, 90).__next__)
+    folder.extract()
+    lines = [message for message in caplog.messages if "an hour" in message]
+    assert lines == [
+        "1 of 3 videos, 40 an hour, about 3 minutes left",
+        "2 of 3 videos, 40 an hour, about 2 minutes left",
+        "3 of 3 videos, 40 an hour, about 0 minutes left",
+    ]
 
 
 def test_nothing_readable(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
