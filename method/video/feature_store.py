@@ -31,7 +31,7 @@ from method.data.provenance import DURATION, FEATURES, SOURCE, Source, read_desc
 from method.runtime.errors import InputError
 from method.runtime.files import atomic_writer, digest_of, read_json, write_json
 from method.runtime.locks import exclusive_lock
-from method.runtime.progress import poll
+from method.runtime.progress import poll, progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,6 @@ class FeatureStore:
             kept = [video_id for video_id, video in videos.items() if video.exists() and self.has(video_id, video)]
             parts = [part for video_id in kept if (part := self._file(video_id, "npz")).exists()]
             if parts or set(kept) != set(self.sources()):
-                log.info("writing %d videos to %s", len(kept), self.path)
                 self._write(kept)
             for part in parts:
                 part.unlink()
@@ -166,7 +165,7 @@ class FeatureStore:
         old = open_hdf5(self.path) if self.path.exists() else None
         with contextlib.closing(old) if old else contextlib.nullcontext(), atomic_hdf5(self.path) as new:
             new.attrs[FEATURES] = json.dumps(self._description)
-            for video_id in video_ids:
+            for video_id in progress_bar(video_ids, f"writing {self.path.name}", "video"):
                 features = self._read_part(video_id)
                 if features is None:
                     assert old is not None

@@ -141,6 +141,16 @@ def test_a_folder_grows_shrinks_and_changes(folder: Folder) -> None:
     assert folder.encoded() == {}  # the content is the same
 
 
+def test_a_folder_may_have_the_name_of_a_video(folder: Folder) -> None:
+    folder.write("a/inner", "below the group of a")
+    folder.write("a/inner/i3d", "and below that")
+    folder.extract()
+    folder.expect_features_of(*ALL, "a/inner", "a/inner/i3d")
+    (folder.videos / "a.mp4").unlink()
+    folder.extract()
+    folder.expect_features_of("b", "inner/c d", "a/inner", "a/inner/i3d")
+
+
 def test_failures_are_listed_and_tried_again(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     folder.write("broken", "bad file")
     folder.write("x/clip_feat/y", "a name that HDF5 has for a stream")
