@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 SOME_FAILED = 1  # exit status
 _WIDTHS = {"i3d_feat": "visual_feat_dim", "clip_feat": "visual_flow_feat_dim"}
-_I3D_WEIGHTS = {"charades": "checkpoints/rgb_charades.pt", "activitynet": "checkpoints/rgb_imagenet.pt"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,11 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given = _read_arguments(arguments)
             be_quiet(given.quiet or not processes.is_first)
             path = own_features(given.root_path, given.dataset_name)
-            recipe = find_recipe(given.recipe or _recipe_there(path) or "charades")
+            held = _recipe_there(path)
+            recipe = find_recipe(given.recipe or held or "charades")
+            if held not in (None, recipe.name):  # before the encoders are loaded
+                raise InputError(
+                    f"{path}: holds features of recipe {held}, and these would be of recipe {recipe.name}; features "
+                    "are never mixed: choose another --dataset_name"
+                )
             encoders = encode.open_encoders(
                 recipe,
                 clip_folder=given.root_path / given.clip_encoder,
-                i3d_weights=given.root_path / (given.i3d_weights or _I3D_WEIGHTS[recipe.name]),
+                i3d_weights=given.root_path / (given.i3d_weights or f"checkpoints/{recipe.i3d_feat.weights}"),
                 streams=given.streams,
                 device=choose_device(given.device, local_rank=processes.local_rank),
             )
@@ -85,6 +90,7 @@ def yaml_values(description: dict[str, Any], features: Path) -> dict[str, Any]:
 
 
 def _recipe_there(path: Path) -> str | None:
+    """The recipe of the features that are there; None if there are none, or they do not say."""
     description = read_description(path) if path.exists() else None
     return None if description is None else str(description["recipe"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def extract(
     Args:
         folder: searched for videos with everything below.
         store: whose features the encoders make.
-        encoders: called for new and changed videos.
+        encoders: of new and changed videos.
         processes: ranks that share the work; the first one writes the feature file.
 
     Raises:
@@ -137,7 +137,7 @@ class _Extraction:
 
     def _features(self, video_id: str, video: Path) -> VideoFeatures:
         """The features of a video, encoded unless the store has those of the same content. VideoError, OSError."""
-        _check_id(video_id, list(self._encoders.description()["streams"]))
+        _check_id(video_id, self._store.streams)
         before = video.stat()
         source = Source(before.st_size, before.st_mtime_ns, sha256(video))
         known = self._store.find_content(source.size, source.sha256)
@@ -152,21 +152,21 @@ class _Extraction:
 
     def _duration(self, streams: Streams) -> float | None:
         """Seconds that the rows cover; None if no stream has a fixed rate."""
-        made = self._encoders.description()["streams"]
-        return next((len(rows) / made[key]["rate"] for key, rows in streams.items() if made[key]["rate"]), None)
+        rates = {key: made["rate"] for key, made in self._store.streams.items()}
+        return max((len(rows) / rates[key] for key, rows in streams.items() if rates[key]), default=None)
 
     def _report(self, bar: Any, done: int, total: int) -> None:
         """Show how fast the extraction is, in a line a minute where there is no progress bar."""
         now = time.monotonic()
         speed = 3600 * done / max(now - self._started, 1e-9)
         bar.set_postfix_str(f"{speed:.0f} videos an hour")
-        if bar.disable and now - self._reported > _SECONDS_BETWEEN_LINES:
+        if bar.disable and done < total and now - self._reported > _SECONDS_BETWEEN_LINES:
             self._reported = now
             left = (total - done) / speed * 60
             log.info("%d of %d videos, %.0f an hour, about %.0f minutes left", done, total, speed, left)
 
 
-def _check_id(video_id: str, streams: Sequence[str]) -> None:
+def _check_id(video_id: str, streams: Collection[str]) -> None:
     """VideoError for an id that cannot be the name of a group."""
     try:
         video_id.encode()

@@ -70,6 +70,12 @@ class FeatureStore:
         self._state: dict[str, int] | None = None  # of the feature file when its sources were read
         self.check_description()
 
+    @property
+    def streams(self) -> Mapping[str, Mapping[str, Any]]:
+        """How each stream is made."""
+        streams: Mapping[str, Mapping[str, Any]] = self._description["streams"]
+        return streams
+
     def check_description(self) -> None:
         """InputError for features that were made in another way, which must not be mixed with these."""
         held, where = None, self.path
@@ -77,7 +83,7 @@ class FeatureStore:
             held = read_description(self.path)
             if held is None:
                 raise InputError(
-                    f"{self.path}: does not say how its features were made, and is not added to; choose another dataset"
+                    f"{self.path}: does not say how its features were made, so nothing is added; choose another --dataset_name"
                 )
         else:
             abouts = (_read_about(part) for part in self.parts.glob("*.npz"))
@@ -85,7 +91,7 @@ class FeatureStore:
         if held not in (None, self._description):
             raise InputError(
                 f"{where}: holds features of {_in_words(held)}, and these would be of {_in_words(self._description)}; "
-                "features are never mixed: choose another dataset, or delete it"
+                "features are never mixed: choose another --dataset_name, or delete it"
             )
 
     def sources(self) -> Mapping[str, Source]:
@@ -194,7 +200,7 @@ class FeatureStore:
                 for left_over in self.parts.glob(f".{lock.stem}.*.part"):
                     left_over.unlink()
                 lock.unlink()
-        stems = {self._file(video_id, "").stem for video_id in videos}
+        stems = {self._file(video_id, "npz").stem for video_id in videos}
         for path in [*self.parts.glob("*.npz"), *self.parts.glob("*.failed")]:
             if path.stem not in stems or (path.suffix == ".failed" and path.stat().st_mtime < self._started):
                 path.unlink(missing_ok=True)
