@@ -13,11 +13,11 @@ are listed with the reason, and are tried again next time.
 from __future__ import annotations
 
 import argparse
-import logging
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -31,12 +31,11 @@ from method.runtime.errors import InputError, run_command
 from method.runtime.process_group import joined_processes
 from method.runtime.progress import be_quiet
 from method.runtime.run_folder import log_to_terminal
-from method.video import encode
-from method.video.extraction import Summary, extract
 from method.video.feature_store import FeatureStore
-from method.video.recipes import find_recipe
+from method.video.recipes import Recipe, find_recipe
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from method.video.extraction import Summary
 
 SOME_FAILED = 1  # exit status
 _WIDTHS = {"i3d_feat": "visual_feat_dim", "clip_feat": "visual_flow_feat_dim"}
@@ -49,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with processes.raise_on_all():
             given = _read_arguments(arguments)
             be_quiet(given.quiet or not processes.is_first)
+            if importlib.util.find_spec("av") is None:
+                raise InputError("the package av is missing; run `pip install -r requirements-video.txt`")
             path = own_features(given.root_path, given.dataset_name)
             held = _recipe_there(path)
             recipe = find_recipe(given.recipe or held or "charades")
@@ -57,16 +58,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     f"{path}: holds features of recipe {held}, and these would be of recipe {recipe.name}; features "
                     "are never mixed: choose another --dataset_name"
                 )
+            from method.video import encode, extraction  # here, because they import the package av
+
             encoders = encode.open_encoders(
                 recipe,
                 clip_folder=given.root_path / given.clip_encoder,
-                i3d_weights=given.root_path / (given.i3d_weights or f"checkpoints/{recipe.i3d_feat.weights}"),
+                i3d_weights=_i3d_weights(given, recipe),
                 streams=given.streams,
                 device=choose_device(given.device, local_rank=processes.local_rank),
             )
             description = encoders.description()
             store = FeatureStore(path, description)
-        summary = extract(given.videos, store, encoders, processes)
+        summary = extraction.extract(given.videos, store, encoders, processes)
         if processes.is_first:
             if path.exists() and given.dataset_name not in known_datasets():
                 yaml_path = own_yaml(given.root_path, given.dataset_name)
@@ -87,6 +90,17 @@ def yaml_values(description: dict[str, Any], features: Path) -> dict[str, Any]:
         values |= {"action_branch": "i3d_feat" in made, "phrase_action_branch": "clip_feat" in made}
         values["cross_branch_fusion"] = False
     return values
+
+
+def _i3d_weights(given: argparse.Namespace, recipe: Recipe) -> Path | None:
+    """The weights of I3D, if the stream is extracted. InputError that tells how to get them."""
+    if "i3d_feat" not in given.streams:
+        return None
+    path: Path = given.root_path / (given.i3d_weights or f"checkpoints/i3d/{recipe.i3d_feat.weights}")
+    if not path.exists():
+        remedy = "run `python utils/download_encoders.py i3d`, or name the file with --i3d_weights"
+        raise InputError(f"{path}: no such file; {remedy}")
+    return path
 
 
 def _recipe_there(path: Path) -> str | None:
@@ -112,8 +126,13 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--root_path", type=user_path, default=Path(), help="folder of dataset/ and checkpoints/")
     default = Path("checkpoints/clip-vit-base-patch32")
     add("--clip_encoder", type=user_path, default=default, metavar="FOLDER", help="CLIP ViT-B/32")
-    add("--i3d_weights", type=user_path, metavar="FILE", help="I3D (default: the recipe's, in checkpoints/)")
-    add("--streams", nargs="+", choices=encode.STREAMS, default=list(encode.STREAMS), help="streams to extract")
+    add(
+        "--i3d_weights",
+        type=user_path,
+        metavar="FILE",
+        help="weights of I3D (default: the recipe's, in checkpoints/i3d/)",
+    )
+    add("--streams", nargs="+", choices=list(_WIDTHS), default=list(_WIDTHS), help="streams to extract")
     add("--device", type=int, help="GPU index, -1 for the CPU (default: the first GPU, or the CPU if there is none)")
     add("--quiet", action="store_true", help="no progress bars; log warnings only")
     given = parser.parse_args(arguments)

@@ -83,7 +83,8 @@ class FeatureStore:
             held = read_description(self.path)
             if held is None:
                 raise InputError(
-                    f"{self.path}: does not say how its features were made, so nothing is added; choose another --dataset_name"
+                    f"{self.path}: does not say how its features were made, expected none or those of this program; "
+                    "choose another --dataset_name"
                 )
         else:
             abouts = (_read_about(part) for part in self.parts.glob("*.npz"))

@@ -64,6 +64,7 @@ def install(patch: pytest.MonkeyPatch, log: Path, weights: Mapping[str, str] = W
         return cast(VideoEncoders, FakeEncoders(recipe.name, streams, weights, log, seconds))
 
     patch.setattr(encode, "open_encoders", open_encoders)
+    patch.setattr(extract_features, "_i3d_weights", lambda given, recipe: None)
 
 
 def main() -> None:

@@ -217,6 +217,27 @@ def test_the_speed_is_logged_where_there_is_no_progress_bar(
     ]
 
 
+@pytest.mark.parametrize(("flags", "message"), [
+    ([], r"i3d/rgb_charades\.pt: no such file; run `python utils/download_encoders.py i3d`, or name"),
+    (["--recipe", "activitynet"], r"i3d/rgb_imagenet\.pt: no such file; run"),
+    (["--streams", "clip_feat"], "clip-vit-base-patch32: no such folder"),
+    (["--recipe", "tvr"], "--recipe tvr: not offered"),
+    (["--dataset_name", "a/b"], "--dataset_name 'a/b': expected the name of a folder"),
+    (["--root_path", "nowhere"], "--root_path nowhere: no such folder"),
+    (["--streams", "audio_feat"], "invalid choice: 'audio_feat'"),
+])  # fmt: skip
+def test_mistakes_are_one_line_errors(folder: Folder, flags: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message), own_log_handlers():
+        extract_features.main(folder.arguments(*flags))
+    assert not folder.features.parent.exists()
+
+
+def test_the_decoder_is_optional(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"package av is missing; run `pip install -r requirements-video\.txt`"):
+        folder.extract()
+
+
 def test_nothing_readable(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ALL:
         folder.write(name, "bad")
