@@ -26,14 +26,14 @@ import torch
 
 from method.config.flags import Parser, user_path
 from method.runtime.errors import run_command
+from method.runtime.hub.fetch import fetch
+from method.runtime.hub.record import RECORD_NAME, Record
 from method.runtime.hub_environment import check_environment
 from method.text.clip import ClipTextEncoder
 from method.video.clip import ClipImageEncoder
 from method.video.i3d_weights import read_weights
 from utils.download_roberta import download
 from utils.download_roberta import main as download_roberta
-from utils.hub.fetch import fetch
-from utils.hub.record import RECORD_NAME, Record
 
 CLIP = "openai/clip-vit-base-patch32"
 # The Hub's own conversion to safetensors; the main branch has pickled weights only.
@@ -74,7 +74,7 @@ def download_i3d(folder: Path) -> None:
         print(f"{folder}: {I3D} at {record.commit} is already complete")
         return
     check_environment()
-    from utils.hub.repository import github_repository
+    from method.runtime.hub.repository import github_repository
 
     paths = {name: f"models/{name}" for name in I3D_FILES}
     repository = github_repository(I3D, I3D_COMMIT, tuple(paths.values()), GITHUB)
