@@ -5,6 +5,7 @@ affect file contents may fail there without harm.
 """
 
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 # A full or failing disk, which no caller may ignore.
 _LOSES_CONTENT = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE}
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 _CANNOT_RENAME_FOLDERS = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 
 
@@ -72,3 +74,37 @@ def move(source: Path, target: Path) -> None:
             shutil.rmtree(target, ignore_errors=True)
             raise
         shutil.rmtree(source, ignore_errors=True)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put a folder in the place of `target`, whose content, if there is any, is at `new` afterwards.
+
+    In one step where the system can exchange two names (Linux, most file systems); elsewhere in two, between which
+    `target` is missing and its content is at `<new>.old`; see `restore_folder`.
+    """
+    if not target.exists():
+        move(new, target)
+    elif not _exchange(new, target):
+        old = new.with_name(f"{new.name}.old")
+        move(target, old)
+        move(new, target)
+        move(old, new)
+
+
+def restore_folder(new: Path, target: Path) -> None:
+    """Finish or undo a `replace_folder` that was killed between its steps."""
+    old = new.with_name(f"{new.name}.old")
+    if old.exists():
+        move(old, new if target.exists() else target)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False if the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    if (number := ctypes.get_errno()) in _CANNOT_RENAME_FOLDERS:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
