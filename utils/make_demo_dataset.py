@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -32,8 +31,9 @@ from method.runtime.disk import move
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import read_json, sha256, write_json, write_text
 from method.runtime.locks import exclusive_lock
+from utils.captions.tagger import write_vocabulary
 from utils.demo.encoder import HEADS, save_encoder
-from utils.demo.language import Kind, sentence
+from utils.demo.language import sentence
 from utils.demo.world import Moment, Rows, Settings, Video, action_stream, object_stream, plan_videos, token_features
 
 GENERATOR = "A3PRVR demo"
@@ -104,7 +104,10 @@ def write_dataset(folder: Path, settings: Settings, encode: Callable[[Sequence[M
             file[moment.caption_id] = rows_wD
     _write_captions(text, splits)
     for kind in ("action", "object"):
-        _write_vocabulary(text, kind, moments)
+        tags = {
+            moment.caption_id: {word.text: word.tag for word in moment.words if word.kind == kind} for moment in moments
+        }
+        write_vocabulary(text / f"demo_id_{kind}_dict.json", text / f"demo_total_{kind}_dict.json", tags)
 
 
 def _write_captions(folder: Path, splits: Mapping[str, Sequence[Video]]) -> None:
@@ -117,18 +120,6 @@ def _write_captions(folder: Path, splits: Mapping[str, Sequence[Video]]) -> None
         for moment in video.moments
     ]
     write_text(folder / "demoval.moments.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
-
-
-def _write_vocabulary(folder: Path, kind: Kind, moments: Sequence[Moment]) -> None:
-    tags = {
-        moment.caption_id: {word.text: word.tag for word in moment.words if word.kind == kind} for moment in moments
-    }
-    counts = Counter((tag, word) for own in tags.values() for word, tag in own.items())
-    words: dict[str, list[str]] = {}
-    for (tag, word), _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        words.setdefault(tag, []).append(word)
-    write_json(folder / f"demo_id_{kind}_dict.json", tags)
-    write_json(folder / f"demo_total_{kind}_dict.json", words)
 
 
 def _synthetic(moments: Sequence[Moment], settings: Settings) -> Iterator[Rows]:
