@@ -12,7 +12,9 @@ import torch
 
 from method.data.captions import read_captions
 from method.data.splits import split_holdout
+from method.evaluation.bounds import duplicates
 from method.evaluation.metrics import retrieval_metrics
+from method.evaluation.ranks_file import read_ranks
 from method.runtime.files import read_json, sha256
 from method.training.checkpoint_file import read_checkpoint
 from tests.helpers import reference_model
@@ -25,13 +27,15 @@ from tests.helpers.small_dataset import SmallDataset, history, metrics, run_eval
 def test_outputs(shared: SmallDataset, finished: Path) -> None:
     assert finished == shared.results / "finished"
     names = {"opt.json", "model.ckpt", "last.ckpt", "train.log", "history.jsonl", "metrics.json", "tensorboard"}
-    assert names | {"scores.npz", ".lock"} == {path.name for path in finished.iterdir()}
+    assert names | {"ranks.csv", "scores.npz", ".lock"} == {path.name for path in finished.iterdir()}
     assert any(path.name.startswith("events") for path in (finished / "tensorboard").iterdir())
     options = read_json(finished / "opt.json")
     assert (options["hidden_size"], options["n_epoch"], options["dataset_name"]) == (16, EPOCHS, "demo")
     log = (finished / "train.log").read_text()
     assert "epoch 2: loss" in log
     assert "metrics in" in log
+    assert "95% intervals over captions" in log
+    assert "the better branch for each caption" in log
 
 
 def test_metrics_say_what_they_are_of(shared: SmallDataset, finished: Path) -> None:
@@ -43,6 +47,13 @@ def test_metrics_say_what_they_are_of(shared: SmallDataset, finished: Path) -> N
     assert content["checkpoint"] == {"path": str(finished / "model.ckpt"), "sha256": sha256(finished / "model.ckpt")}
     assert content["options"] == read_json(finished / "opt.json")
     assert {"python", "torch", "numpy", "h5py", "git"} <= set(content["environment"])
+    assert list(content["intervals"]) == ["about", "action", "object", "fused"]
+    assert {"level": 0.95, "resamples": 10_000, "seed": 0, "videos": 8}.items() <= content["intervals"]["about"].items()
+    for name in ("action", "object", "fused"):
+        for key, (low, high) in content["intervals"][name].items():
+            assert low <= content[name][key] <= high
+    assert content["bounds"]["duplicates"]["captions"] == duplicates(shared.captions()).captions > 0
+    assert content["bounds"]["best_branch"]["sumr"] >= max(content[name]["sumr"] for name in ("action", "object"))
     assert content["epoch"] == read_checkpoint(finished / "model.ckpt")["epoch"]
 
 
@@ -69,6 +80,7 @@ def test_scores_give_the_metrics(shared: SmallDataset, finished: Path) -> None:
         assert rows.shape == (20, 8)
         ranks = [reference_model.rank_of(row, videos.index(c.video_id)) for row, c in zip(rows, captions, strict=True)]
         assert retrieval_metrics(np.array(ranks)) == expected
+        assert read_ranks(finished / "ranks.csv").ranks[name].tolist() == ranks
     np.testing.assert_allclose(scores["fused"], 0.5 * scores["action"] + 0.5 * scores["object"], rtol=0, atol=1e-6)
 
 

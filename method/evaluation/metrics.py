@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 RECALL_AT = (1, 5, 10, 100)
+RECALLS = {**{f"r{k}": f"R@{k}" for k in RECALL_AT}, "sumr": "SumR"}  # the names in metrics.json, and as printed
 FUSED = "fused"  # name of the fused score; the others are named after their branches
 Ranks = npt.NDArray[np.int64]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor
 from method.data.batch import QueryBatch, VideoBatch
 from method.data.captions import Caption
 from method.evaluation.corpus import Corpus, QuerySet, encode_corpus, encode_queries
+from method.evaluation.intervals import Interval, recall_intervals
 from method.evaluation.metrics import FUSED, Ranks, non_finite_score, ranks_of, retrieval_metrics
 from method.evaluation.score_files import ScoreFiles, Scores
 from method.evaluation.scorer import Scorer, ScoringSettings
+from method.evaluation.winners import Winners
 from method.model.retrieval import RetrievalModel
 from method.runtime import hardware
 from method.runtime.errors import InputError
@@ -31,6 +34,7 @@ class Evaluation:
     ranks: score name -> rank of each caption's video, in the order of the captions. Score names are the branches of the
         model and 'fused'.
     scores: score name -> (Q, V) float32 on disk, if requested.
+    winners: score name -> the best wrong video of each caption, on the CPU.
     """
 
     corpus: Corpus
@@ -38,6 +42,7 @@ class Evaluation:
     settings: ScoringSettings
     ranks: dict[str, Ranks]
     scores: dict[str, Scores] | None
+    winners: dict[str, Winners]
 
     @property
     def caption_ids(self) -> list[str]:
@@ -53,6 +58,11 @@ class Evaluation:
     def metrics(self) -> dict[str, dict[str, float]]:
         """The metrics of each score."""
         return {name: retrieval_metrics(ranks) for name, ranks in self.ranks.items()}
+
+    @cached_property
+    def intervals(self) -> dict[str, dict[str, Interval]] | None:
+        """The bootstrap intervals of each score's recalls, see `recall_intervals`; computed once, in seconds."""
+        return recall_intervals(self.ranks, [caption.video_id for caption in self.queries.captions])
 
 
 def evaluate(
@@ -107,15 +117,19 @@ def rank(
             files = ScoreFiles(scores_in, len(queries.captions), len(corpus.video_ids))
         # Allocated before the blocks: small tensors kept from each block would fragment the memory that blocks free.
         ranks = {name: torch.empty_like(target_Q) for name in (*queries.vectors, FUSED)}
+        winners = {name: Winners.empty(target_Q) for name in ranks}
         for block, scores in Scorer(corpus, settings).blocks(queries, sharing):
             for name, ranks_q in rank_block(scores, target_Q[block], queries.captions[block]).items():
                 ranks[name][block] = ranks_q
+                winners[name].fill(block, scores[name], target_Q[block])
             own = slice(own.start if own.stop else block.start, block.stop)
             if files is not None:
                 files.write(block.start, scores)
     shards = sharing.gather({name: ranks_Q[own].to("cpu", copy=True) for name, ranks_Q in ranks.items()})
     joined = {name: torch.cat([shard[name] for shard in shards]).numpy() for name in ranks}
-    return Evaluation(corpus, queries, settings, joined, files.read() if files is not None else None)
+    parts = sharing.gather({name: others.part(own) for name, others in winners.items()})
+    best = {name: Winners.join([part[name] for part in parts]) for name in winners}
+    return Evaluation(corpus, queries, settings, joined, files.read() if files is not None else None, best)
 
 
 def target_indices(corpus: Corpus, queries: QuerySet) -> Tensor:

@@ -13,17 +13,20 @@ from method.config.settings import EvaluationSettings
 from method.data.batch import Loader
 from method.data.dataset import CorpusVideos, FeatureReader, Queries
 from method.data.splits import Split
+from method.evaluation.bounds import bounds
 from method.evaluation.metrics import distinct_scores
 from method.evaluation.moment_metrics import moment_metrics
 from method.evaluation.moments import TrueMoment, read_moments
+from method.evaluation.noise import interval_results, noise_lines
 from method.evaluation.ranking import Evaluation, evaluate
+from method.evaluation.ranks_file import write_ranks
 from method.evaluation.report import drawing
 from method.evaluation.report.input import ReportInput
 from method.evaluation.scorer import ScoringSettings
 from method.evaluation.sharding import shard_batches
 from method.model.retrieval import RetrievalModel
 from method.runtime.processes import SINGLE_PROCESS, Processes
-from method.runtime.run_folder import RunFolder, environment_info
+from method.runtime.run_folder import RANKS, RunFolder, environment_info
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ class SplitEvaluator:
 
 
 def write_results(folder: RunFolder, given: ReportInput, sha256: str, options: Mapping[str, Any], report: bool) -> None:
-    """Write metrics.json, scores.npz if scores were stored, and the report if requested; log the recalls.
+    """Write metrics.json, ranks.csv, scores.npz if scores were stored, and the report if requested; log the recalls.
 
     Args:
         folder: of the run.
@@ -79,7 +82,9 @@ def write_results(folder: RunFolder, given: ReportInput, sha256: str, options: M
     evaluation = given.evaluation
     if evaluation.scores is not None:
         folder.write_scores(evaluation.caption_ids, evaluation.video_ids, evaluation.scores)
+    write_ranks(folder.path / RANKS, evaluation)
     metrics = evaluation.metrics
+    limits = bounds(evaluation.queries.captions, evaluation.ranks)
     moment_results = moment_metrics(evaluation, given.moments)
     folder.write_metrics(
         {
@@ -87,6 +92,8 @@ def write_results(folder: RunFolder, given: ReportInput, sha256: str, options: M
             "videos": len(evaluation.video_ids),
             "queries": len(evaluation.caption_ids),
             **metrics,
+            **interval_results(evaluation),
+            "bounds": limits,
             **({"moments": moment_results} if moment_results is not None else {}),
             "checkpoint": {"path": str(given.checkpoint), "sha256": sha256},
             "options": dict(options),
@@ -95,6 +102,8 @@ def write_results(folder: RunFolder, given: ReportInput, sha256: str, options: M
     )
     for name in distinct_scores(evaluation.ranks):
         log.info("%-6s %s", name, recalls(metrics[name]))
+    for line in noise_lines(evaluation, limits):
+        log.info(line)
     log.info("metrics in %s", folder.path / "metrics.json")
     if report:
         with drawing("the report"):

@@ -33,6 +33,7 @@ METRICS = "metrics.json"
 OPTIONS = "opt.json"
 BEST = "model.ckpt"
 LAST = "last.ckpt"
+RANKS = "ranks.csv"
 _PACKAGES = ("torch", "numpy", "h5py", "transformers")
 
 
@@ -78,7 +79,7 @@ class RunFolder:
             return
         archive = self.path / f"n_epoch_{read_json(metrics)['options']['n_epoch']}"
         write_bytes(archive / BEST, lambda file: file.write((self.path / BEST).read_bytes()))
-        for name in ("scores.npz", "report", METRICS):  # metrics last: while they exist, all is repeated
+        for name in ("scores.npz", RANKS, "report", METRICS):  # metrics last: while they exist, all is repeated
             if (self.path / name).exists():
                 move(self.path / name, archive / name)
         log.info("previous results moved to %s", archive)

@@ -17,13 +17,13 @@ from matplotlib import rc_context, rcParams
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from method.data.captions import Caption
-from method.evaluation.metrics import RECALL_AT, retrieval_metrics
+from method.evaluation.bounds import best_branch, duplicates
+from method.evaluation.metrics import RECALL_AT, RECALLS, retrieval_metrics
 from method.evaluation.report import drawing
 from method.evaluation.report import statistics as data
 from method.evaluation.report.breakdown import breakdowns
 from method.evaluation.report.cost import costs, multiply_adds
-from method.evaluation.report.failures import repeated_captions, timelines, worst_captions
+from method.evaluation.report.failures import timelines, worst_captions
 from method.evaluation.report.figures import figures_for_tensorboard
 from method.evaluation.report.input import ReportInput
 from method.evaluation.report.theme import DARK, LIGHT, score_styles
@@ -175,9 +175,7 @@ def test_a_tie_outranks_the_right_video(tmp_path: Path) -> None:
     assert [[winner.video_id for winner in failure.winners] for failure in failures] == [["V1"], ["V0"], ["V0"]]
 
 
-def test_ambiguous_captions_are_counted(tmp_path: Path) -> None:
-    texts = {"A#0": "A cat.", "A#1": "a  cat", "B#0": "a cat", "B#1": "A dog", "C#0": "two dogs", "C#1": "Two dogs."}
-    assert repeated_captions([Caption(name, name[0], text) for name, text in texts.items()]) == 3
+def test_a_winner_with_the_same_caption_is_marked(tmp_path: Path) -> None:
     failures = worst_captions(report_input(some_captions(20), {}, tmp_path).evaluation, 5, 3)
     assert all(failure.same_text for failure in failures)
 
@@ -300,6 +298,23 @@ def test_captions_and_paths_are_escaped(reported: tuple[Page, Path, ReportInput]
     for text in shown:
         assert re.sub(r"\s+", " ", text) in page.text
     assert "<model>.ckpt, epoch 7" in page.text.replace("  ", " ").replace(" ,", ",")
+
+
+def test_the_page_says_how_sure_the_recalls_are_and_what_limits_them(reported: tuple[Page, Path, ReportInput]) -> None:
+    page, _, given = reported
+    evaluation = given.evaluation
+    assert evaluation.intervals is not None
+    for own in evaluation.intervals.values():
+        for low, high in own.values():
+            assert f"{low:.1f}–{high:.1f}" in page.text
+    assert "10,000 resamples, seed 0" in page.text
+    assert "training seeds come on top" in page.text
+    found, oracle = duplicates(evaluation.queries.captions), best_branch(evaluation.ranks)
+    assert oracle is not None
+    for label, values in (("better branch", oracle), ("ceiling", found.ceiling)):
+        row = " ".join([label, *(f"{values[key]:.1f}" for key in RECALLS), "– – –"])
+        assert row in page.text.replace("  ", " ")
+    assert f"{found.captions} captions ( 3 texts)" in page.text.replace("(3", "( 3")
 
 
 def test_a_report_with_moments_has_every_part(reported: tuple[Page, Path, ReportInput]) -> None:

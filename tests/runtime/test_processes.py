@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -146,6 +147,12 @@ def test_two_processes_leave_what_one_leaves(reference: Path, finished: Path) ->
     assert not torch.equal(random[0]["torch"], random[1]["torch"])  # each has a dropout of its own
 
 
+def ranked(run: Path) -> list[dict[str, str]]:
+    """The lines of ranks.csv."""
+    with (run / "ranks.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.mark.parametrize("precision", ["off", "bf16"])
 def test_several_processes_evaluate_to_the_last_bit_as_one(
     group: Group, shared: SmallDataset, reference: Path, precision: str
@@ -158,6 +165,12 @@ def test_several_processes_evaluate_to_the_last_bit_as_one(
     done = group.run(4, "method.evaluate", [*checkpoint, "--eval_query_bsz", "7", "--description", name])
     assert [outcome.status for outcome in done] == [0] * 4, done[0].show()
     assert metrics(shared.results / name) == metrics(alone)
+    for own, other in zip(*(ranked(run) for run in (shared.results / name, alone)), strict=True):
+        scores = [column for column in own if "score_" in column]  # other batches of captions round differently
+        assert [float(own.pop(column)) for column in scores] == pytest.approx(
+            [float(other.pop(column)) for column in scores], abs=1e-3
+        )
+        assert own == other
     if precision == "off":
         with np.load(alone / "scores.npz") as ours, np.load(reference / "scores.npz") as theirs:
             assert all(np.array_equal(ours[key], theirs[key]) for key in ours)

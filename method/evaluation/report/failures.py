@@ -5,7 +5,7 @@ Letters: Q captions, V videos, T frames of a timeline.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from method.data.captions import Caption, group_by_video
+from method.evaluation.bounds import normalized_text
 from method.evaluation.metrics import FUSED, distinct_scores
 from method.evaluation.moments import Moment, TrueMoment, best_moment, frame_timeline
 from method.evaluation.ranking import Evaluation
@@ -77,20 +78,10 @@ def _failure(
     rank = int(evaluation.ranks[FUSED][index])
     # Count by rank, not by score: scores computed in other blocks may round differently and break a tie.
     above = [video for video in ranked if video is not right][: min(winners, rank - 1)]
-    same_text = any(_words(other) == _words(caption) for video in above for other in video.captions)
+    same_text = normalized_text(caption.text) in {
+        normalized_text(other.text) for own in above for other in own.captions
+    }
     return Failure(index, caption, rank, ranks, right, above, same_text)
-
-
-def _words(caption: Caption) -> list[str]:
-    return caption.text.casefold().strip(" .!?").split()
-
-
-def repeated_captions(captions: Sequence[Caption]) -> int:
-    """Number of captions that also describe another video word for word; no ranking can tell their videos apart."""
-    videos: dict[tuple[str, ...], set[str]] = {}
-    for caption in captions:
-        videos.setdefault(tuple(_words(caption)), set()).add(caption.video_id)
-    return sum(len(videos[tuple(_words(caption))]) > 1 for caption in captions)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,15 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from method.evaluation.bounds import ABOUT_BRANCHES, ABOUT_DUPLICATES, best_branch, duplicates
+from method.evaluation.intervals import RESAMPLES, SEED
 from method.evaluation.metrics import distinct_scores, retrieval_metrics
 from method.evaluation.moment_metrics import CORPUS_RECALL_AT, IOUS, moment_metrics, predict_moments
 from method.evaluation.moments import durations
+from method.evaluation.noise import COVERS
 from method.evaluation.report.breakdown import Breakdown, breakdowns
 from method.evaluation.report.cost import costs
-from method.evaluation.report.failures import Failure, repeated_captions, timelines, worst_captions
+from method.evaluation.report.failures import Failure, timelines, worst_captions
 from method.evaluation.report.figures import fusion_axes, fusion_figure, histogram_figure, recall_figure
 from method.evaluation.report.group_figures import group_figure, timeline_figure
 from method.evaluation.report.input import ReportInput
@@ -125,13 +128,29 @@ class _Writer:
             "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "videos": self.videos,
             "captions": len(self.captions),
-            "repeated": repeated_captions(self.captions),
+            **self._noise(),
             "weights": self.evaluation.settings.weights,
             "themes": [(theme, score_styles(self.ranks, theme)) for theme in (LIGHT, DARK)],
             "metrics": {name: retrieval_metrics(ranks_Q) for name, ranks_Q in self.ranks.items()},
             "moments": moment_metrics(self.evaluation, self.moments) if self.moments else None,
             "ious": IOUS,
             "corpus_recall_at": CORPUS_RECALL_AT,
+        }
+
+    def _noise(self) -> dict[str, Any]:
+        found, oracle = duplicates(self.captions), best_branch(self.ranks)
+        return {
+            "intervals": self.evaluation.intervals,
+            "covers": COVERS,
+            "resamples": RESAMPLES,
+            "seed": SEED,
+            "limits": {
+                **({"better branch": oracle} if oracle else {}),
+                **({"ceiling": found.ceiling} if found.captions else {}),
+            },
+            "duplicates": found,
+            "about_branches": ABOUT_BRANCHES,
+            "about_duplicates": ABOUT_DUPLICATES,
         }
 
     def picture(self, name: str, alt: str, make: Callable[[Theme], Figure]) -> Picture:
