@@ -5,6 +5,7 @@
 #   bash do_charades.sh --n_epoch 2 --device -1
 #   bash do_charades.sh --only_eval --eval_ckpt checkpoints/charades.ckpt
 #   bash do_charades.sh --description first --resume auto    start the run, or resume it
+#   SEEDS="1 2 3" bash do_charades.sh --resume auto    a run for each seed, then their mean
 #   NEG_QUERY_LOSS=both bash do_charades.sh
 # Environment: PYTHON sets the interpreter, ROOT_PATH the folder of dataset/, checkpoints/ and results/, NPROC the number
 # of processes, one GPU each. NEG_QUERY_LOSS=both, action or object trains with edited captions as hard negative

@@ -4,6 +4,7 @@
 #   bash do_demo.sh
 #   bash do_demo.sh --neg_query_loss both      edited captions as hard negative queries
 #   bash do_demo.sh --no_cross_branch_fusion   an ablation
+#   SEEDS="1 2 3" bash do_demo.sh              a run for each seed, then their mean
 # Data and runs go to demo/. Environment: PYTHON sets the interpreter, NPROC the number of processes.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by another shell: sh do_demo.sh
 set -euo pipefail
@@ -16,7 +17,8 @@ world="$repository/demo"
 "$python" "$repository/utils/make_demo_dataset.py" --out "$world" --tiny_roberta
 
 run="$(date +%Y-%m-%d_%H-%M-%S)"
-(start_training "$python" --dataset_name demo --root_path "$world" --description "$run" --num_workers 1 --report "$@")
+if [[ -n "${SEEDS:-}" ]]; then run=""; fi # each seed has a run of its own
+(start_training "$python" --dataset_name demo --root_path "$world" ${run:+--description "$run"} --num_workers 1 --report "$@")
 
 # Flags may have changed the folder of the run, which train.py logs.
 metrics="$world/results/demo/a3prvr/$run/metrics.json"

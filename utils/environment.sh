@@ -20,10 +20,14 @@ find_python() {
   return 2
 }
 
-# Replace this process by a training with a Python and flags, in NPROC processes if that is set.
+# Replace this process by a training with a Python and flags, in NPROC processes if that is set; if SEEDS is set, by one
+# training after another with each of these seeds.
 start_training() {
   local python="$1"
   shift
+  if [[ -n "${SEEDS:-}" ]]; then
+    exec "$python" "$repository/utils/train_seeds.py" --seeds="$SEEDS" ${NPROC:+--nproc_per_node "$NPROC"} -- "$@"
+  fi
   exec "$python" ${NPROC:+-m torch.distributed.run --standalone --nproc_per_node "$NPROC"} \
     "$repository/method/train.py" "$@"
 }

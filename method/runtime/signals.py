@@ -10,22 +10,24 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+FORWARDED = "A3PRVR_FORWARDED_SIGNALS"  # environment variable of a program that sends its signals on to this one
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequests:
     """A context in which `received` is the first SIGINT or SIGTERM, or None.
 
-    repeated: ignore further signals. Under torchrun each signal may arrive twice, from the terminal and from torchrun.
+    repeated: ignore further signals. Under torchrun each signal may arrive twice, from the terminal and from torchrun,
+        and so it may under a program that sets FORWARDED.
     """
 
     def __init__(self, repeated: bool = False) -> None:
         self.received: int | None = None
-        self._repeated = repeated
+        self._repeated = repeated or FORWARDED in os.environ
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequests:
-        self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
     def __exit__(self, *error: object) -> None:

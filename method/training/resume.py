@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _STATE = ("optimizer", "scaler", "progress", "random", "data", "options")  # in last.ckpt besides the weights
 # Options that do not change the result of a run.
-_NO_EFFECT = {
+NO_EFFECT = {
     *("root_path", "results_root", "exp_id", "description", "resume", "save_every_steps", "num_workers", "pin_memory"),
     *("device", "device_ids", "only_eval", "eval_ckpt", "save_scores", "eval_memory_mb", "topk", "visual_feature"),
     *("report", "moments", "quiet", "feature_cache", "features_on_device", "config"),
@@ -66,10 +66,25 @@ def find_run(options: Mapping[str, Any]) -> tuple[Path | None, bool]:
             return None, False
         check_same_options(_options_of(path), options)
         return path, _is_finished(path, options)
-    same = [path.parent for path in parent.glob(f"*/{OPTIONS}") if _has_same_options(path, options)]
-    found = {path: _is_finished(path, options) for path in same}
+    found = _unnamed_runs(options)
     latest = max(found, key=lambda path: (not found[path], (path / OPTIONS).stat().st_mtime), default=None)
     return latest, latest is not None and found[latest]
+
+
+def finished_run(options: Mapping[str, Any]) -> Path | None:
+    """The finished run of the name --description, or without one the latest of those with the same options."""
+    if options["description"]:
+        path = run_parent(options) / options["description"]
+        return path if (path / METRICS).exists() else None
+    finished = [path for path, is_finished in _unnamed_runs(options).items() if is_finished]
+    return max(finished, key=lambda path: (path / METRICS).stat().st_mtime, default=None)
+
+
+def _unnamed_runs(options: Mapping[str, Any]) -> dict[Path, bool]:
+    """The runs without a description that have these options, and whether they are finished."""
+    paths = run_parent(options).glob(f"*/{OPTIONS}")
+    same = [path.parent for path in paths if _has_same_options(path, options)]
+    return {path: _is_finished(path, options) for path in same}
 
 
 def _is_finished(path: Path, options: Mapping[str, Any]) -> bool:
@@ -126,7 +141,7 @@ def _changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
         before = {**_EDITS_BEFORE, **before}
     changed = []
     for name, value in plain(now).items():
-        if name in _NO_EFFECT or name not in before or before[name] == value:
+        if name in NO_EFFECT or name not in before or before[name] == value:
             continue
         if name == "n_epoch" and value > before[name]:
             continue

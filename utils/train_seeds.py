@@ -1,0 +1,182 @@
+"""Train one configuration with several seeds, one after another, and print mean and standard deviation.
+
+    SEEDS="1 2 3" bash do_charades.sh --resume auto
+    python utils/train_seeds.py --seeds "1 2 3" -- --dataset_name charades --resume auto
+
+The flags after -- are those of method/train.py. Each seed is a run with a folder of its own; with --description NAME
+they are NAME_seed1, NAME_seed2 and so on. With --resume auto, a repeated command skips finished runs, continues an
+unfinished one and starts the others.
+
+Ctrl-C or SIGTERM stops the running training, which saves its state, and starts no further one: status 130 or 143. If a
+seed fails, the others are trained all the same, and the status is that of the first failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import method  # noqa: F401 (sets OpenMP variables before torch is imported)
+
+from easydict import EasyDict
+
+from method.config.flags import AUTO, Parser
+from method.config.options import read_options
+from method.runtime.errors import InputError, PeerFailed, Stopped, run_command
+from method.runtime.run_folder import REPOSITORY, log_to_terminal
+from method.runtime.signals import FORWARDED, SIGNALS
+from method.training.resume import finished_run, saved_options
+from utils.summarize_runs import print_summary
+
+log = logging.getLogger(__name__)
+
+TRAIN = REPOSITORY / "method" / "train.py"
+_GRACE = 1.0  # seconds in which a training may get the signal from the terminal or a queue itself
+_POLL = 0.5
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train with each seed and print the summary."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    place = words.index("--") if "--" in words else len(words)
+    parser = Parser(
+        description="Train one configuration with several seeds.",
+        usage="train_seeds.py [--help] --seeds SEEDS [--nproc_per_node N] -- FLAGS OF method/train.py",
+    )
+    parser.add_argument("--seeds", type=seed_list, required=True, help="seeds, separated by spaces or commas")
+    parser.add_argument("--nproc_per_node", type=int, metavar="N", help="processes of each training, by torchrun")
+    own, flags = parser.parse_args(words[:place]), words[place + 1 :]
+    options = training_options(flags)
+    log_to_terminal()
+    failed: dict[int, int] = {}
+    with Trainings(own.nproc_per_node) as trainings:
+        for number, seed in enumerate(own.seeds, start=1):
+            log.info("seed %d, training %d of %d", seed, number, len(own.seeds))
+            status = trainings.run([*flags, "--seed", str(seed), *name_flags(options, seed)])
+            if stopped := trainings.received or stop_signal(status):
+                raise Stopped(stopped, f"stopped at seed {seed}; the same command with --resume {AUTO} continues")
+            if status:
+                failed[seed] = status
+                log.error("seed %d failed with status %d", seed, status)
+    found = [finished_run(of_seed(options, seed)) for seed in own.seeds]
+    if finished := [path for path in found if path is not None]:
+        print_summary(finished)
+    if failed:
+        names = ", ".join(str(seed) for seed in failed)
+        raise PeerFailed(next(iter(failed.values())), f"error: {len(failed)} of {len(own.seeds)} seeds failed: {names}")
+
+
+def seed_list(text: str) -> list[int]:
+    """Parse seeds. ArgumentTypeError for what are no whole numbers, and for repeated ones.
+
+    >>> seed_list("1 2 3"), seed_list("7,8")
+    ([1, 2, 3], [7, 8])
+    """
+    words = re.split(r"[\s,]+", text.strip())
+    if not all(re.fullmatch(r"[0-9]{1,9}", word) for word in words) or len({*map(int, words)}) < len(words):
+        raise argparse.ArgumentTypeError(f"expected different whole numbers, as in '1 2 3', found {text!r}")
+    return [int(word) for word in words]
+
+
+def training_options(flags: Sequence[str]) -> EasyDict:
+    """The options of every seed. InputError for flags that are wrong, or make no sense with several seeds."""
+    if any(flag.split("=")[0] == "--seed" for flag in flags):
+        raise InputError("--seed: SEEDS (--seeds) chooses the seeds, expected one of them alone")
+    options = read_options(flags, saved=saved_options)
+    if options.only_eval:
+        raise InputError("--only_eval: several seeds are for trainings, expected SEEDS (--seeds) not to be set")
+    if options.resume not in (None, AUTO):
+        raise InputError(f"--resume {options.resume or ''}: each seed has a run of its own, expected --resume {AUTO}")
+    return options
+
+
+def of_seed(options: EasyDict, seed: int) -> EasyDict:
+    """The options of the run with a seed."""
+    name = f"{options.description}_seed{seed}" if options.description else None
+    return EasyDict({**options, "seed": seed, "description": name})
+
+
+def name_flags(options: EasyDict, seed: int) -> list[str]:
+    """The flags that name the run of a seed; without a description it is named by its start time."""
+    name = of_seed(options, seed).description
+    return ["--description", name] if name else []
+
+
+def stop_signal(status: int) -> int | None:
+    """The signal that stopped a training, by its exit status; None if it ended otherwise."""
+    return next((number for number in SIGNALS if status == 128 + number), None)
+
+
+class Trainings:
+    """Runs trainings as processes, and stops the running one when this process gets SIGINT or SIGTERM.
+
+    From a terminal or a queue the training gets the signal too, and ignores to be told twice. A second SIGINT ends it
+    without saving. `received`: the first signal.
+    """
+
+    def __init__(self, processes: int | None) -> None:
+        self.received: int | None = None
+        self._again = False
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        self._command = [sys.executable, *(torchrun if processes else []), str(TRAIN)]
+        # torchrun ends its processes itself, unless it is killed.
+        self._last = signal.SIGTERM if processes else signal.SIGKILL
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Trainings:
+        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received = number
+            log.warning("%s: stopping; press Ctrl-C again to quit without saving", signal.Signals(number).name)
+        elif number == signal.SIGINT:
+            self._again = True
+
+    def run(self, flags: Sequence[str]) -> int:
+        """Train; returns the exit status, 128 and the number of the signal if one killed the process."""
+        training = subprocess.Popen([*self._command, *flags], env={**os.environ, FORWARDED: "1"})
+        try:
+            status = self._wait(training)
+            return status if status >= 0 else 128 - status
+        finally:
+            if training.poll() is None:
+                training.send_signal(self._last)
+                training.wait()
+
+    def _wait(self, training: subprocess.Popen[bytes]) -> int:
+        noticed: float | None = None  # when the signal was
+        passed_on = False
+        while True:
+            try:
+                return training.wait(_POLL)
+            except subprocess.TimeoutExpired:
+                pass
+            if self.received is not None and not passed_on:
+                noticed = noticed or time.monotonic()
+                if time.monotonic() - noticed >= _GRACE:
+                    training.send_signal(self.received)
+                    passed_on = True
+            if self._again:
+                training.send_signal(self._last)
+
+
+if __name__ == "__main__":
+    run_command(main)
