@@ -152,6 +152,19 @@ def test_several_processes_are_one_variable_away(stub: Path, name: str) -> None:
     assert several[-2:] == ["--n_epoch", "2"]
 
 
+@pytest.mark.parametrize("name", [*PUBLISHED, "demo"])
+def test_several_seeds_are_one_variable_away(stub: Path, name: str) -> None:
+    *_, alone = launch(stub, f"do_{name}.sh", "--n_epoch", "2")[: 2 if name == "demo" else 1]
+    *_, (script, seeds, *flags) = launch(stub, f"do_{name}.sh", "--n_epoch", "2", SEEDS="1 2 3")
+    assert (script, seeds) == (str(REPOSITORY / "utils" / "train_seeds.py"), "--seeds=1 2 3")
+    if name == "demo":  # each seed has a name of its own
+        place = alone.index("--description")
+        del alone[place : place + 2]
+    assert flags == ["--", *alone[1:]]
+    *_, several = launch(stub, f"do_{name}.sh", SEEDS="1 2 3", NPROC="2")
+    assert several[2:5] == ["--nproc_per_node", "2", "--"]
+
+
 @pytest.mark.parametrize("flags", [[], ["--neg_query_loss", "both"], ["--neg_query_loss=action"]])
 def test_demo_trains_where_it_made_its_data_and_text_encoder(stub: Path, flags: list[str], tmp_path: Path) -> None:
     make, train = launch(stub, "do_demo.sh", *flags)

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     metrics = read_json(path)
     try:
         print(metrics_table(metrics))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"{path}: not the metrics of a run ({type(error).__name__}: {error})") from error
 
 

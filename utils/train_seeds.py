@@ -18,11 +18,11 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import Popen, TimeoutExpired
 from types import FrameType
 from typing import Any
 
@@ -94,9 +94,9 @@ def training_options(flags: Sequence[str]) -> EasyDict:
     """The options of every seed. InputError for flags that are wrong, or make no sense with several seeds."""
     if any(flag.split("=")[0] == "--seed" for flag in flags):
         raise InputError("--seed: SEEDS (--seeds) chooses the seeds, expected one of them alone")
-    options = read_options(flags, saved=saved_options)
-    if options.only_eval:
+    if "--only_eval" in flags:
         raise InputError("--only_eval: several seeds are for trainings, expected SEEDS (--seeds) not to be set")
+    options = read_options(flags, saved=saved_options)
     if options.resume not in (None, AUTO):
         raise InputError(f"--resume {options.resume or ''}: each seed has a run of its own, expected --resume {AUTO}")
     return options
@@ -152,7 +152,7 @@ class Trainings:
 
     def run(self, flags: Sequence[str]) -> int:
         """Train; returns the exit status, 128 and the number of the signal if one killed the process."""
-        training = subprocess.Popen([*self._command, *flags], env={**os.environ, FORWARDED: "1"})
+        training = Popen([*self._command, *flags], env={**os.environ, FORWARDED: "1"})
         try:
             status = self._wait(training)
             return status if status >= 0 else 128 - status
@@ -161,13 +161,13 @@ class Trainings:
                 training.send_signal(self._last)
                 training.wait()
 
-    def _wait(self, training: subprocess.Popen[bytes]) -> int:
+    def _wait(self, training: Popen[bytes]) -> int:
         noticed: float | None = None  # when the signal was
         passed_on = False
         while True:
             try:
                 return training.wait(_POLL)
-            except subprocess.TimeoutExpired:
+            except TimeoutExpired:
                 pass
             if self.received is not None and not passed_on:
                 noticed = noticed or time.monotonic()

@@ -72,10 +72,10 @@ def find_run(options: Mapping[str, Any]) -> tuple[Path | None, bool]:
 
 
 def finished_run(options: Mapping[str, Any]) -> Path | None:
-    """The finished run of the name --description, or without one the latest of those with the same options."""
+    """The finished run with these options of the name --description, or without one the latest such run."""
     if options["description"]:
         path = run_parent(options) / options["description"]
-        return path if (path / METRICS).exists() else None
+        return path if (path / METRICS).exists() and not _changed_options(_options_of(path), options) else None
     finished = [path for path, is_finished in _unnamed_runs(options).items() if is_finished]
     return max(finished, key=lambda path: (path / METRICS).stat().st_mtime, default=None)
 

@@ -7,6 +7,7 @@ import pytest
 
 from method.runtime.errors import InputError
 from utils import (
+    compare_runs,
     convert_checkpoint,
     convert_features,
     download_data,
@@ -15,6 +16,7 @@ from utils import (
     make_qvhighlights,
     print_metrics,
     reproduce,
+    summarize_runs,
     tune_text_encoder,
 )
 
@@ -25,6 +27,8 @@ from utils import (
     (download_roberta.main, ["--out"], "--out"),
     (make_demo_dataset.main, ["--out"], "--out"),
     (print_metrics.main, [], "metrics"),
+    (compare_runs.main, ["a"], "RUN"),
+    (summarize_runs.main, ["a"], "FOLDER"),
     (tune_text_encoder.main, ["tvr", "--root_path"], "--root_path"),
     (tune_text_encoder.main, ["tvr", "--base_encoder"], "--base_encoder"),
     (tune_text_encoder.main, ["tvr", "--out"], "--out"),

@@ -29,6 +29,16 @@ def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_intervals_stand_below_their_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spans = {"r1": [8.25, 17.0], "r5": [20, 40], "r10": [1, 2], "r100": [100, 100], "sumr": [170.0, 200.0]}
+    metrics = {"videos": 50, "queries": 9, "fused": SCORE, "intervals": {"about": {"level": 0.95}, "fused": spans}}
+    write_json(tmp_path / "metrics.json", metrics)
+    main([str(tmp_path / "metrics.json")])
+    *_, fused, interval = capsys.readouterr().out.splitlines()
+    assert interval.split() == ["95%", "interval", "8.2-17.0", "20.0-40.0", "1.0-2.0", "100.0-100.0", "170.0-200.0"]
+    assert [len(line) for line in (fused, interval)] == [88, 88]
+
+
 @pytest.mark.parametrize(
     "content", [[], {"videos": 3}, {"videos": 0, "queries": 1}, {"videos": 2, "queries": 1, "fused": {}}]
 )
