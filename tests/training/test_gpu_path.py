@@ -22,6 +22,7 @@ from method.evaluation import ranking
 from method.evaluation.corpus import Corpus, QuerySet, encode_corpus, encode_queries
 from method.evaluation.ranking import rank_block, target_indices
 from method.evaluation.scorer import Scorer
+from method.evaluation.winners import Winners
 from method.model.losses import LossSettings, total
 from method.model.retrieval import RetrievalModel
 from method.negatives.cached import CachedNegatives
@@ -157,6 +158,8 @@ def test_an_evaluation_asks_once_a_block(
 def ranks_of_blocks(corpus: Corpus, queries: QuerySet) -> dict[str, Tensor]:
     target_Q = target_indices(corpus, queries)
     ((part, scores),) = Scorer(corpus, settings_of(0.5)).blocks(queries)
+    for scores_qV in scores.values():
+        Winners.empty(target_Q).fill(part, scores_qV, target_Q[part])
     return rank_block(scores, target_Q[part], queries.captions[part])
 
 
