@@ -13,9 +13,12 @@ from torch import Tensor
 
 from method.data.batch import QueryBatch, VideoBatch
 from method.data.captions import Caption
+from method.evaluation.best_videos import BestOfBlocks, BestVideos
 from method.evaluation.corpus import Corpus, QuerySet, encode_corpus, encode_queries
 from method.evaluation.intervals import Interval, recall_intervals
 from method.evaluation.metrics import FUSED, Ranks, non_finite_score, ranks_of, retrieval_metrics
+from method.evaluation.multi_gt import RightVideos
+from method.evaluation.multi_gt_metrics import RightRanks, RightScores
 from method.evaluation.score_files import ScoreFiles, Scores
 from method.evaluation.scorer import Scorer, ScoringSettings
 from method.evaluation.winners import Winners
@@ -35,6 +38,7 @@ class Evaluation:
         model and 'fused'.
     scores: score name -> (Q, V) float32 on disk, if requested.
     winners: score name -> the best wrong video of each caption, on the CPU.
+    right_ranks: ranks of several right videos, with labels. best_videos: of each caption, if requested.
     """
 
     corpus: Corpus
@@ -43,6 +47,8 @@ class Evaluation:
     ranks: dict[str, Ranks]
     scores: dict[str, Scores] | None
     winners: dict[str, Winners]
+    right_ranks: RightRanks | None = None
+    best_videos: BestVideos | None = None
 
     @property
     def caption_ids(self) -> list[str]:
@@ -73,6 +79,8 @@ def evaluate(
     settings: ScoringSettings,
     scores_in: Path | None = None,
     processes: Processes = SINGLE_PROCESS,
+    right_videos: RightVideos | None = None,
+    best_videos: int = 0,
 ) -> Evaluation:
     """Encode every video and every caption once and rank all videos for each caption.
 
@@ -86,6 +94,8 @@ def evaluate(
         settings: how to score.
         scores_in: folder on whose disk rank 0 stores the scores; None: compute only ranks.
         processes: the process group that shares the work (`method.evaluation.sharding`); each rank gets the result.
+        right_videos: labels with several right videos for a caption.
+        best_videos: how many of the best videos of each caption to keep.
 
     Raises:
         InputError: for scores that are not finite, or a caption whose video is not among the videos.
@@ -95,7 +105,7 @@ def evaluate(
     try:
         corpus = encode_corpus(model, videos, device, settings.precision, processes)
         query_set = encode_queries(model, queries, device, settings.precision, processes)
-        return rank(corpus, query_set, settings, scores_in, processes)
+        return rank(corpus, query_set, settings, scores_in, processes, right_videos, best_videos)
     finally:
         model.train(was_training)
 
@@ -106,6 +116,8 @@ def rank(
     settings: ScoringSettings,
     scores_in: Path | None = None,
     processes: Processes = SINGLE_PROCESS,
+    right_videos: RightVideos | None = None,
+    best_videos: int = 0,
 ) -> Evaluation:
     """Rank all videos of a corpus for each query; see `evaluate`."""
     sharing = processes if scores_in is None else SINGLE_PROCESS  # rank 0 needs all scores to write them
@@ -118,6 +130,11 @@ def rank(
         # Allocated before the blocks: small tensors kept from each block would fragment the memory that blocks free.
         ranks = {name: torch.empty_like(target_Q) for name in (*queries.vectors, FUSED)}
         winners = {name: Winners.empty(target_Q) for name in ranks}
+        right = best = None
+        if right_videos is not None:
+            right = RightScores(right_videos, queries.captions, corpus.video_ids, ranks, target_Q.device)
+        if best_videos:
+            best = BestOfBlocks(len(queries.captions), min(best_videos, len(corpus.video_ids)), target_Q.device)
         for block, scores in Scorer(corpus, settings).blocks(queries, sharing):
             for name, ranks_q in rank_block(scores, target_Q[block], queries.captions[block]).items():
                 ranks[name][block] = ranks_q
@@ -125,11 +142,23 @@ def rank(
             own = slice(own.start if own.stop else block.start, block.stop)
             if files is not None:
                 files.write(block.start, scores)
+            if right is not None:
+                right.add(block, scores)
+            if best is not None:
+                best.add(block, scores)
     shards = sharing.gather({name: ranks_Q[own].to("cpu", copy=True) for name, ranks_Q in ranks.items()})
     joined = {name: torch.cat([shard[name] for shard in shards]).numpy() for name in ranks}
     parts = sharing.gather({name: others.part(own) for name, others in winners.items()})
-    best = {name: Winners.join([part[name] for part in parts]) for name in winners}
-    return Evaluation(corpus, queries, settings, joined, files.read() if files is not None else None, best)
+    return Evaluation(
+        corpus,
+        queries,
+        settings,
+        joined,
+        files.read() if files is not None else None,
+        {name: Winners.join([part[name] for part in parts]) for name in winners},
+        right.ranks(own, sharing) if right is not None else None,
+        best.best(own, sharing) if best is not None else None,
+    )
 
 
 def target_indices(corpus: Corpus, queries: QuerySet) -> Tensor:
