@@ -26,7 +26,7 @@ from method.runtime.text import split_lines
 
 log = logging.getLogger(__name__)
 
-_FLAT = 1e-6  # rounding error of float32 cosines; a timeline that varies less is flat
+FLAT = 1e-6  # rounding error of float32 cosines; a timeline that varies less is flat
 _MAX_SECONDS = 1e9  # larger values, infinity and NaN are rejected
 
 
@@ -116,7 +116,7 @@ def best_moment(timeline_T: Tensor | Sequence[float] | npt.NDArray[Any]) -> Mome
     peak = int(scores_T.argmax())
     lowest, highest = float(scores_T.min()), float(scores_T[peak])
     first, end = 0, length
-    if highest - lowest > _FLAT:
+    if highest - lowest > FLAT:
         below = np.flatnonzero(scores_T < (lowest + highest) / 2)
         after = int(np.searchsorted(below, peak))
         first = int(below[after - 1]) + 1 if after > 0 else 0
