@@ -155,6 +155,7 @@ def make_searcher(options: EasyDict) -> Searcher:
         partial(_open_encoder, encoder, device, reader, known),
         {**read_durations(reader.videos.path, video_ids), **durations(known, moments or {})},
         ScoringSettings.of(settings, model),
+        options.moments_per_video,
     )
 
 
@@ -176,6 +177,7 @@ def _add_flags(parser: Parser) -> None:
     parser.conflict_handler = "resolve"
     add = parser.add_argument_group("search").add_argument
     add("--topk", dest="top_k", type=int, default=10, metavar="K", help="number of videos to show")
+    add("--moments_per_video", type=int, default=1, metavar="N", help="number of moments to show of a video, at most")
     add("--query_id", metavar="ID", help="search with this caption of the dataset, using its stored token features")
     add(
         "--split",
@@ -208,6 +210,8 @@ def _check(options: Mapping[str, Any]) -> None:
         raise InputError("--eval_ckpt FILE is missing")
     if options["top_k"] < 1:
         raise InputError(f"--topk {options['top_k']}: expected at least 1")
+    if options["moments_per_video"] < 1:
+        raise InputError(f"--moments_per_video {options['moments_per_video']}: expected at least 1")
     if not 0 <= options["port"] <= 65535:
         raise InputError(f"--port {options['port']}: expected 0 to 65535")
     queries = {

@@ -74,7 +74,18 @@ def architecture_flags() -> set[str]:
     return options.reads
 
 
-SEARCH = {"query_id", "split", "json", "rebuild", "index_dir", "serve", "host", "port", "video_dir"}
+SEARCH = {
+    "query_id",
+    "moments_per_video",
+    "split",
+    "json",
+    "rebuild",
+    "index_dir",
+    "serve",
+    "host",
+    "port",
+    "video_dir",
+}
 
 
 @pytest.mark.parametrize(("program", "arguments", "own", "unlisted"), [

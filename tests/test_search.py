@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 
 from method import search
 from method.evaluation.moments import Moment, best_moment
+from method.evaluation.proposals import best_moments
 from method.model.published import to_published
 from method.model.retrieval import RetrievalModel
 from method.runtime.errors import InputError
@@ -142,6 +144,33 @@ def test_json_has_the_documented_fields(trained: Trained, capsys: pytest.Capture
         assert hit["moment"] == {**expected, "start_seconds": None, "end_seconds": None, "peak_seconds": None}
 
 
+@pytest.mark.usefixtures("with_durations")
+def test_several_moments_of_a_video(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    """One more field; all else is as without. The first moment is the one that is shown alone."""
+    query = ["--query_id", "E01#enc#0", "--topk", "8"]
+    for more in ([], ["--moments_per_video", "1"], ["--moments_per_video", "3"]):
+        trained.search(*query, "--json", *more)
+    plain, one, several = ([{**hit} for hit in answer["results"]] for answer in answers(capsys))
+    assert plain == one
+    assert any(len(hit["moments"]) > 1 for hit in several)
+    for hit in several:
+        moments = hit.pop("moments")
+        assert moments[0] == hit["moment"]
+        expected = best_moments(hit["timeline"], 3)
+        for name in ("start", "end", "peak", "score"):
+            assert [moment[name] for moment in moments] == [getattr(moment, name) for moment in expected]
+        if hit["duration"] is not None:
+            assert [m["end_seconds"] for m in moments] == [m.end * hit["duration"] for m in expected]
+    assert several == plain
+    trained.search(*query)
+    alone = capsys.readouterr().out.splitlines()
+    trained.search(*query, "--moments_per_video", "3")
+    shown = capsys.readouterr().out.splitlines()
+    assert [line for line in shown[1:] if not line.startswith("     also ")] == alone[1:]
+    assert len(shown) > len(alone)
+    assert any(re.fullmatch(r"     also \d+\.\d-\d+\.\d s \(-?0\.\d{4}\)(;.*)?", line) for line in shown)
+
+
 @pytest.fixture
 def with_durations(trained: Trained) -> Iterator[Path]:
     path = trained.data.test_txt.with_name("demoval.moments.jsonl")
@@ -223,6 +252,7 @@ def test_topk_is_the_number_of_results_and_nothing_is_said_of_ignoring_it(
     ("words", "message"),
     [
         (("--topk", "0", "x"), "--topk 0: expected at least 1"),
+        (("--moments_per_video", "0", "x"), "--moments_per_video 0: expected at least 1"),
         (("--port", "70000", "--serve"), "--port 70000"),
         (("a man", "--query_id", "E01#enc#0"), "a sentence and --query_id given, expected one of them"),
         (("a man", "--serve"), "a sentence and --serve given"),

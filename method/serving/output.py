@@ -8,6 +8,7 @@ from typing import Any
 
 from method.data.captions import Caption
 from method.evaluation.metrics import FUSED
+from method.evaluation.moments import Moment
 from method.serving.searcher import Answer, Hit, clean
 
 SCHEMA = "a3prvr.search/1"
@@ -16,7 +17,7 @@ ASCII_BLOCKS = "_.:-=+*#"  # for terminals without block characters
 _MAX_COLUMNS, _MIN_COLUMNS = 48, 8
 
 
-def as_json(answer: Answer, split: str, videos: int) -> dict[str, Any]:
+def as_json(answer: Answer, split: str, videos: int, several: bool = False) -> dict[str, Any]:
     """The result of one query as JSON values.
 
         schema      "a3prvr.search/1"; the number changes with the fields
@@ -30,12 +31,14 @@ def as_json(answer: Answer, split: str, videos: int) -> dict[str, Any]:
                     best_frames: of each branch, the centre of its best frame, as a fraction of the video
                     moment: start, end and peak as fractions of the video, the timeline's score at the peak, and
                     start_seconds, end_seconds, peak_seconds, null without a duration
+                    moments: only if several a video were requested: `moment` and the further ones, best first
                     timeline: fused scores of T equal frames of the video
 
     Args:
         answer: the result.
         split: name of the searched split.
         videos: number of searched videos.
+        several: whether several moments a video were requested.
     """
     caption = answer.caption
     return {
@@ -49,7 +52,7 @@ def as_json(answer: Answer, split: str, videos: int) -> dict[str, Any]:
         "corpus": {"split": split, "videos": videos},
         "note": answer.note,
         "seconds": answer.seconds,
-        "results": [_hit_as_json(hit) for hit in answer.hits],
+        "results": [_hit_as_json(hit, several) for hit in answer.hits],
     }
 
 
@@ -59,9 +62,8 @@ def failure_as_json(query: str, message: str, split: str, videos: int) -> dict[s
     return {**as_json(failed, split, videos), "error": message}
 
 
-def _hit_as_json(hit: Hit) -> dict[str, Any]:
-    moment = {name: getattr(hit.moment, name) for name in ("start", "end", "peak")}
-    seconds = {f"{name}_seconds": hit.duration and value * hit.duration for name, value in moment.items()}
+def _hit_as_json(hit: Hit, several: bool) -> dict[str, Any]:
+    moments = [_moment_as_json(moment, hit.duration) for moment in (hit.moment, *hit.further)]
     return {
         "rank": hit.rank,
         "video_id": hit.video_id,
@@ -69,9 +71,16 @@ def _hit_as_json(hit: Hit) -> dict[str, Any]:
         "scores": hit.scores,
         "best_frames": hit.best_frames,
         "duration": hit.duration,
-        "moment": {**moment, "score": hit.moment.score, **seconds},
+        "moment": moments[0],
+        **({"moments": moments} if several else {}),
         "timeline": list(hit.timeline),
     }
+
+
+def _moment_as_json(moment: Moment, duration: float | None) -> dict[str, Any]:
+    times = {name: getattr(moment, name) for name in ("start", "end", "peak")}
+    seconds = {f"{name}_seconds": duration and value * duration for name, value in times.items()}
+    return {**times, "score": moment.score, **seconds}
 
 
 def as_text(answer: Answer, videos: int, blocks: str, columns: int) -> str:
@@ -97,16 +106,24 @@ def as_text(answer: Answer, videos: int, blocks: str, columns: int) -> str:
     for hit, head, span in zip(answer.hits, heads, spans, strict=True):
         score = f"{hit.scores[FUSED]:.4f}"
         lines.append(f"{head:{head_width}}  {score}  {span:{span_width}}  {draw_timeline(hit, scale, width, blocks)}")
+        if hit.further:
+            also = "; ".join(f"{moment_text(hit, moment)} ({moment.score:.4f})" for moment in hit.further)
+            lines.append(f"     also {also}")
     return "\n".join(lines)
 
 
 def span_text(hit: Hit) -> str:
-    """The span of the moment, in seconds, or in frames of the timeline if the duration is unknown."""
-    start, end, frames = hit.moment.start, hit.moment.end, len(hit.timeline)
+    """The span of the best moment and the length of the video, in seconds, or in frames without a duration."""
+    length = f"{len(hit.timeline)}" if hit.duration is None else f"{hit.duration:.1f} s"
+    return f"{moment_text(hit, hit.moment)} of {length}"
+
+
+def moment_text(hit: Hit, moment: Moment) -> str:
+    """The span of a moment of the video, in seconds, or in frames of the timeline if the duration is unknown."""
     if hit.duration is not None:
-        return f"{start * hit.duration:.1f}-{end * hit.duration:.1f} s of {hit.duration:.1f} s"
-    first, last = round(start * frames) + 1, round(end * frames)
-    return f"frames {first}-{last} of {frames}" if last > first else f"frame {first} of {frames}"
+        return f"{moment.start * hit.duration:.1f}-{moment.end * hit.duration:.1f} s"
+    first, last = round(moment.start * len(hit.timeline)) + 1, round(moment.end * len(hit.timeline))
+    return f"frames {first}-{last}" if last > first else f"frame {first}"
 
 
 def timeline_scale(hits: Sequence[Hit]) -> tuple[float, float]:

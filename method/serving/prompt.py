@@ -78,7 +78,8 @@ class Terminal:
         """Print the result of a query."""
         videos = len(self.searcher.video_ids)
         if self.json:
-            print(json.dumps(as_json(answer, self.split, videos), allow_nan=False), flush=True)
+            several = self.searcher.moments_per_video > 1
+            print(json.dumps(as_json(answer, self.split, videos, several), allow_nan=False), flush=True)
             return
         encoding = sys.stdout.encoding or "ascii"
         try:

@@ -20,7 +20,8 @@ from method.data.captions import Caption, group_by_video
 from method.data.dataset import FeatureReader, Queries
 from method.evaluation.corpus import Corpus, encode_queries
 from method.evaluation.metrics import FUSED, non_finite_score, ranks_of
-from method.evaluation.moments import Moment, best_moment, frame_timeline
+from method.evaluation.moments import Moment, frame_timeline
+from method.evaluation.proposals import best_moments
 from method.evaluation.scorer import Scorer, ScoringSettings
 from method.model.retrieval import RetrievalModel
 from method.runtime.errors import InputError
@@ -37,6 +38,7 @@ class Hit:
     best_frames: branch -> centre of its best frame, as a fraction 0 to 1 of the video.
     timeline: fused scores of T equal frames of the video.
     duration: in seconds, where known.
+    further: more moments of the video, best first.
     """
 
     rank: int
@@ -46,6 +48,7 @@ class Hit:
     timeline: tuple[float, ...]
     moment: Moment
     duration: float | None
+    further: tuple[Moment, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Searcher:
         make_encoder: loads the text encoder; called for the first sentence, and again after a failure.
         durations: seconds of videos, as far as known.
         settings: how to score; `precision` is that of the corpus.
+        moments_per_video: how many moments of a video to find at most.
     """
 
     def __init__(
@@ -87,9 +91,11 @@ class Searcher:
         make_encoder: Callable[[], TextEncoder],
         durations: Mapping[str, float],
         settings: ScoringSettings,
+        moments_per_video: int = 1,
     ) -> None:
         self._model, self._reader, self._make_encoder = model, reader, make_encoder
         self._durations, self._settings = durations, settings
+        self.moments_per_video = moments_per_video
         self._device = next(model.parameters()).device
         self._corpus = corpus.to(self._device)
         self._scorer = Scorer(self._corpus, settings)
@@ -179,14 +185,16 @@ class Searcher:
     ) -> Hit:
         video_id, frames = self.video_ids[video], self._corpus.video(video)
         timeline_T = frame_timeline(frames, {name: own[0] for name, own in vectors.items()}, self._settings).cpu()
+        first, *further = best_moments(timeline_T, self.moments_per_video)
         return Hit(
             rank,
             video_id,
             {name: float(scores_V[video]) for name, scores_V in scores.items()},
             {name: (int(best_V[video]) + 0.5) / len(frames[name]) for name, best_V in best.items()},
             tuple(timeline_T.tolist()),
-            best_moment(timeline_T),
+            first,
             self._durations.get(video_id),
+            tuple(further),
         )
 
 

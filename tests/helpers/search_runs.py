@@ -75,10 +75,11 @@ def make_searcher(
     durations: Mapping[str, float] | None = None,
     encoder: bool = True,
     branches: Sequence[str] = ("action", "object"),
+    moments: int = 1,
 ) -> Searcher:
     """A searcher over one video of random frame embeddings for each id in `captions`, which also gives its captions.
 
-    Without `encoder` there is no text encoder.
+    Without `encoder` there is no text encoder. `moments`: how many of a video to find.
     """
     generator = torch.Generator().manual_seed(0)
     videos = {}
@@ -103,6 +104,7 @@ def make_searcher(
         make_encoder=load,
         durations=durations or {},
         settings=ScoringSettings(branch_weights(branches, 0.5), memory_mb=4),
+        moments_per_video=moments,
     )
 
 
@@ -126,7 +128,7 @@ import sys
 from pathlib import Path
 from method.serving.web.server import make_app, serve
 from tests.helpers.search_runs import kitchen, make_searcher
-searcher = make_searcher({**kitchen(), sys.argv[2]: [sys.argv[2]]})
+searcher = make_searcher({**kitchen(), sys.argv[2]: [sys.argv[2]]}, moments=3)
 serve(make_app(searcher, "127.0.0.1", 5, Path(sys.argv[1])), "127.0.0.1", 0)
 """
 

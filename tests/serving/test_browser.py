@@ -197,6 +197,18 @@ def test_enter_plays_the_moment_and_a_click_on_the_timeline_jumps(page: Page) ->
     page.wait(lambda: 1.8 <= playing(page, "v05")[0]["at"] <= 3.9)
 
 
+def test_a_click_on_a_further_moment_plays_it(page: Page) -> None:
+    page.open("?id=v05%23enc%230&top=15")
+    marks = page.driver.find_elements(By.CSS_SELECTOR, ".further a[href*='v05']")
+    mark = max(marks, key=lambda mark: float(str(mark.get_attribute("data-start"))))
+    start = float(str(mark.get_attribute("data-start")))
+    page.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)
+    mark.click()
+    page.wait(lambda: not playing(page, "v05")[0]["paused"])
+    assert playing(page, "v05")[0]["at"] >= start * 4 - 0.3
+    assert page.js("location.search") == "?id=v05%23enc%230&top=15"  # the link is not followed
+
+
 ALONE = """
 const [own] = arguments;
 return (!own.paused || own.ended || own.error) &&

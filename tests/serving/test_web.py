@@ -144,6 +144,27 @@ def test_seconds_are_shown_if_known(client: FlaskClient) -> None:
         assert re.fullmatch(r"\d:\d\d–\d:\d\d" if video_id == "v01" else r"frame(s \d+-)?\s?\d+ of \d+", span)
 
 
+def test_further_moments_are_marked_and_lead_to_their_place(folder: Path) -> None:
+    searcher = make_searcher(kitchen(), durations={"v01": 75.0}, moments=3)
+    response = client_of(searcher, folder).get("/", query_string={"id": "v01#enc#0", "top": "14"})
+    text, tags = response.get_data(as_text=True), page(response)
+    hits = searcher.search_caption("v01#enc#0", 14).hits
+    further = [(hit, moment) for hit in hits for moment in hit.further]
+    assert max(len(hit.further) for hit in hits) == 2
+    bands = [rect for rect in tags.named("rect") if rect.get("class") == "further-band"]
+    assert [float(str(band["x"])) for band in bands] == [1000 * moment.start for _, moment in further]
+    links = [link for link in tags.named("a") if "data-start" in link]
+    played = [(hit, moment) for hit, moment in further if hit.video_id in ("v01", "v02")]
+    assert played
+    assert [float(str(link["data-start"])) for link in links] == [moment.start for _, moment in played]
+    targets = [f"#t={75 * moment.start:.2f}" if hit.video_id == "v01" else "" for hit, moment in played]
+    assert [str(link["href"]) for link in links] == [
+        f"/video/{hit.video_id}{target}" for (hit, _), target in zip(played, targets, strict=True)
+    ]
+    assert "further moments are shaded" in text
+    assert "further" not in client_of(make_searcher(kitchen()), folder).get("/?id=v01%23enc%230").get_data(as_text=True)
+
+
 def test_more_results(client: FlaskClient) -> None:
     def shown(response: TestResponse) -> int:
         return len(page(response).named("article"))

@@ -22,10 +22,11 @@ from werkzeug.wrappers import Response as BaseResponse
 from werkzeug.wsgi import wrap_file
 
 from method.data.captions import Caption
+from method.evaluation.moments import Moment
 from method.runtime.errors import InputError
-from method.serving.output import span_text, timeline_scale
+from method.serving.output import moment_text, span_text, timeline_scale
 from method.serving.searcher import MAX_CHARACTERS, Answer, Hit, Searcher
-from method.serving.web.timeline import HEIGHT, WIDTH, Drawing, clock, draw
+from method.serving.web.timeline import HEIGHT, WIDTH, Drawing, band, clock, draw
 from method.serving.web.videos import VideoFolder
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,10 @@ _SECURITY = {
 
 @dataclass(frozen=True)
 class Row:
-    """A result for the template; `video`: URL of its file, `at`: where playback starts, in seconds."""
+    """A result for the template.
+
+    video: URL of its file. at: where playback starts, in seconds. further: marks of its further moments.
+    """
 
     hit: Hit
     is_right: bool
@@ -58,6 +62,18 @@ class Row:
     video: str | None
     at: float | None
     captions: list[Caption]
+    further: list[Mark]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A further moment: its band on the timeline, its span, the start as a fraction of the video and in seconds."""
+
+    x: float
+    width: float
+    span: str
+    start: float
+    at: float | None
 
 
 def make_app(searcher: Searcher, host: str, results: int, video_dir: Path | None) -> Flask:
@@ -163,20 +179,35 @@ def _rows(answer: Answer, searcher: Searcher, videos: VideoFolder) -> list[Row]:
     scale = timeline_scale(answer.hits)
     rows = []
     for hit in answer.hits:
-        start, end = hit.moment.start, hit.moment.end
         rows.append(
             Row(
                 hit=hit,
                 is_right=hit.video_id == answer.caption.video_id,
-                span=f"{clock(start * hit.duration)}–{clock(end * hit.duration)}" if hit.duration else span_text(hit),
+                span=_span(hit, hit.moment) if hit.duration else span_text(hit),
                 end_label=clock(hit.duration) if hit.duration else f"{len(hit.timeline)} frames",
                 drawing=draw(hit, scale),
                 video=url_for("video", video_id=hit.video_id) if videos.find(hit.video_id) else None,
-                at=start * hit.duration if hit.duration else None,
+                at=_seconds(hit, hit.moment),
                 captions=searcher.captions_of[hit.video_id],
+                further=[
+                    Mark(*band(moment), _span(hit, moment), moment.start, _seconds(hit, moment))
+                    for moment in hit.further
+                ],
             )
         )
     return rows
+
+
+def _span(hit: Hit, moment: Moment) -> str:
+    """The span of a moment as video players show it, or in frames without a duration."""
+    if not hit.duration:
+        return moment_text(hit, moment)
+    return f"{clock(moment.start * hit.duration)}–{clock(moment.end * hit.duration)}"
+
+
+def _seconds(hit: Hit, moment: Moment) -> float | None:
+    """Where a moment starts, if the duration is known."""
+    return moment.start * hit.duration if hit.duration else None
 
 
 def _send(path: Path, kind: str) -> BaseResponse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from method.evaluation.moments import Moment
 from method.serving.searcher import Hit
 
 WIDTH, HEIGHT = 1000.0, 100.0
@@ -28,9 +29,12 @@ def draw(hit: Hit, scale: tuple[float, float]) -> Drawing:
     centres = [(frame + 0.5) / frames * WIDTH for frame in range(frames)]
     points = zip([0.0, *centres, WIDTH], [heights[0], *heights, heights[-1]], strict=True)
     line = " L".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    moment = hit.moment
-    width = (moment.end - moment.start) * WIDTH
-    return Drawing(f"M0,{HEIGHT:g} L{line} L{WIDTH:g},{HEIGHT:g} Z", moment.start * WIDTH, width, moment.peak * WIDTH)
+    return Drawing(f"M0,{HEIGHT:g} L{line} L{WIDTH:g},{HEIGHT:g} Z", *band(hit.moment), hit.moment.peak * WIDTH)
+
+
+def band(moment: Moment) -> tuple[float, float]:
+    """The band of a moment: its start and its width."""
+    return moment.start * WIDTH, (moment.end - moment.start) * WIDTH
 
 
 def clock(seconds: float) -> str:

@@ -29,6 +29,13 @@ function prepare(result) {
   const button = result.querySelector(".play");
   button.hidden = false;
   button.addEventListener("click", () => play(result, start));
+  for (const mark of result.querySelectorAll(".further a")) {
+    mark.addEventListener("click", (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return; // opens the file elsewhere
+      event.preventDefault();
+      play(result, Number(mark.dataset.start));
+    });
+  }
   result.querySelector(".timeline").addEventListener("click", (event) => {
     const frame = event.currentTarget.getBoundingClientRect();
     play(result, Math.min(Math.max((event.clientX - frame.left) / frame.width, 0), 1));
