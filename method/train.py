@@ -16,6 +16,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -33,7 +34,7 @@ from method.data.dataset_files import open_features
 from method.data.provenance import check_recipe
 from method.data.splits import load_splits
 from method.evaluation.report.input import ReportInput
-from method.evaluation.split_evaluator import SplitEvaluator, known_moments, write_results
+from method.evaluation.split_evaluator import SplitEvaluator, known_moments, known_right_videos, write_results
 from method.model.retrieval import RetrievalModel
 from method.negatives.source import open_negatives
 from method.ops.precision import enable_fast_matmul
@@ -106,6 +107,7 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
             max_videos=DEBUG_STEPS * options.bsz if options.debug else None,
         )
         moments = known_moments(options.moments, splits.reported)
+        right_videos = known_right_videos(options.multi_gt, options.multi_gt_subset, splits.reported)
         ids = [caption.id for caption in (*splits.training_file, *splits.reported.captions)]
         negatives = open_negatives(negatives_settings(options), splits.training_file, ids, device, reader)
         parts = [splits.training, splits.selecting, splits.reported]
@@ -127,15 +129,17 @@ def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
             with run.saved_when_stopped():
                 with processes.raise_on_all():
                     reader = with_cache(reader, parts, options.feature_cache, options.num_workers)
-                    selector = SplitEvaluator(evaluation_settings(options), reader, splits.selecting, device, processes)
+                    evaluator_of = partial(SplitEvaluator, evaluation_settings(options), reader)
+                    labels = right_videos if splits.selecting is splits.reported else None
+                    selector = evaluator_of(splits.selecting, device, processes, labels)
                     loader = training_loader(options, reader, splits.training, order, device, negatives)
                 run.epochs(loader, selector)
                 best = run.best()
                 evaluator = selector
                 if splits.reported is not splits.selecting:
-                    evaluator = SplitEvaluator(evaluation_settings(options), reader, splits.reported, device, processes)
+                    evaluator = evaluator_of(splits.reported, device, processes, right_videos)
                 scores_in = path if options.save_scores else None
-                evaluation = evaluator.evaluate(best.model.to(device), scores_in)
+                evaluation = evaluator.evaluate(best.model.to(device), scores_in, moments)
             if folder:  # not interruptible: only rank 0 does this, so the others could not stop with it
                 given = ReportInput(
                     best.model, evaluation, splits.reported, options.dataset_name, best.epoch, path / BEST, moments

@@ -3,6 +3,7 @@
     python utils/check_dataset.py charades
     python utils/check_dataset.py charades --quick        # only headers and one row per array, as before training
     python utils/check_dataset.py charades --neg_query_loss both          # also what edited captions need
+    python utils/check_dataset.py charades --multi_gt labels.jsonl        # also labels with several right videos
 
 If there is a text encoder, its features of some captions are compared with the stored token features. Exit status 2
 if training would refuse the files.
@@ -32,6 +33,7 @@ from method.data.dataset_files import open_features
 from method.data.edits import KINDS, Kind, NegativeSource
 from method.data.provenance import check_recipe
 from method.data.splits import Split, check_content, check_split, warn_train_test_overlap
+from method.evaluation.multi_gt import read_right_videos
 from method.negatives.editor import CaptionEditor
 from method.negatives.source import open_negatives
 from method.negatives.vocabulary import read_vocabulary
@@ -66,6 +68,8 @@ _LISTED_FLAGS = [
     "neg_object_num",
     "neg_cache",
     *VOCABULARY_FILES,
+    "multi_gt",
+    "multi_gt_subset",
     "text encoder",
 ]
 
@@ -97,8 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_content(split, reader)
         if not options.quick:
             read_everything(split, reader)
+    right_videos = read_right_videos(options.multi_gt, splits[1].captions, options.multi_gt_subset)
     for line in table(splits, reader, _editable(splits, settings, negatives)):
         print(line)
+    if right_videos is not None:
+        print(right_videos.describe())
     if not options.quick:
         _check_encoder(settings.encoder, choose_device(options.device, options.device_ids), reader, splits)
 

@@ -297,6 +297,14 @@ def _add_evaluation(parser: Parser) -> None:
         help="ground-truth moments: JSON lines of cap_id, start, end and duration in seconds; "
         "a file named in the YAML may be missing",
     )
+    add(
+        "--multi_gt",
+        type=user_path,
+        metavar="FILE",
+        help="labels with several right videos for a caption: JSON lines of query_id, caption and gt_video_ids; "
+        "a file named in the YAML may be missing",
+    )
+    add("--multi_gt_subset", action=Switch, default=False, help="leave out captions without a line in --multi_gt")
 
 
 def _add_ignored(parser: Parser) -> None:

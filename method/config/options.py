@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _BASE = "base"  # key of a YAML file, and the name of the file in configs/ that is no dataset
 VOCABULARY_FILES = ("id_action_dict", "total_action_dict", "id_object_dict", "total_object_dict")
+# May be missing, or null, where a YAML file names them, but not on the command line.
+_OPTIONAL_FILES = ("moments", "multi_gt", *VOCABULARY_FILES)
 # Flags of a single call: never read from a YAML file or an earlier run.
 PER_CALL_FLAGS = [
     "description",
@@ -51,7 +53,7 @@ PER_CALL_FLAGS = [
     "report",
     "quiet",
 ]
-_OF_A_DATASET = ["config", "moments", *DATA_FILES, *VOCABULARY_FILES]
+_OF_A_DATASET = ["config", "moments", "multi_gt", "multi_gt_subset", *DATA_FILES, *VOCABULARY_FILES]
 
 
 def read_options(
@@ -84,7 +86,7 @@ def read_options(
     if saved is not None and given.get("eval_ckpt"):
         given["eval_ckpt"] = find_model(given["eval_ckpt"], root)
     given |= _from_root(given, root)
-    for flag in ("moments", *VOCABULARY_FILES):  # optional where the YAML names them, but not on the command line
+    for flag in _OPTIONAL_FILES:
         if given.get(flag) and not given[flag].exists():
             raise InputError(f"--{flag} {given[flag]}: no such file")
     earlier = saved(given) if saved is not None else {}
@@ -182,7 +184,10 @@ def _typed_yaml(path: Path, values: Mapping[Any, Any], parser: Parser) -> dict[s
     unknown = [str(key) for key in values if key not in actions]
     if unknown:
         raise InputError(f"{path}: {', '.join(unknown)}: no such flag")
-    return {key: _typed(actions[key], value, path) for key, value in values.items()}
+    return {
+        key: None if value is None and key in _OPTIONAL_FILES else _typed(actions[key], value, path)
+        for key, value in values.items()
+    }
 
 
 def make_architecture(options: Mapping[str, Any]) -> Architecture:

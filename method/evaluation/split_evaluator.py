@@ -14,9 +14,10 @@ from method.data.batch import Loader
 from method.data.dataset import CorpusVideos, FeatureReader, Queries
 from method.data.splits import Split
 from method.evaluation.bounds import bounds
-from method.evaluation.metrics import distinct_scores
-from method.evaluation.moment_metrics import moment_metrics
+from method.evaluation.metrics import FUSED, distinct_scores
+from method.evaluation.moment_metrics import CORPUS_RECALL_AT, moment_metrics
 from method.evaluation.moments import TrueMoment, read_moments
+from method.evaluation.multi_gt import RightVideos, read_right_videos
 from method.evaluation.noise import interval_results, noise_lines
 from method.evaluation.ranking import Evaluation, evaluate
 from method.evaluation.ranks_file import write_ranks
@@ -24,6 +25,7 @@ from method.evaluation.report import drawing
 from method.evaluation.report.input import ReportInput
 from method.evaluation.scorer import ScoringSettings
 from method.evaluation.sharding import shard_batches
+from method.evaluation.vcmr import BEST_VIDEOS, vcmr_metrics
 from method.model.retrieval import RetrievalModel
 from method.runtime.processes import SINGLE_PROCESS, Processes
 from method.runtime.run_folder import RANKS, RunFolder, environment_info
@@ -40,8 +42,16 @@ def known_moments(path: Path | None, split: Split) -> dict[str, TrueMoment]:
     return read_moments(path, {caption.id for caption in split.captions}) or {}
 
 
+def known_right_videos(path: Path | None, subset: bool, split: Split) -> RightVideos | None:
+    """The labels with several right videos of a split's captions, None without a file. InputError for a wrong one."""
+    labels = read_right_videos(path, split.captions, subset)
+    if labels is not None:
+        log.info("%s", labels.describe())
+    return labels
+
+
 class SplitEvaluator:
-    """Evaluates models on one split with persistent data workers."""
+    """Evaluates models on one split, whose labels with several right videos may be given, with persistent workers."""
 
     def __init__(
         self,
@@ -50,8 +60,10 @@ class SplitEvaluator:
         split: Split,
         device: torch.device,
         processes: Processes = SINGLE_PROCESS,
+        right_videos: RightVideos | None = None,
     ) -> None:
         self.settings = settings
+        self.right_videos = right_videos
         self.device = device
         self.processes = processes
         pinned = settings.pin_memory and device.type == "cuda"
@@ -63,10 +75,27 @@ class SplitEvaluator:
         own_captions = captions[shard_batches(len(captions), size, processes)]
         self.queries = Loader(Queries(reader, own_captions), size, settings.workers, pinned)
 
-    def evaluate(self, model: RetrievalModel, scores_in: Path | None = None) -> Evaluation:
-        """Evaluate a model; scores are stored on the disk of the folder `scores_in`, if given."""
-        settings = ScoringSettings.of(self.settings, model)
-        return evaluate(model, self.videos, self.queries, self.device, settings, scores_in, self.processes)
+    def evaluate(
+        self, model: RetrievalModel, scores_in: Path | None = None, moments: Mapping[str, TrueMoment] | None = None
+    ) -> Evaluation:
+        """Evaluate a model.
+
+        Args:
+            model: to evaluate.
+            scores_in: folder on whose disk the scores are stored, if given.
+            moments: annotated moments; if there are any, what their metrics need is kept.
+        """
+        return evaluate(
+            model,
+            self.videos,
+            self.queries,
+            self.device,
+            ScoringSettings.of(self.settings, model),
+            scores_in,
+            self.processes,
+            self.right_videos,
+            BEST_VIDEOS if moments else 0,
+        )
 
 
 def write_results(folder: RunFolder, given: ReportInput, sha256: str, options: Mapping[str, Any], report: bool) -> None:
@@ -85,7 +114,8 @@ def write_results(folder: RunFolder, given: ReportInput, sha256: str, options: M
     write_ranks(folder.path / RANKS, evaluation)
     metrics = evaluation.metrics
     limits = bounds(evaluation.queries.captions, evaluation.ranks)
-    moment_results = moment_metrics(evaluation, given.moments)
+    moment_results, vcmr = moment_metrics(evaluation, given.moments), vcmr_metrics(evaluation, given.moments)
+    right = evaluation.right_ranks
     folder.write_metrics(
         {
             "epoch": given.epoch,
@@ -94,7 +124,9 @@ def write_results(folder: RunFolder, given: ReportInput, sha256: str, options: M
             **metrics,
             **interval_results(evaluation),
             "bounds": limits,
+            **({"multi_gt": right.report()} if right is not None else {}),
             **({"moments": moment_results} if moment_results is not None else {}),
+            **({"vcmr": vcmr} if vcmr is not None else {}),
             "checkpoint": {"path": str(given.checkpoint), "sha256": sha256},
             "options": dict(options),
             "environment": environment_info(),
@@ -104,14 +136,24 @@ def write_results(folder: RunFolder, given: ReportInput, sha256: str, options: M
         log.info("%-6s %s", name, recalls(metrics[name]))
     for line in noise_lines(evaluation, limits):
         log.info(line)
+    if right is not None:
+        log.info("%s, several right videos: %s", FUSED, recalls(right.metrics[FUSED]))
+    if vcmr is not None:
+        log.info("video corpus moment retrieval: %s", vcmr_recalls(vcmr))
     log.info("metrics in %s", folder.path / "metrics.json")
     if report:
         with drawing("the report"):
             from method.evaluation.report.write import write_report  # loads Matplotlib, which takes a second
 
-            log.info("report in %s", write_report(folder.path, given))
+            log.info("report in %s", write_report(folder.path, given, vcmr))
 
 
 def recalls(metrics: Mapping[str, float]) -> str:
     """The metrics that papers report, in one line."""
     return "  ".join(f"{name} {metrics[key]:5.1f}" for name, key in _LOGGED.items())
+
+
+def vcmr_recalls(metrics: Mapping[str, float]) -> str:
+    """The moment recalls that papers report, at an IoU of 0.5 and 0.7, in one line."""
+    named = [f"R@{k} {metrics[f'r{k}_iou0.5']:.1f}/{metrics[f'r{k}_iou0.7']:.1f}" for k in CORPUS_RECALL_AT]
+    return "  ".join(named) + " (IoU 0.5/0.7)"

@@ -21,7 +21,7 @@ _SIZES = ["query_width", "hidden_size", "heads", "max_frames", "max_words", "fus
 _SIZES += ["offset_groups", "offset_count", "offset_kernel"]
 # What stands beside the branches in metrics.json and scores.npz.
 _RESERVED = {"fused", "epoch", "videos", "queries", "moments", "checkpoint", "options", "environment"}
-_RESERVED |= {"query_ids", "video_ids", "intervals", "bounds", "about"}
+_RESERVED |= {"query_ids", "video_ids", "intervals", "bounds", "about", "multi_gt", "vcmr"}
 _HOLDER = nn.ParameterDict()  # no module or parameter in it can be called as one of its own attributes
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _CHOICES = {"fusion": Fusion, "fusion_extent": Extent}

@@ -15,7 +15,7 @@ from method.data.dataset_files import DATA_FILES, open_features
 from method.data.provenance import check_recipe
 from method.data.splits import check_content, check_split, describe
 from method.evaluation.report.input import ReportInput
-from method.evaluation.split_evaluator import SplitEvaluator, known_moments, write_results
+from method.evaluation.split_evaluator import SplitEvaluator, known_moments, known_right_videos, write_results
 from method.ops.precision import enable_fast_matmul
 from method.runtime.files import write_json
 from method.runtime.processes import SINGLE_PROCESS, Processes
@@ -40,6 +40,7 @@ def evaluate_checkpoint(options: EasyDict, processes: Processes = SINGLE_PROCESS
         if processes.is_first:
             check_content(split, reader)
         moments = known_moments(options.moments, split)
+        right_videos = known_right_videos(options.multi_gt, options.multi_gt_subset, split)
     with processes.raise_on_all():
         folder = new_run(options) if processes.is_first else None
     path = processes.broadcast(folder.path if folder else Path())
@@ -49,8 +50,8 @@ def evaluate_checkpoint(options: EasyDict, processes: Processes = SINGLE_PROCESS
             if folder:
                 write_json(path / OPTIONS, plain(options))
             reader = with_cache(reader, [split], options.feature_cache, options.num_workers)
-            evaluator = SplitEvaluator(evaluation_settings(options), reader, split, device, processes)
-        evaluation = evaluator.evaluate(model, path if options.save_scores else None)
+            evaluator = SplitEvaluator(evaluation_settings(options), reader, split, device, processes, right_videos)
+        evaluation = evaluator.evaluate(model, path if options.save_scores else None, moments)
         if folder:
             given = ReportInput(
                 model, evaluation, split, options.dataset_name, loaded.epoch, options.eval_ckpt, moments

@@ -67,7 +67,11 @@ class TrainingRun:
             trained = time.perf_counter()
             self.report_speed((progress.step - first) * self.options.bsz, trained - started)
             # Keep only the metrics: the embeddings would take memory from the next epoch.
-            metrics = selector.evaluate(training.model).metrics
+            evaluation = selector.evaluate(training.model)
+            metrics, several = evaluation.metrics, evaluation.right_ranks
+            del evaluation
+            if several is not None:
+                self.monitor.scalars("multi_gt", several.metrics["fused"], self.steps_done)
             self.monitor.metrics(metrics, self.steps_done)
             better = training.finish_epoch(losses, metrics)
             with self.processes.raise_on_all():

@@ -334,7 +334,17 @@ NO_PATHS = [
 
 
 def test_every_flag_of_a_file_or_folder_takes_a_path() -> None:
-    more = ("config", "results_root", "eval_ckpt", "resume", "text_encoder", "neg_cache", "moments", "feature_cache")
+    more = (
+        "config",
+        "results_root",
+        "eval_ckpt",
+        "resume",
+        "text_encoder",
+        "neg_cache",
+        "moments",
+        "multi_gt",
+        "feature_cache",
+    )
     assert sorted([*DATA_FILES, *config.VOCABULARY_FILES, *more]) == PATH_FLAGS
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,31 @@ class SmallDataset:
 
     def captions(self) -> list[Caption]:
         return read_captions(self.test_txt)
+
+    def right_videos(self) -> dict[str, list[str]]:
+        """Labels with several right videos: those that show the same verb."""
+        verbs = {caption.id: caption.text.split()[2] for caption in self.captions()}
+        same = {verb: [name.split("#")[0] for name in verbs if verbs[name] == verb] for verb in VERBS}
+        return {name: list(dict.fromkeys([name.split("#")[0], *same[verb]])) for name, verb in verbs.items()}
+
+    def write_labels(self, path: Path, skip: int = 0) -> Path:
+        """Write these labels, without those of the first `skip` captions."""
+        rows = [
+            {"query_id": caption.id, "caption": caption.text, "gt_video_ids": self.right_videos()[caption.id]}
+            for caption in self.captions()[skip:]
+        ]
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        return path
+
+    def write_moments(self, path: Path) -> Path:
+        """Write a moment of each evaluated caption: its part of the video, which the captions share evenly."""
+        counts = Counter(caption.video_id for caption in self.captions())
+        rows = []
+        for caption in self.captions():
+            length, place = 30.0 / counts[caption.video_id], int(caption.id.split("#")[2])
+            rows.append({"cap_id": caption.id, "start": place * length, "end": (place + 1) * length, "duration": 30.0})
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        return path
 
 
 def _noisy(random: np.random.Generator, rows: Rows) -> Rows:

@@ -155,9 +155,11 @@ def ranked(run: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("precision", ["off", "bf16"])
 def test_several_processes_evaluate_to_the_last_bit_as_one(
-    group: Group, shared: SmallDataset, reference: Path, precision: str
+    group: Group, shared: SmallDataset, reference: Path, precision: str, tmp_path: Path
 ) -> None:
     checkpoint = ["--eval_ckpt", str(reference / "model.ckpt"), "--eval_amp", precision]
+    checkpoint += ["--multi_gt", str(shared.write_labels(tmp_path / "labels.jsonl", skip=3)), "--multi_gt_subset"]
+    checkpoint += ["--moments", str(shared.write_moments(tmp_path / "moments.jsonl"))]
     name = f"by four {precision}"  # 3 batches of videos and of captions: one process has none
     alone = shared.results / f"{name} less three"
     by_one = group.run(1, "method.evaluate", [*checkpoint, "--save_scores", "--description", alone.name])
@@ -171,6 +173,8 @@ def test_several_processes_evaluate_to_the_last_bit_as_one(
             [float(other.pop(column)) for column in scores], abs=1e-3
         )
         assert own == other
+    for also in ("multi_gt", "moments", "vcmr"):
+        assert read_json(shared.results / name / "metrics.json")[also] == read_json(alone / "metrics.json")[also]
     if precision == "off":
         with np.load(alone / "scores.npz") as ours, np.load(reference / "scores.npz") as theirs:
             assert all(np.array_equal(ours[key], theirs[key]) for key in ours)

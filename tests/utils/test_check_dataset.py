@@ -46,6 +46,21 @@ def test_without_vocabulary_files_a_dataset_is_whole(
     assert rows_of(capsys.readouterr().out) == {"action": "no vocabulary files", "object": captions}
 
 
+def test_labels_with_several_right_videos_are_checked(
+    small: SmallDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = small.write_labels(tmp_path / "labels.jsonl")
+    main(arguments(small, "--quick", "--multi_gt", str(path)))
+    assert "several right videos: 20 captions have labels" in capsys.readouterr().out
+    small.write_labels(path, skip=2)
+    with pytest.raises(InputError, match=r"labels\.jsonl: no line for 2 of the 20 evaluated captions, the first"):
+        main(arguments(small, "--quick", "--multi_gt", str(path)))
+    main(arguments(small, "--quick", "--multi_gt", str(path), "--multi_gt_subset"))
+    assert "2 captions have no labels and are left out" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"--multi_gt .*nowhere\.jsonl: no such file"):
+        main(arguments(small, "--multi_gt", "nowhere.jsonl"))
+
+
 def test_a_mistyped_vocabulary_is_an_error(small: SmallDataset) -> None:
     for flag in config.VOCABULARY_FILES:
         with pytest.raises(InputError, match=rf"--{flag} .*nowhere\.json: no such file"):

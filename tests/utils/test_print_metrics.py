@@ -39,6 +39,26 @@ def test_intervals_stand_below_their_score(tmp_path: Path, capsys: pytest.Captur
     assert [len(line) for line in (fused, interval)] == [88, 88]
 
 
+def test_several_right_videos_and_moments_have_tables_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    several = {**SCORE, **{f"hit{k}": 50.0 + k for k in (1, 5, 10, 100)}}
+    vcmr = {f"r{k}_iou{least}": k * least for k in (1, 10, 100) for least in (0.3, 0.5, 0.7)}
+    metrics = {"videos": 50, "queries": 9, "fused": SCORE, "multi_gt": {"captions": 8, "left_out": 1, "fused": several}}
+    write_json(tmp_path / "metrics.json", {**metrics, "vcmr": {"about": "", "captions": 7, **vcmr}})
+    main([str(tmp_path / "metrics.json")])
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[4:] == [
+        "several right videos, 8 captions R@1 R@5 R@10 R@100 SumR hit@1 hit@10 MedR",
+        "fused 12.5 30.0 45.5 99.0 187.0 51.0 60.0 9.0",
+        "",
+        "moments of all videos, 7 captions R@1 R@10 R@100",
+        "IoU 0.3 0.3 3.0 30.0",
+        "IoU 0.5 0.5 5.0 50.0",
+        "IoU 0.7 0.7 7.0 70.0",
+    ]
+
+
 @pytest.mark.parametrize(
     "content", [[], {"videos": 3}, {"videos": 0, "queries": 1}, {"videos": 2, "queries": 1, "fused": {}}]
 )

@@ -24,11 +24,15 @@ Timeline = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class RankedVideo:
-    """A video in the ranking of one caption: its fused score and its own captions."""
+    """A video in the ranking of one caption: its fused score and its own captions.
+
+    is_right: whether it is right too by the labels with several right videos; None without labels of the caption.
+    """
 
     video_id: str
     score: float
     captions: list[Caption]
+    is_right: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,10 @@ def _failure(
     caption = evaluation.queries.captions[index]
     order = scores_V.argsort(descending=True, stable=True).tolist()
     names = [evaluation.video_ids[v] for v in order]
+    labels = evaluation.right_ranks.labels.videos.get(caption.id) if evaluation.right_ranks is not None else None
     ranked = [
-        RankedVideo(name, float(scores_V[v]), captions_of.get(name, [])) for name, v in zip(names, order, strict=True)
+        RankedVideo(name, float(scores_V[v]), captions_of.get(name, []), name in labels if labels else None)
+        for name, v in zip(names, order, strict=True)
     ]
     right = next(video for video in ranked if video.video_id == caption.video_id)
     ranks = {name: int(ranks_Q[index]) for name, ranks_Q in distinct_scores(evaluation.ranks).items()}

@@ -84,14 +84,15 @@ def group_table(breakdown: Breakdown) -> str:
 
 
 def failure_table(failures: Sequence[Failure]) -> str:
-    """The worst captions as CSV, one row for each video that outranks theirs."""
+    """The worst captions as CSV, one row for each video that outranks theirs, and whether labels call it right."""
     names = list(failures[0].ranks) if failures else []
     header = ["caption_id", "caption", *(f"rank_{name}" for name in names), "score"]
-    header += ["winner", "winner_score", "winner_captions"]
+    header += ["winner", "winner_score", "winner_captions", "winner_is_right"]
     rows = [
         [
             *(failure.caption.id, failure.caption.text, *failure.ranks.values(), failure.right.score),
             *(winner.video_id, winner.score, " | ".join(caption.text for caption in winner.captions)),
+            {True: "yes", False: "no", None: ""}[winner.is_right],
         ]
         for failure in failures
         for winner in failure.winners

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from method.evaluation.bounds import ABOUT_BRANCHES, ABOUT_DUPLICATES, best_branch, duplicates
 from method.evaluation.intervals import RESAMPLES, SEED
-from method.evaluation.metrics import distinct_scores, retrieval_metrics
+from method.evaluation.metrics import FUSED, distinct_scores, retrieval_metrics
 from method.evaluation.moment_metrics import CORPUS_RECALL_AT, IOUS, moment_metrics, predict_moments
 from method.evaluation.moments import durations
 from method.evaluation.noise import COVERS
@@ -43,16 +44,16 @@ WITH_TIMELINES = 4
 _HERE = Path(__file__).parent
 
 
-def write_report(run: Path, given: ReportInput) -> Path:
+def write_report(run: Path, given: ReportInput, vcmr: Mapping[str, Any] | None = None) -> Path:
     """Write `report/` into the folder of a run, whole or not at all; returns the page.
 
-    An earlier report is replaced. The model is put into evaluation mode.
+    An earlier report is replaced. The model is put into evaluation mode. `vcmr`: its metrics, where moments are known.
     """
     given.model.eval()
     folder, partial = run / "report", run / ".report.part"
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     try:
-        _write_page(_Writer(partial, given))
+        _write_page(_Writer(partial, given, vcmr))
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -82,9 +83,10 @@ def amount(value: float) -> str:
 class _Writer:
     """Computes the content of a report and writes its figures and tables on the way."""
 
-    def __init__(self, folder: Path, given: ReportInput) -> None:
+    def __init__(self, folder: Path, given: ReportInput, vcmr: Mapping[str, Any] | None) -> None:
         self.folder = folder
         self.given = given
+        self.vcmr = vcmr
         self.evaluation = given.evaluation
         self.captions = given.evaluation.queries.captions
         self.moments = given.moments
@@ -133,6 +135,8 @@ class _Writer:
             "themes": [(theme, score_styles(self.ranks, theme)) for theme in (LIGHT, DARK)],
             "metrics": {name: retrieval_metrics(ranks_Q) for name, ranks_Q in self.ranks.items()},
             "moments": moment_metrics(self.evaluation, self.moments) if self.moments else None,
+            "vcmr": self.vcmr,
+            "multi_gt": self._multi_gt(),
             "ious": IOUS,
             "corpus_recall_at": CORPUS_RECALL_AT,
         }
@@ -151,6 +155,17 @@ class _Writer:
             "duplicates": found,
             "about_branches": ABOUT_BRANCHES,
             "about_duplicates": ABOUT_DUPLICATES,
+        }
+
+    def _multi_gt(self) -> dict[str, Any] | None:
+        right = self.evaluation.right_ranks
+        if right is None:
+            return None
+        return {
+            "metrics": {name: right.metrics[name] for name in self.ranks},
+            "captions": len(right.first),
+            "left_out": right.labels.left_out,
+            "several": int((np.diff(np.append(right.first, len(right.ranks[FUSED]))) > 1).sum()),
         }
 
     def picture(self, name: str, alt: str, make: Callable[[Theme], Figure]) -> Picture:
