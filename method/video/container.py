@@ -84,7 +84,7 @@ class VideoFile:
                 self._note_end(packet)
                 if packet.stream.index != self.stream.index:
                     continue
-                packets += 1
+                packets += packet.size > 0  # the last one only flushes the decoder
                 if packet.has_sidedata("encryption_info"):
                     raise VideoError("encrypted")
                 try:

@@ -2,8 +2,8 @@
 
 Time starts with the first frame. A frame is shown from its timestamp to that of the next, the last one for its own
 duration. Sample i of a rate is the frame shown at (i + 0.5) / rate; there is at least one sample, however short the
-video. Containers round timestamps to ticks (Matroska to milliseconds), so a frame counts as shown from half a tick
-before its timestamp; a video then has the same samples in all containers.
+video. Matroska rounds timestamps to milliseconds, so a frame counts as shown from half a millisecond before its
+timestamp: a video then has the same samples in all containers.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif")
 
 _AHEAD = 64  # samples that are decoded before they are consumed
 _MAX_THREADS = 8
+_ROUNDING = Fraction(1, 2000)  # seconds
 
 
 @dataclass(frozen=True)
@@ -130,19 +131,18 @@ def _sample(path: Path, samplings: Sequence[Sampling]) -> Generator[tuple[int, T
 
 
 def _shown_until(video: VideoFile) -> Iterator[tuple[VideoFrame, Fraction, bool]]:
-    """The frames with the time at which the next one is shown, half a tick early, and whether it is the last."""
-    half_tick = video.time_base / 2
+    """The frames with the time at which the next one is shown, half a millisecond early, and whether it is the last."""
     first = start = Fraction(0)
     seconds, held = video.frame_seconds, None
     for next_start, duration, frame in video.frames():
         if held is None:
             first = next_start
         else:
-            yield held, next_start - first - half_tick, False
+            yield held, next_start - first - _ROUNDING, False
         seconds = duration or (video.frame_seconds if held is None else next_start - start)
         start, held = next_start, frame
     if held is not None:
-        yield held, start + seconds - first - half_tick, True
+        yield held, start + seconds - first - _ROUNDING, True
 
 
 def _samples_before(time: Fraction, rate: Fraction) -> int:

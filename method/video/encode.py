@@ -76,7 +76,7 @@ class VideoEncoders:
 
     def encode(self, path: Path) -> dict[str, npt.NDArray[np.float32]]:
         """Features of a video: stream key -> (N, D). VideoError if it cannot be read or encoded."""
-        samplings, rows = self._streams()
+        samplings, rows = self.streams()
         keys = list(rows)
         with closing(read_frames(path, [samplings[key] for key in keys])) as frames:
             for index, frame in frames:
@@ -87,7 +87,8 @@ class VideoEncoders:
                 raise VideoError(f"its {key} are not finite")
         return features
 
-    def _streams(self) -> tuple[dict[str, Sampling], dict[str, _Rows]]:
+    def streams(self) -> tuple[dict[str, Sampling], dict[str, _Rows]]:
+        """What is read of a video, and what makes its rows: key -> sampling, and key -> rows of one video."""
         samplings: dict[str, Sampling] = {}
         rows: dict[str, _Rows] = {}
         if self._i3d is not None:

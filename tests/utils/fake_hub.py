@@ -69,6 +69,7 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.hosted: dict[str, Hosted] = {}
+        self.raw: dict[str, bytes] = {}  # path -> content, of addresses like those of GitHub's raw files
         self.requests: list[Request] = []
         self.status: int | None = None  # of every answer, when set
         self._closing = threading.Event()
@@ -144,6 +145,8 @@ class FakeHub:
         self.requests.append(Request(kind, http.command, file or name, revision, sent["Range"], sent["Authorization"]))
         if self.status is not None:
             return _refuse(http, self.status, "")
+        if path.strip("/") in self.raw:
+            return _send_range(http, self.raw[path.strip("/")], {"ETag": '"0"'}, ranges=True)
         hosted = self.hosted.get(name)
         if hosted is None:  # the real hub does not tell strangers what exists
             return _refuse(http, 401, "RepoNotFound")

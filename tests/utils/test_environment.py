@@ -48,6 +48,7 @@ class Clone:
             shutil.copy(REPOSITORY / name, self.folder / name)
         (self.folder / "requirements.txt").write_text("# needed\ntinypkg>=1.0  # for the test\n")
         (self.folder / "requirements-dev.txt").write_text("-r requirements.txt\n")
+        (self.folder / "requirements-video.txt").write_text("-r requirements.txt\ntinypkg>=2.0\n")
         self.lock("1.0")
         self.wheels = folder / "wheels"
         self.wheels.mkdir()
@@ -145,6 +146,17 @@ def test_tools_of_the_tests_are_installed_on_top(made: Clone) -> None:
     assert "updating" in said
     assert made.find("--dev")[2] == ""
     assert made.find()[2] == ""
+
+
+def test_packages_for_videos_are_asked_for_by_a_flag(clone: Clone) -> None:
+    site = next(clone.python.parents[1].glob("lib/python3*/site-packages"))
+    with zipfile.ZipFile(clone.wheels / "tinypkg-1.0-py3-none-any.whl") as wheel:
+        wheel.extractall(site)
+    clone.lock("2.0")
+    assert clone.find() == (0, str(clone.python), "")
+    assert clone.find("--video")[:2] == (0, str(clone.venv / "bin/python"))
+    assert clone.installed() == "2.0"
+    assert clone.find("--video")[2] == ""
 
 
 def test_changed_lock_file_is_noticed(made: Clone) -> None:
@@ -279,7 +291,7 @@ def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         missing_packages(requirements)
 
 
-@pytest.mark.parametrize("kind", ["", "-cpu", "-dev"])
+@pytest.mark.parametrize("kind", ["", "-cpu", "-video", "-dev"])
 def test_lock_files_satisfy_the_requirements(kind: str) -> None:
     """The tested set pins everything exactly, and nothing below what requirements.txt asks for."""
     pins: dict[str, set[str]] = {}
