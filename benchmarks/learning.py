@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -30,18 +29,19 @@ if __package__ in (None, ""):
 import torch
 
 from benchmarks.measure import machine
-from method.config.options import choose_device, make_architecture, read_options
-from method.config.settings import evaluation_settings
+from method.config.architecture import make_architecture
+from method.config.options import read_options
+from method.config.settings import dataset_files, evaluation_settings
+from method.config.training_settings import training_settings
 from method.data.batch import EpochBatches, VideoBatch
 from method.data.cache.feature_cache import with_cache
-from method.data.dataset_files import open_features
-from method.data.splits import load_splits
 from method.evaluation.split_evaluator import SplitEvaluator
 from method.model.published import from_published, published_architecture, to_published
 from method.model.retrieval import RetrievalModel
 from method.ops.precision import enable_fast_matmul
+from method.runtime.hardware import choose_device
 from method.runtime.progress import be_quiet
-from method.training.build import make_training, training_loader
+from method.training.build import make_training, open_splits, training_loader
 from method.training.loop import Training, seed_everything
 from tests.helpers.reference_step import NaiveStep
 from utils import make_demo_dataset
@@ -96,21 +96,15 @@ def trained(program: str, seed: int, train: Sequence[str]) -> Training:
         enable_fast_matmul(device)
     seed_everything(seed)
     model = RetrievalModel(make_architecture(options))
-    reader = open_features(options, options.dataset_name, model.architecture, options.root_path)
-    splits = load_splits(
-        options.caption_train_txt,
-        options.caption_test_txt,
-        reader,
-        holdout_fraction=options.holdout_fraction,
-        seed=options.seed,
-    )
+    settings = training_settings(options)
+    reader, splits = open_splits(dataset_files(options), model.architecture, settings)
     reader = with_cache(reader, [splits.training, splits.selecting], options.feature_cache, options.num_workers)
     order = EpochBatches(len(splits.training.video_ids), options.bsz, seed)
-    training = make_training(options, model, len(order), device)
+    training = make_training(settings, model, len(order), device)
     if program == "published":
-        training = PublishedTraining(training, options)
+        training = PublishedTraining(training, settings.weight_decay)
     selector = SplitEvaluator(evaluation_settings(options), reader, splits.selecting, device)
-    loader = training_loader(options, reader, splits.training, order, device, None)
+    loader = training_loader(settings, reader, splits.training, order, device, None)
     while not training.is_over:
         losses = training.run_epoch(loader, order, lambda terms: None)
         training.finish_epoch(losses, selector.evaluate(training.model).metrics)
@@ -120,8 +114,8 @@ def trained(program: str, seed: int, train: Sequence[str]) -> Training:
 class PublishedTraining(Training):
     """A training whose steps are those of the naive implementation; its weights are copied back after each epoch."""
 
-    def __init__(self, ours: Training, options: Mapping[str, Any]) -> None:
-        super().__init__(ours.model, ours.settings, ours.optimizer.schedule, options["wd"], ours.device, None)
+    def __init__(self, ours: Training, weight_decay: float) -> None:
+        super().__init__(ours.model, ours.settings, ours.optimizer.schedule, weight_decay, ours.device, None)
         architecture = published_architecture(self.model.architecture)
         weights = to_published(self.model.state_dict(), architecture)
         self.naive = NaiveStep(weights, architecture, self.settings.losses, self.device)

@@ -28,17 +28,19 @@ from torch.utils.data import Dataset
 
 from benchmarks.measure import DEVICE, alternate, as_published, as_trained, compare, machine, peak_memory_mb
 from benchmarks.step_profile import profiled
+from method.config.training_settings import LoopSettings
 from method.data.batch import EpochBatches, EpochIndices, Loader, VideoBatch
 from method.data.captions import Caption
 from method.data.edits import NegativeSource
 from method.data.preprocessing import normalize_rows
 from method.data.ragged import Ragged
-from method.model.architecture import Architecture, two_branches
+from method.model.architecture import Architecture
+from method.model.branch_spec import two_branches
 from method.model.losses import LossSettings
 from method.model.published import to_published
 from method.model.retrieval import RetrievalModel
 from method.model.scoring import similarity
-from method.training.loop import LoopSettings, Training
+from method.training.loop import Training
 from method.training.optimizer import Schedule
 from tests.helpers.reference_model import split_values
 from tests.helpers.reference_step import NaiveStep
@@ -155,7 +157,7 @@ def make_training(
         losses=LOSSES,
         seed=0,
     )
-    return Training(model, settings, Schedule(2.5e-4, 0.01, 1000), 0.01, device, source)
+    return Training(model, settings, Schedule(peak=2.5e-4, warmup=0.01, steps=1000), 0.01, device, source)
 
 
 @torch.no_grad()

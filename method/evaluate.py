@@ -18,8 +18,10 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import method  # noqa: F401 (sets OpenMP variables before torch is imported)
 
-from method.config.options import read_options
+from method.config.options import plain, read_options
+from method.config.settings import checkpoint_evaluation
 from method.runtime.errors import InputError, run_command
+from method.runtime.hardware import choose_device
 from method.runtime.process_group import joined_processes
 from method.runtime.progress import be_quiet
 from method.runtime.run_folder import log_to_terminal
@@ -61,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             be_quiet(options.quiet or not processes.is_first)
             if options.eval_ckpt is None:
                 raise InputError("--eval_ckpt FILE is missing")
-        return evaluate_checkpoint(options, processes)
+            device = choose_device(options.device, options.device_ids, processes.local_rank)
+        return evaluate_checkpoint(checkpoint_evaluation(options), device, plain(options), processes)
 
 
 if __name__ == "__main__":

@@ -13,46 +13,31 @@ encoded once, into an index beside the checkpoint; rebuild it with --rebuild whe
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import method  # noqa: F401 (sets OpenMP variables before torch is imported)
 
-import torch
 from easydict import EasyDict
 
-from method.config.flags import Parser, user_path
-from method.config.options import choose_device, make_architecture, read_options
-from method.config.settings import encoder_settings, evaluation_settings
-from method.data.batch import Loader
-from method.data.captions import Caption, group_by_video, read_captions
-from method.data.dataset import CorpusVideos, FeatureReader
-from method.data.dataset_files import DATA_FILES, open_features
-from method.data.provenance import check_recipe, list_videos, read_durations
-from method.evaluation.corpus import encode_corpus
-from method.evaluation.moments import durations, read_moments
-from method.evaluation.scorer import ScoringSettings
+from method.config.architecture import make_architecture
+from method.config.options import read_options
+from method.config.parser import Parser, user_path
+from method.config.settings import dataset_files, encoder_settings, evaluation_settings
 from method.ops.precision import enable_fast_matmul
 from method.runtime.errors import InputError, run_command
+from method.runtime.hardware import choose_device
 from method.runtime.processes import expect_one_process
 from method.runtime.progress import be_quiet
 from method.runtime.run_folder import log_to_terminal
-from method.serving.index import fingerprint, index_path, open_index
+from method.serving.opening import ALL, SPLITS, SearchSettings, choose_split, open_searcher
 from method.serving.prompt import Terminal, warn_without_encoder
 from method.serving.searcher import Searcher
-from method.text.check import check_encoder
-from method.text.encoder import EncoderSettings, TextEncoder, open_text_encoder
 from method.training.checkpoint import load_model, log_model_options
 from method.training.resume import saved_options
-
-log = logging.getLogger(__name__)
 
 _LISTED_FLAGS = [
     "dataset_name",
@@ -78,8 +63,6 @@ _LISTED_FLAGS = [
     "eval_amp",
     "moments",
 ]
-_SPLITS = {"test": ("test",), "train": ("train",), "both": ("test", "train")}
-ALL = "all"  # videos of the feature file, with captions or without
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -91,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     be_quiet(options.quiet)
     _check(options)
-    searcher = make_searcher(options)
+    searcher = load_searcher(options)
     terminal = Terminal(searcher, top_k=options.top_k, json=options.json, split=options.split)
     if options.serve:
         _serve(searcher, options)
@@ -107,68 +90,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         terminal.answer_lines()
 
 
-def make_searcher(options: EasyDict) -> Searcher:
-    """Load a checkpoint and its index of the selected videos, which is built if missing.
-
-    InputError for files that are missing, broken or do not match.
-    """
-    checkpoint = options.eval_ckpt
+def load_searcher(options: EasyDict) -> Searcher:
+    """Load the checkpoint and open the search that the options describe."""
     device = choose_device(options.device, options.device_ids)
     enable_fast_matmul(device)
-    loaded = load_model(checkpoint, make_architecture(options))
-    log_model_options(options, loaded)
-    model = loaded.model.to(device)
-    needed = [name for name in DATA_FILES if options[name] is not None or name == "video_feat_path"]
-    has_captions = len(needed) > 1
-    reader = open_features(
-        options, options.dataset_name, model.architecture, options.root_path, DATA_FILES if has_captions else needed
+    files, architecture = dataset_files(options), make_architecture(options)
+    options.split = choose_split(files, options.split)
+    loaded = load_model(options.eval_ckpt, architecture)
+    log_model_options(loaded, architecture, options)
+    settings = SearchSettings(
+        checkpoint=options.eval_ckpt,
+        files=files,
+        split=options.split,
+        index_dir=options.index_dir,
+        rebuild=options.rebuild,
+        moments=options.moments,
+        moments_per_video=options.moments_per_video,
+        evaluation=evaluation_settings(options),
+        encoder=encoder_settings(options),
     )
-    check_recipe(reader, options.recipe, checkpoint)
-    captions = {split: read_captions(options[f"caption_{split}_txt"]) for split in ("test", "train") if has_captions}
-    options.split = options.split or ("test" if has_captions else ALL)
-    if options.split == ALL:
-        video_ids = list_videos(reader.videos.path, [key for key, _ in reader.streams.values()])
-    elif has_captions:
-        video_ids = list(group_by_video([caption for split in _SPLITS[options.split] for caption in captions[split]]))
-    else:
-        raise InputError(f"--split {options.split}: dataset {options.dataset_name} has no captions, expected {ALL}")
-    settings = evaluation_settings(options)
-    videos = Loader(CorpusVideos(reader, video_ids), settings.video_batch, settings.workers, pinned=False)
-    corpus = open_index(
-        index_path(checkpoint, options.split, options.index_dir),
-        fingerprint(loaded.sha256, model.architecture, reader, video_ids, settings.video_batch, settings.precision),
-        partial(encode_corpus, model, videos, device, settings.precision),
-        options.rebuild,
-    )
-    known = [*{caption.id: caption for own in captions.values() for caption in own}.values()]
-    moments = None
-    if options.moments and options.moments.exists():  # without them, moments are shown in frames instead of seconds
-        moments = read_moments(options.moments, {caption.id for caption in known})
-    # The model's own dimensions, whatever the flags say.
-    width, max_tokens = model.architecture.query_width, model.architecture.max_words
-    encoder = replace(encoder_settings(options), width=width, max_tokens=max_tokens)
-    return Searcher(
-        model,
-        corpus,
-        known,
-        reader,
-        partial(_open_encoder, encoder, device, reader, known),
-        {**read_durations(reader.videos.path, video_ids), **durations(known, moments or {})},
-        ScoringSettings.of(settings, model),
-        options.moments_per_video,
-    )
-
-
-def _open_encoder(
-    settings: EncoderSettings, device: torch.device, reader: FeatureReader, captions: Sequence[Caption]
-) -> TextEncoder:
-    """Load the text encoder; warn if it does not reproduce the dataset's token features, where it has some."""
-    encoder = open_text_encoder(settings, device)
-    if captions:
-        fits, line = check_encoder(encoder, reader, captions)
-        if not fits:
-            log.warning("%s", line)
-    return encoder
+    return open_searcher(loaded.model.to(device), loaded.sha256, settings)
 
 
 def _add_flags(parser: Parser) -> None:
@@ -181,7 +122,7 @@ def _add_flags(parser: Parser) -> None:
     add("--query_id", metavar="ID", help="search with this caption of the dataset, using its stored token features")
     add(
         "--split",
-        choices=(*_SPLITS, ALL),
+        choices=(*SPLITS, ALL),
         help="videos to search: evaluation split, training, both, or all of the feature file (default: test, or all "
         "for a dataset without captions)",
     )
@@ -205,19 +146,19 @@ def _add_flags(parser: Parser) -> None:
     )
 
 
-def _check(options: Mapping[str, Any]) -> None:
-    if options["eval_ckpt"] is None:
+def _check(options: EasyDict) -> None:
+    if options.eval_ckpt is None:
         raise InputError("--eval_ckpt FILE is missing")
-    if options["top_k"] < 1:
-        raise InputError(f"--topk {options['top_k']}: expected at least 1")
-    if options["moments_per_video"] < 1:
-        raise InputError(f"--moments_per_video {options['moments_per_video']}: expected at least 1")
-    if not 0 <= options["port"] <= 65535:
-        raise InputError(f"--port {options['port']}: expected 0 to 65535")
+    if options.top_k < 1:
+        raise InputError(f"--topk {options.top_k}: expected at least 1")
+    if options.moments_per_video < 1:
+        raise InputError(f"--moments_per_video {options.moments_per_video}: expected at least 1")
+    if not 0 <= options.port <= 65535:
+        raise InputError(f"--port {options.port}: expected 0 to 65535")
     queries = {
-        "a sentence": bool(options["sentence"]),
-        "--query_id": options["query_id"] is not None,
-        "--serve": options["serve"],
+        "a sentence": bool(options.sentence),
+        "--query_id": options.query_id is not None,
+        "--serve": options.serve,
     }
     given = [name for name, is_given in queries.items() if is_given]
     if len(given) > 1:

@@ -23,16 +23,23 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import method  # noqa: F401 (sets OpenMP variables before torch is imported)
 
+import torch
 from easydict import EasyDict
 
-from method.config.flags import AUTO
-from method.config.options import choose_device, make_architecture, plain, read_options
-from method.config.settings import evaluation_settings, negatives_settings
+from method.config.architecture import make_architecture
+from method.config.options import plain, read_options
+from method.config.parser import AUTO
+from method.config.settings import (
+    checkpoint_evaluation,
+    dataset_files,
+    evaluation_settings,
+    negatives_settings,
+    run_name,
+)
+from method.config.training_settings import training_settings
 from method.data.batch import EpochBatches
 from method.data.cache.feature_cache import with_cache
-from method.data.dataset_files import open_features
 from method.data.provenance import check_recipe
-from method.data.splits import load_splits
 from method.evaluation.report.input import ReportInput
 from method.evaluation.split_evaluator import SplitEvaluator, known_moments, known_right_videos, write_results
 from method.model.retrieval import RetrievalModel
@@ -40,12 +47,13 @@ from method.negatives.source import open_negatives
 from method.ops.precision import enable_fast_matmul
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import write_json
+from method.runtime.hardware import choose_device
 from method.runtime.process_group import joined_processes
 from method.runtime.processes import SINGLE_PROCESS, Processes
 from method.runtime.progress import be_quiet
 from method.runtime.run_folder import BEST, OPTIONS, log_to_terminal
 from method.runtime.signals import StopRequests
-from method.training.build import make_training, training_loader
+from method.training.build import make_training, open_splits, training_loader
 from method.training.evaluation_run import evaluate_checkpoint
 from method.training.loop import seed_everything
 from method.training.restore import fingerprints, restore
@@ -55,7 +63,6 @@ from method.training.run import TrainingRun
 log = logging.getLogger(__name__)
 
 DEBUG_EPOCHS = 2
-DEBUG_STEPS = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
@@ -69,83 +76,87 @@ def main(arguments: Sequence[str] | None = None) -> Path:
                 raise InputError("--eval_ckpt needs --only_eval; use --resume to continue a run")
             if options.debug:
                 options.n_epoch = DEBUG_EPOCHS
+            device = choose_device(options.device, options.device_ids, processes.local_rank)
         if options.only_eval:
-            return evaluate_checkpoint(options, processes)
+            return evaluate_checkpoint(checkpoint_evaluation(options), device, plain(options), processes)
         if options.resume == AUTO and (finished := resolve_auto(options, processes)):
             log.info("%s: the run is finished, nothing to do", finished)
             return finished
-        return train(options, processes)
+        return train(options, device, processes)
 
 
 def resolve_auto(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path | None:
     """Replace `--resume auto` by the run to resume, or None to start one; returns the run if it is already finished."""
     with processes.raise_on_all():
-        found = find_run(options) if processes.is_first else (None, False)
+        found = find_run(run_name(options), plain(options)) if processes.is_first else (None, False)
     options.resume, finished = processes.broadcast(found)
     return options.resume if finished else None
 
 
-def train(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
+def train(options: EasyDict, device: torch.device, processes: Processes = SINGLE_PROCESS) -> Path:
     """Train, select the best epoch, evaluate it on the evaluated split and write its metrics."""
+    settings, evaluation = training_settings(options), evaluation_settings(options)
     with processes.raise_on_all():
         if options.bsz < processes.count:
             raise InputError(f"--bsz {options.bsz}: expected at least {processes.count}, one video per process")
-        device = choose_device(options.device, options.device_ids, processes.local_rank)
         enable_fast_matmul(device)
         seed_everything(options.seed)
         model = RetrievalModel(make_architecture(options))
         if not processes.is_first:  # same weights on all ranks, different dropout
             seed_everything(options.seed, processes.rank)
-        reader = open_features(options, options.dataset_name, model.architecture, options.root_path)
+        reader, splits = open_splits(dataset_files(options), model.architecture, settings)
         options.recipe = check_recipe(reader, options.recipe, f"dataset {options.dataset_name}")
-        splits = load_splits(
-            options.caption_train_txt,
-            options.caption_test_txt,
-            reader,
-            holdout_fraction=options.holdout_fraction,
-            seed=options.seed,
-            max_videos=DEBUG_STEPS * options.bsz if options.debug else None,
-        )
         moments = known_moments(options.moments, splits.reported)
         right_videos = known_right_videos(options.multi_gt, options.multi_gt_subset, splits.reported)
         ids = [caption.id for caption in (*splits.training_file, *splits.reported.captions)]
         negatives = open_negatives(negatives_settings(options), splits.training_file, ids, device, reader)
         parts = [splits.training, splits.selecting, splits.reported]
         data = fingerprints(parts, reader) if processes.is_first else {}
+        saved = plain(options)
     with processes.raise_on_all():
-        folder, state = open_run(options, processes.count) if processes.is_first else (None, None)
+        folder, state = (
+            open_run(run_name(options), options.resume, saved, processes.count) if processes.is_first else (None, None)
+        )
     path, state, data = processes.broadcast((folder.path if folder else Path(), state, data))
     with folder or contextlib.nullcontext(), StopRequests(repeated=processes.count > 1) as requests:
         order = EpochBatches(len(splits.training.video_ids), options.bsz, options.seed, processes.rank, processes.count)
-        training = make_training(options, model, len(order), device, negatives, processes)
+        training = make_training(settings, model, len(order), device, negatives, processes)
         with processes.raise_on_all():
             if state is not None:
                 restore(training, state, path, data)
             if folder:
                 folder.archive_results()
-                write_json(path / OPTIONS, plain(options))
-        run = TrainingRun(options, path, training, order, requests, data)
+                write_json(path / OPTIONS, saved)
+        run = TrainingRun(
+            path,
+            training,
+            order,
+            requests,
+            save_every_steps=settings.save_every_steps,
+            options=saved,
+            data=data,
+        )
         with contextlib.closing(run.monitor):
             with run.saved_when_stopped():
                 with processes.raise_on_all():
                     reader = with_cache(reader, parts, options.feature_cache, options.num_workers)
-                    evaluator_of = partial(SplitEvaluator, evaluation_settings(options), reader)
+                    evaluator_of = partial(SplitEvaluator, evaluation, reader)
                     labels = right_videos if splits.selecting is splits.reported else None
                     selector = evaluator_of(splits.selecting, device, processes, labels)
-                    loader = training_loader(options, reader, splits.training, order, device, negatives)
+                    loader = training_loader(settings, reader, splits.training, order, device, negatives)
                 run.epochs(loader, selector)
                 best = run.best()
                 evaluator = selector
                 if splits.reported is not splits.selecting:
                     evaluator = evaluator_of(splits.reported, device, processes, right_videos)
                 scores_in = path if options.save_scores else None
-                evaluation = evaluator.evaluate(best.model.to(device), scores_in, moments)
+                result = evaluator.evaluate(best.model.to(device), scores_in, moments)
             if folder:  # not interruptible: only rank 0 does this, so the others could not stop with it
                 given = ReportInput(
-                    best.model, evaluation, splits.reported, options.dataset_name, best.epoch, path / BEST, moments
+                    best.model, result, splits.reported, options.dataset_name, best.epoch, path / BEST, moments
                 )
-                write_results(folder, given, best.sha256, plain(options), options.report)
-                run.show_result(evaluation)
+                write_results(folder, given, best.sha256, saved, options.report)
+                run.show_result(result)
     return path
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from method.config.options import make_architecture, read_options
+from method.config.architecture import make_architecture
+from method.config.options import read_options
 from method.data.features import FeatureFile
 from method.data.preprocessing import preprocess_query, preprocess_stream
 from method.data.ragged import Ragged

@@ -11,8 +11,9 @@ import pytest
 from easydict import EasyDict
 
 from method import evaluate, search, train
+from method.config.architecture import make_architecture
 from method.config.flags import make_parser
-from method.config.options import make_architecture, read_options
+from method.config.options import read_options
 from method.training.checkpoint import model_content
 from method.training.checkpoint_file import write_checkpoint
 from tests.helpers.small_dataset import QUERY_WIDTH, SmallDataset
@@ -89,7 +90,7 @@ SEARCH = {
 
 
 @pytest.mark.parametrize(("program", "arguments", "own", "unlisted"), [
-    (evaluate, [], set(), TRAINING_ONLY),
+    (evaluate, [], set(), {*TRAINING_ONLY, "caption_train_txt"}),  # of the dataset's files
     (search, ["a person opens the door"], SEARCH, {*TRAINING_ONLY, "eval_query_bsz", "pin_memory"}),  # of evaluation
     # Of the architecture only what the features have to fit.
     (check_dataset, NEGATIVES, {"quick"},

@@ -13,7 +13,8 @@ import torch
 from easydict import EasyDict
 
 from benchmarks import learning
-from method.config.options import make_architecture, read_options
+from method.config.architecture import make_architecture
+from method.config.options import read_options
 from method.runtime.files import read_json
 from method.training.checkpoint_file import write_checkpoint
 from method.training.resume import saved_options

@@ -19,7 +19,8 @@ from method import search
 from method.config.options import read_options
 from method.data.preprocessing import preprocess_query, preprocess_stream
 from method.data.ragged import Ragged
-from method.model.architecture import Architecture, two_branches
+from method.model.architecture import Architecture
+from method.model.branch_spec import two_branches
 from method.runtime.files import read_json
 from method.training.checkpoint_file import write_checkpoint
 from tests.helpers import reference_model

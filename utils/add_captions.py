@@ -20,10 +20,10 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import method  # noqa: F401 (sets OpenMP variables before torch is imported)
 
-from method.config.flags import Parser, user_path
-from method.config.options import choose_device
+from method.config.parser import Parser, user_path
 from method.ops.precision import enable_fast_matmul
 from method.runtime.errors import InputError, run_command
+from method.runtime.hardware import choose_device
 from method.runtime.processes import expect_one_process
 from method.runtime.run_folder import log_to_terminal
 from utils.captions.dataset import CaptionSettings, add_captions

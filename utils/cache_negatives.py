@@ -16,9 +16,10 @@ if __package__ in (None, ""):
 
 from collections.abc import Sequence
 
-from method.config.flags import Parser
-from method.config.options import VOCABULARY_FILES, choose_device, make_architecture, read_options
-from method.config.settings import negatives_settings
+from method.config.architecture import make_architecture
+from method.config.options import VOCABULARY_FILES, read_options
+from method.config.parser import Parser
+from method.config.settings import dataset_files, negatives_settings
 from method.data.captions import read_captions
 from method.data.dataset_files import open_features
 from method.data.edits import Kind
@@ -27,6 +28,7 @@ from method.negatives.editor import CaptionEditor
 from method.negatives.source import cache_fingerprint, read_vocabularies
 from method.ops.precision import enable_fast_matmul
 from method.runtime.errors import InputError, run_command
+from method.runtime.hardware import choose_device
 from method.runtime.processes import expect_one_process
 from method.runtime.run_folder import log_to_terminal
 from method.text.check import log_encoder_check
@@ -92,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.text_feat_path and options.text_feat_path.exists():  # the cache can be built without them
         log_encoder_check(
             encoder,
-            open_features(options, options.dataset_name, make_architecture(options), options.root_path, ()),
+            open_features(dataset_files(options), make_architecture(options), needed=()),
             captions,
         )
     fingerprint = cache_fingerprint(settings, captions, vocabularies)

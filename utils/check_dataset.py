@@ -24,9 +24,10 @@ if __package__ in (None, ""):
 
 import torch
 
-from method.config.flags import Parser
-from method.config.options import VOCABULARY_FILES, choose_device, make_architecture, read_options
-from method.config.settings import NegativesSettings, negatives_settings
+from method.config.architecture import make_architecture
+from method.config.options import VOCABULARY_FILES, read_options
+from method.config.parser import Parser
+from method.config.settings import NegativesSettings, dataset_files, negatives_settings
 from method.data.captions import group_by_video
 from method.data.dataset import FeatureReader
 from method.data.dataset_files import open_features
@@ -38,6 +39,7 @@ from method.negatives.editor import CaptionEditor
 from method.negatives.source import open_negatives
 from method.negatives.vocabulary import read_vocabulary
 from method.runtime.errors import InputError, run_command, summarize
+from method.runtime.hardware import choose_device
 from method.runtime.progress import progress_bar
 from method.runtime.run_folder import log_to_terminal
 from method.text.check import check_encoder
@@ -87,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.action_branch or options.phrase_action_branch:  # both published streams, even for an ablation
         streams = {"action_branch": True, "phrase_action_branch": True, "flow_feat": True}
     architecture = make_architecture({**options, **streams})
-    reader = open_features(options, options.dataset_name, architecture, options.root_path)
+    reader = open_features(dataset_files(options), architecture)
     check_recipe(reader, options.recipe, f"dataset {options.dataset_name}")
     splits = [
         check_split("training split", options.caption_train_txt, reader),

@@ -19,7 +19,7 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from method.config.flags import Parser, user_path
+from method.config.parser import Parser, user_path
 from method.evaluation.intervals import LEVEL, RESAMPLES, SEED
 from method.evaluation.metrics import RECALLS
 from method.evaluation.ranks_file import RankTable, read_ranks

@@ -20,8 +20,9 @@ if __package__ in (None, ""):
 
 from easydict import EasyDict
 
-from method.config.flags import Parser, user_path
-from method.config.options import make_architecture, plain, read_options
+from method.config.architecture import make_architecture
+from method.config.options import plain, read_options
+from method.config.parser import Parser, user_path
 from method.model.published import check_publishable, to_published
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import read_json
@@ -63,9 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def convert(source: Path, target: Path, options: EasyDict) -> None:
     """Write `source` to `target` in the other format; `options` describe a published source."""
-    loaded = load_model(source, make_architecture(options))
+    described = make_architecture(options)
+    loaded = load_model(source, described)
     if loaded.options is None:
-        log_model_options(options, loaded)
+        log_model_options(loaded, described, options)
         options.fusion_extent = loaded.model.architecture.fusion_extent
         write_checkpoint(target, model_content(loaded.model, loaded.epoch, plain(options)))
         log.info("%s: converted from the published %s, epoch %d", target, source, loaded.epoch)
@@ -93,9 +95,10 @@ def export(source: Path, folder: Path, options: EasyDict, metrics: Path | None, 
         metrics: metrics.json of an evaluation of the source; None: the one beside it, if it is.
         license_id: license that the model card states.
     """
-    loaded = load_model(source, make_architecture(options))
+    described = make_architecture(options)
+    loaded = load_model(source, described)
     if loaded.options is None:
-        log_model_options(options, loaded)
+        log_model_options(loaded, described, options)
         options.fusion_extent = loaded.model.architecture.fusion_extent
     stored = plain(options) if loaded.options is None else loaded.options
     measured = _measured(source, metrics, loaded.sha256)

@@ -21,7 +21,7 @@ if __package__ in (None, ""):
 
 import h5py
 
-from method.config.flags import Parser, user_path
+from method.config.parser import Parser, user_path
 from method.runtime.errors import InputError, run_command, summarize
 from method.runtime.run_folder import log_to_terminal
 from utils.feature_files.arrays import ArrayFiles, array_files

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from method.config.flags import Parser, make_parser, user_path
+from method.config.flags import make_parser
 from method.config.options import CONFIGS, VOCABULARY_FILES, read_yaml
+from method.config.parser import Parser, user_path
 from method.data.dataset_files import DATA_FILES
 from method.runtime.errors import InputError, run_command, summarize
 from method.runtime.hub.archives import SUFFIXES, unpack

@@ -24,7 +24,7 @@ if __package__ in (None, ""):
 
 import torch
 
-from method.config.flags import Parser, user_path
+from method.config.parser import Parser, user_path
 from method.runtime.errors import run_command
 from method.runtime.hub.fetch import fetch
 from method.runtime.hub.record import RECORD_NAME, Record

@@ -23,11 +23,12 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import method  # noqa: F401 (sets OpenMP variables before torch is imported)
 
-from method.config.flags import Parser, user_path
-from method.config.options import choose_device, known_datasets
+from method.config.options import known_datasets
 from method.config.own_dataset import own_features, own_yaml, update_yaml
+from method.config.parser import Parser, user_path
 from method.data.provenance import read_description
 from method.runtime.errors import InputError, run_command
+from method.runtime.hardware import choose_device
 from method.runtime.process_group import joined_processes
 from method.runtime.progress import be_quiet
 from method.runtime.run_folder import log_to_terminal

@@ -26,7 +26,7 @@ import h5py
 import torch
 from tqdm import tqdm
 
-from method.config.flags import Parser, user_path
+from method.config.parser import Parser, user_path
 from method.runtime.disk import move
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import read_json, sha256, write_json, write_text

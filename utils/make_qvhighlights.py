@@ -22,8 +22,9 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from method.config.flags import Parser, make_parser, user_path
+from method.config.flags import make_parser
 from method.config.options import CONFIGS, read_yaml
+from method.config.parser import Parser, user_path
 from method.data.features import ACTION_KEY, OBJECT_KEY
 from method.runtime.errors import InputError, run_command, shown, summarize
 from method.runtime.files import read_text, write_text

@@ -17,8 +17,8 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import method  # noqa: F401 (sets OpenMP variables before torch is imported)
 
-from method.config.flags import Parser
 from method.config.options import VOCABULARY_FILES, read_options
+from method.config.parser import Parser
 from method.data.captions import read_captions
 from method.data.dataset_files import check_files
 from method.data.edits import KINDS

@@ -13,7 +13,7 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from method.config.flags import Parser, user_path
+from method.config.parser import Parser, user_path
 from method.evaluation.metrics import RECALL_AT, RECALLS
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import read_json

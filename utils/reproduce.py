@@ -20,13 +20,14 @@ if __package__ in (None, ""):
     import method  # noqa: F401 (sets OpenMP variables before torch is imported)
 
 from method import evaluate
-from method.config.flags import Parser, user_path
 from method.config.options import read_options
+from method.config.parser import Parser, user_path
+from method.config.settings import run_name
 from method.data.dataset_files import DATA_FILES
 from method.data.linked_files import state_of
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import digest_of, read_json, sha256, write_json
-from method.runtime.run_folder import METRICS, REPOSITORY, run_parent
+from method.runtime.run_folder import METRICS, REPOSITORY
 from utils.check_dataset import main as check_dataset
 from utils.download_data import HUB_REPOSITORY, RELEASES, download
 
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     checkpoint = root / "checkpoints" / RELEASES[name][1]
     options = read_options(["--dataset_name", name, "--root_path", str(root), "--exp_id", _EXPERIMENT])
     files = {flag: state_of(options[flag]) for flag in DATA_FILES}
-    folder = run_parent(options)
+    folder = run_name(options).parent
     print("2. check them")
     _check(name, root, folder / _CHECKED, files)
     print("3. evaluate the released checkpoint")

@@ -17,7 +17,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from method.config.flags import Parser, user_path
+from method.config.parser import Parser, user_path
 from method.evaluation.metrics import FUSED, RECALLS
 from method.runtime.errors import InputError, run_command, summarize
 from utils.runs.runs import Group, find_runs, group_runs, read_runs

@@ -32,8 +32,9 @@ if __package__ in (None, ""):
 
 from easydict import EasyDict
 
-from method.config.flags import AUTO, Parser
-from method.config.options import read_options
+from method.config.options import plain, read_options
+from method.config.parser import AUTO, Parser
+from method.config.settings import run_name
 from method.runtime.errors import InputError, PeerFailed, Stopped, run_command
 from method.runtime.run_folder import REPOSITORY, log_to_terminal
 from method.runtime.signals import FORWARDED, SIGNALS
@@ -70,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if status:
                 failed[seed] = status
                 log.error("seed %d failed with status %d", seed, status)
-    found = [finished_run(of_seed(options, seed)) for seed in own.seeds]
+    runs = [of_seed(options, seed) for seed in own.seeds]
+    found = [finished_run(run_name(run), plain(run)) for run in runs]
     if finished := [path for path in found if path is not None]:
         print_summary(finished)
     if failed:

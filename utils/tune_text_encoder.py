@@ -24,13 +24,14 @@ if __package__ in (None, ""):
 import torch
 from torch import Tensor
 
-from method.config.flags import Parser, user_path
-from method.config.options import choose_device, read_options
+from method.config.options import read_options
+from method.config.parser import Parser, user_path
 from method.data.captions import read_captions
 from method.data.dataset_files import check_files
 from method.ops.precision import enable_fast_matmul
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import atomic_folder
+from method.runtime.hardware import choose_device
 from method.runtime.hub_environment import check_timeouts
 from method.runtime.pretrained import load_errors, quiet_transformers
 from method.runtime.progress import progress_bar

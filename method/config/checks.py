@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from method.config.branches import make_branches
+from method.config.architecture import make_branches
 from method.config.flags import loss_names
-from method.model.retrieval import HEADS
+from method.config.yaml_values import place_of_branches
+from method.model.branch_spec import check_branches, fused_weights
+from method.model.retrieval import HEADS, find_head
 from method.runtime.errors import InputError, shown
+
+log = logging.getLogger(__name__)
 
 _LARGEST = 1 << 20  # more than any model or dataset has; the model of a checkpoint has the same limit
 _AT_LEAST_ONE = [
@@ -68,6 +74,10 @@ def check_options(options: Mapping[str, Any]) -> None:
     kernel = options["deformable_offset_kernel_size"]
     require("deformable_offset_kernel_size", kernel >= 1 and kernel % 2 == 1, "an odd number, at least 1")
     require("head", options["head"] in HEADS, f"one of {', '.join(HEADS)}")
+    try:
+        find_head(options["head"])
+    except TypeError as error:
+        raise InputError(f"--head {options['head']}: {error}") from error
     _check_model(options, require)
     names = options["losses"].split(",")
     named = set(names) <= set(loss_names()) and len(set(names)) == len(names)
@@ -103,3 +113,19 @@ def _check_model(options: Mapping[str, Any], require: Callable[[str, bool, str],
     if options["neg_query_loss"] and options["neg_query_loss_branch"] != "both":
         flag = {"i3d": "action_branch", "clip": "phrase_action_branch"}[options["neg_query_loss_branch"]]
         require("neg_query_loss_branch", options[flag], f"a branch that is on (--{flag})")
+
+
+def check_branch_options(options: Mapping[str, Any], source: Path | str) -> None:
+    """InputError for branches that no model can have together; `source` is where those of `--branches` are from."""
+    branches = make_branches(options)
+    try:
+        check_branches(branches)
+    except ValueError as error:
+        raise InputError(f"{place_of_branches(source)}.{error}") from error
+    idle = [name for name in options["branches"] if branches[name].attends_to]
+    if idle and not options["cross_branch_fusion"]:
+        log.warning("attends_to of %s has no effect without --cross_branch_fusion", ", ".join(idle))
+    try:
+        fused_weights(branches, options["fusion_weight"])
+    except ValueError as error:
+        raise InputError(f"--fusion_weight {options['fusion_weight']}: {error}") from error

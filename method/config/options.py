@@ -7,52 +7,27 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from easydict import EasyDict
 
-from method.config.branches import (
-    UniqueKeyLoader,
-    branch_table,
-    check_branch_options,
-    make_branches,
-    negative_branches,
-)
-from method.config.checks import check_options
-from method.config.flags import IGNORED, Parser, boolean, make_parser
+from method.config import yaml_values
+from method.config.checks import check_branch_options, check_options
+from method.config.flags import IGNORED, PER_CALL_FLAGS, make_parser
 from method.config.own_dataset import own_yaml
+from method.config.parser import Parser
 from method.data.dataset_files import DATA_FILES
-from method.model.architecture import Architecture, Fusion
-from method.model.losses import NEGATIVE_QUERIES
-from method.runtime.errors import InputError, shown
-from method.runtime.files import read_text
+from method.runtime.errors import InputError
 from method.runtime.hub.models import find_model
 
 log = logging.getLogger(__name__)
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-_BASE = "base"  # key of a YAML file, and the name of the file in configs/ that is no dataset
 VOCABULARY_FILES = ("id_action_dict", "total_action_dict", "id_object_dict", "total_object_dict")
 # May be missing, or null, where a YAML file names them, but not on the command line.
 _OPTIONAL_FILES = ("moments", "multi_gt", *VOCABULARY_FILES)
-# Flags of a single call: never read from a YAML file or an earlier run.
-PER_CALL_FLAGS = [
-    "description",
-    "only_eval",
-    "eval_ckpt",
-    "resume",
-    "debug",
-    "device",
-    "device_ids",
-    "save_scores",
-    "report",
-    "quiet",
-]
 _OF_A_DATASET = ["config", "moments", "multi_gt", "multi_gt_subset", *DATA_FILES, *VOCABULARY_FILES]
 
 
@@ -92,7 +67,9 @@ def read_options(
     earlier = saved(given) if saved is not None else {}
     source = given.get("resume") or given.get("eval_ckpt") or given.get("source") or "options of the earlier run"
     earlier = {
-        name: None if value is None and actions[name].default is None else _typed(actions[name], value, source)
+        name: None
+        if value is None and actions[name].default is None
+        else yaml_values.typed(actions[name], value, source)
         for name, value in earlier.items()
         if name in actions and name not in (*PER_CALL_FLAGS, *IGNORED)
     }
@@ -148,7 +125,7 @@ def _find_dataset(given: Mapping[str, Any], earlier: Mapping[str, Any]) -> tuple
 
 def known_datasets() -> list[str]:
     """Names of the files in configs/."""
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != _BASE)
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != yaml_values.BASE)
 
 
 def read_yaml(path: Path, parser: Parser) -> dict[str, Any]:
@@ -156,98 +133,9 @@ def read_yaml(path: Path, parser: Parser) -> dict[str, Any]:
 
     InputError for a file that is missing or not YAML, and for keys that are no flags.
     """
-    values = _load_yaml(path)
-    base = values.pop(_BASE, None)
-    if base is None:
-        return _typed_yaml(path, values, parser)
-    if not isinstance(base, str):
-        raise InputError(f"{path}: {_BASE}: expected the name of a YAML file, found {shown(base)}")
-    beside, shared = path.parent / base, CONFIGS / base
-    base_path = shared if shared.exists() and not beside.exists() else beside
-    return {**_typed_yaml(base_path, _load_yaml(base_path), parser), **_typed_yaml(path, values, parser)}
-
-
-def _load_yaml(path: Path) -> dict[Any, Any]:
-    text = read_text(path)
-    try:
-        values = yaml.load(text, UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected 'flag: value' lines, found {type(values).__name__}")
-    return values
-
-
-def _typed_yaml(path: Path, values: Mapping[Any, Any], parser: Parser) -> dict[str, Any]:
     excluded = [*PER_CALL_FLAGS, "dataset_name", "config", "root_path"]
-    actions = {name: action for name, action in _actions(parser).items() if name not in excluded}
-    unknown = [str(key) for key in values if key not in actions]
-    if unknown:
-        raise InputError(f"{path}: {', '.join(unknown)}: no such flag")
-    return {
-        key: None if value is None and key in _OPTIONAL_FILES else _typed(actions[key], value, path)
-        for key, value in values.items()
-    }
-
-
-def make_architecture(options: Mapping[str, Any]) -> Architecture:
-    """The architecture that the options describe."""
-    fusion: Fusion = "none"
-    if options["cross_branch_fusion"]:
-        fusion = "deformable" if options["deformable_attn"] else "attention"
-    return Architecture(
-        branches=make_branches(options),
-        query_width=options["q_feat_size"],
-        hidden_size=options["hidden_size"],
-        heads=options["n_heads"],
-        max_frames=options["max_ctx_l"],
-        max_words=options["max_desc_l"],
-        input_dropout=options["input_drop"],
-        dropout=options["drop"],
-        initializer_range=options["initializer_range"],
-        fusion=fusion,
-        fusion_extent=options["fusion_extent"] or "valid",
-        fusion_positions=options["fusion_positions"] and fusion == "deformable",
-        fusion_heads=options["deformable_heads"] if fusion == "deformable" else options["cross_attn_head"],
-        offset_groups=options["deformable_offset_groups"],
-        offset_count=options["deformable_offset_num"],
-        offset_kernel=options["deformable_offset_kernel_size"],
-        temperatures=negative_branches(options),
-        head=options["head"],
-    )
-
-
-def loss_weights(options: Mapping[str, Any]) -> dict[str, float]:
-    """The loss terms that are trained with, and the weight of each."""
-    weights = {name: options[f"{name}_weight"] for name in options["losses"].split(",")}
-    if options["neg_query_loss"] is not None:
-        weights[NEGATIVE_QUERIES] = options["neg_query_loss_weight"]
-    return weights
-
-
-def choose_device(
-    device: int | None, device_ids: Sequence[int] | None = None, local_rank: int | None = None
-) -> torch.device:
-    """The device that --device or --device_ids selects; under torchrun, the GPU of the process with this local rank.
-
-    InputError when the machine has no such GPU, or when a flag selects a device under torchrun.
-    """
-    gpus = torch.cuda.device_count()
-    if local_rank is not None:
-        for flag, value in (("device", device), ("device_ids", device_ids)):
-            if value is not None:
-                raise InputError(
-                    f"--{flag} {value}: torchrun gives each process its own GPU, or the CPU where there is none; "
-                    "CUDA_VISIBLE_DEVICES chooses among the GPUs"
-                )
-        return torch.device("cuda", local_rank) if gpus else torch.device("cpu")
-    if device is None:
-        device = (device_ids or [0])[0] if gpus else -1
-    if device < 0:
-        return torch.device("cpu")
-    if device >= gpus:
-        raise InputError(f"--device {device}: this machine has {gpus} usable GPUs; -1 is the CPU")
-    return torch.device("cuda", device)
+    flags = {name: action for name, action in _actions(parser).items() if name not in excluded}
+    return yaml_values.read_yaml(path, flags, CONFIGS, optional=_OPTIONAL_FILES)
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,37 +166,8 @@ def _prefilled(parser: Parser, value: object) -> Any:
     return namespace
 
 
-def _actions(parser: Parser) -> dict[str, Any]:
+def _actions(parser: Parser) -> dict[str, argparse.Action]:
     return {action.dest: action for action in parser._actions if action.dest != "help"}
-
-
-def _typed(action: Any, value: Any, source: Path | str) -> Any:
-    """A value of a YAML file or of an earlier run, parsed as the flag parses it."""
-    if action.type is branch_table:
-        return branch_table(value, source)
-    if not isinstance(value, bool | int | float | str):
-        raise InputError(f"{source}: {action.dest}: expected one value, found {shown(value)}")
-    try:
-        if isinstance(action.default, bool):
-            return boolean(str(value))
-        typed = _text(str(value)) if action.type is None else action.type(str(value))
-    except argparse.ArgumentTypeError as error:
-        raise InputError(f"{source}: {action.dest}: {error}") from None
-    except ValueError:
-        kind = f"a value of type {(action.type or str).__name__}"
-        if isinstance(action.default, bool):
-            kind = "true or false"
-        raise InputError(f"{source}: {action.dest}: expected {kind}, found {shown(value)}") from None
-    if action.choices is not None and typed not in action.choices:
-        raise InputError(f"{source}: {action.dest}: expected one of {', '.join(action.choices)}, found {shown(value)}")
-    return typed
-
-
-def _text(text: str) -> str:
-    """Text that can name a file; ValueError for what no file system accepts."""
-    if b"\0" in os.fsencode(text):
-        raise ValueError(text)
-    return text
 
 
 def _from_root(options: Mapping[str, Any], root: Path) -> dict[str, Path]:

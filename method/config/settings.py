@@ -7,12 +7,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from method.config.branches import negative_branches
+from method.config.architecture import make_architecture, negative_branches
+from method.data.dataset_files import DatasetFiles
 from method.data.edits import KINDS, Kind
+from method.model.architecture import Architecture
+from method.runtime.run_folder import RunName
 from method.text.encoder import EncoderSettings
 
 
-@dataclass(frozen=True)
+def dataset_files(options: Mapping[str, Any]) -> DatasetFiles:
+    """The files of the dataset."""
+    return DatasetFiles(
+        dataset=options["dataset_name"],
+        root=options["root_path"],
+        recipe=options["recipe"],
+        video_feat_path=options["video_feat_path"],
+        text_feat_path=options["text_feat_path"],
+        caption_train_txt=options["caption_train_txt"],
+        caption_test_txt=options["caption_test_txt"],
+    )
+
+
+def run_name(options: Mapping[str, Any]) -> RunName:
+    """What the folder of the run is called."""
+    return RunName(
+        results=options["results_root"],
+        dataset=options["dataset_name"],
+        experiment=options["exp_id"],
+        description=options["description"],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
     """How videos and captions are loaded, encoded and scored for evaluation and search.
 
@@ -41,7 +67,46 @@ def evaluation_settings(options: Mapping[str, Any]) -> EvaluationSettings:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class CheckpointEvaluation:
+    """The evaluation of a checkpoint as a run of its own.
+
+    architecture: that the options describe, for a published checkpoint. moments: file of the annotated moments.
+    multi_gt: file of labels with several right videos; with multi_gt_subset of some captions only.
+    feature_cache: folder of the preprocessed features or 'off', None for one beside each feature file.
+    """
+
+    checkpoint: Path
+    architecture: Architecture
+    files: DatasetFiles
+    moments: Path | None
+    multi_gt: Path | None
+    multi_gt_subset: bool
+    feature_cache: Path | str | None
+    name: RunName
+    evaluation: EvaluationSettings
+    save_scores: bool
+    report: bool
+
+
+def checkpoint_evaluation(options: Mapping[str, Any]) -> CheckpointEvaluation:
+    """What is evaluated, and how."""
+    return CheckpointEvaluation(
+        checkpoint=options["eval_ckpt"],
+        architecture=make_architecture(options),
+        files=dataset_files(options),
+        moments=options["moments"],
+        multi_gt=options["multi_gt"],
+        multi_gt_subset=options["multi_gt_subset"],
+        feature_cache=options["feature_cache"],
+        name=run_name(options),
+        evaluation=evaluation_settings(options),
+        save_scores=options["save_scores"],
+        report=options["report"],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class NegativesSettings:
     """Hard negative queries: what is edited, how often, and what encodes the edits.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,28 @@ from method.runtime.errors import InputError, summarize
 
 RELEASED = ("activitynet", "charades", "tvr")  # what utils/download_data.py fetches
 DATA_FILES = ("video_feat_path", "text_feat_path", "caption_train_txt", "caption_test_txt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFiles:
+    """The files of a dataset, under the flags that name them; None for one that neither a flag nor the YAML file names.
+
+    dataset: its name, for messages. root: folder that contains `dataset/`, for messages.
+    recipe: how the video features must have been made, if they say so; None: in any way.
+    """
+
+    dataset: str
+    root: Path
+    recipe: str | None
+    video_feat_path: Path | None
+    text_feat_path: Path | None
+    caption_train_txt: Path | None
+    caption_test_txt: Path | None
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether the dataset names any file beside the video features."""
+        return any(getattr(self, name) is not None for name in DATA_FILES if name != "video_feat_path")
 
 
 class ModelInputs(Protocol):
@@ -63,28 +86,10 @@ def _remedy(missing: Iterable[Path], dataset: str, root: Path) -> str:
     return "put them there, or name other files by these flags or in the dataset's YAML file"
 
 
-def open_features(
-    paths: Mapping[str, Path | None],
-    dataset: str,
-    inputs: ModelInputs,
-    root: Path,
-    needed: Sequence[str] = DATA_FILES,
-) -> FeatureReader:
-    """Open the feature files of a dataset for a model.
-
-    Args:
-        paths: flag -> path, at least of `DATA_FILES`.
-        dataset: its name, for messages.
-        inputs: of the model.
-        root: folder that contains `dataset/`, for messages.
-        needed: the files that must exist.
-
-    Raises:
-        InputError: naming every missing file of `needed`.
-    """
-    check_files({name: paths[name] for name in needed}, dataset, root)
-    videos = paths["video_feat_path"]
-    assert videos is not None
+def open_features(files: DatasetFiles, inputs: ModelInputs, needed: Sequence[str] = DATA_FILES) -> FeatureReader:
+    """Open the feature files of a dataset for a model. InputError naming every missing file of `needed`."""
+    check_files({name: getattr(files, name) for name in needed}, files.dataset, files.root)
+    assert files.video_feat_path is not None
     # Without captions, no token features are read.
-    files = FeatureFile(videos), FeatureFile(paths["text_feat_path"] or videos)
-    return FeatureReader(*files, inputs.streams, inputs.query_width, inputs.max_frames, inputs.max_words)
+    videos, texts = FeatureFile(files.video_feat_path), FeatureFile(files.text_feat_path or files.video_feat_path)
+    return FeatureReader(videos, texts, inputs.streams, inputs.query_width, inputs.max_frames, inputs.max_words)

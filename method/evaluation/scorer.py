@@ -20,7 +20,7 @@ from method.evaluation.corpus import Corpus, QuerySet
 from method.evaluation.frame_embeddings import FrameEmbeddings, LengthBucket
 from method.evaluation.metrics import FUSED
 from method.evaluation.sharding import shard
-from method.model.architecture import fused_weights
+from method.model.branch_spec import fused_weights
 from method.model.retrieval import RetrievalModel
 from method.model.scoring import Similarity, fuse
 from method.ops.precision import matmul_precision
@@ -41,7 +41,7 @@ class ScoringSettings:
     weights: branch -> weight in the fused score, summing to 1.
     memory_mb: MiB for a block of scores; embeddings come on top.
     precision: 'off', 'bf16' or 'fp16', of the encoders and embeddings; scores are float32.
-    heads: `Head.score` of every branch whose head scores in a way of its own, instead of by the best cosine.
+    heads: `Branch.score` of every branch whose head scores in a way of its own, instead of by the best cosine.
     """
 
     weights: Mapping[str, float]

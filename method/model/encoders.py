@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from method import ops
 from method.data.ragged import Ragged
+from method.model.architecture import Architecture
 
 
 class SelfAttention(nn.Module):
     """One block of self-attention over each sequence: LayerNorm(x + dropout(Linear(attended))), no feed-forward."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.heads = heads
-        self.dropout = dropout
+        width, self.heads, self.dropout = architecture.hidden_size, architecture.heads, architecture.dropout
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -38,17 +38,15 @@ class SelfAttention(nn.Module):
 class SequenceEncoder(nn.Module):
     """Input projection, learned position embedding and one self-attention block; for frames and tokens alike."""
 
-    def __init__(
-        self, input_width: int, width: int, heads: int, max_length: int, input_dropout: float, dropout: float
-    ) -> None:
+    def __init__(self, architecture: Architecture, *, input_width: int, max_length: int) -> None:
         super().__init__()
-        self.input_dropout = input_dropout
-        self.dropout = dropout
+        width, self.dropout = architecture.hidden_size, architecture.dropout
+        self.input_dropout = architecture.input_dropout
         self.input_norm = nn.LayerNorm(input_width)
         self.input = nn.Linear(input_width, width)
         self.positions = nn.Embedding(max_length, width)
         self.position_norm = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads, dropout)
+        self.attention = SelfAttention(architecture)
 
     def forward(self, rows: Ragged) -> Ragged:
         """Encode rows (N, I) into (N, D)."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from method import ops
 from method.data.ragged import Layout, Ragged
-from method.model.architecture import Architecture, Extent
+from method.model.architecture import Architecture
 from method.ops import MLP, SamplingPoints
 
 DROPOUT = 0.05
@@ -43,9 +43,9 @@ class FeedForward(nn.Module):
 class AttentionFusion(nn.Module):
     """Ordinary cross attention over all valid context frames of the same video."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.heads = heads
+        width, self.heads = architecture.hidden_size, architecture.fusion_heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -74,22 +74,19 @@ class DeformableFusion(nn.Module):
 
     def __init__(self, architecture: Architecture, offset_scale: float) -> None:
         super().__init__()
-        width = architecture.hidden_size
-        self.extent: Extent = architecture.fusion_extent
-        self.heads = architecture.fusion_heads
-        self.groups = architecture.offset_groups
-        self.count = architecture.offset_count
+        width, self.heads, self.groups = architecture.hidden_size, architecture.fusion_heads, architecture.offset_groups
+        group_width, kernel = width // self.groups, architecture.offset_kernel
         self.offset_scale = offset_scale
-        group_width = width // self.groups
-        kernel = architecture.offset_kernel
         self.reach = kernel // 2
+        self.padded = architecture.fusion_extent == "padded"
         self.to_query = MLP(width)
         self.to_key = MLP(width)
         self.to_value = MLP(width)
         self.offset_convolution = nn.Conv1d(group_width, group_width, kernel, padding=self.reach, groups=group_width)
-        self.offset_output = nn.Conv1d(group_width, self.count, 1, bias=False)
-        scale = PUBLISHED_LOGIT_SCALE if self.extent == "padded" else PUBLISHED_LOGIT_SCALE / math.sqrt(POSITIONS)
-        self.logit_scale = nn.Parameter(torch.tensor(scale))
+        self.offset_output = nn.Conv1d(group_width, architecture.offset_count, 1, bias=False)
+        self.logit_scale = nn.Parameter(
+            torch.tensor(PUBLISHED_LOGIT_SCALE / (1 if self.padded else math.sqrt(POSITIONS)))
+        )
         self.query_positions = PositionEmbedding(width) if architecture.fusion_positions else None
         self.context_positions = PositionEmbedding(width) if architecture.fusion_positions else None
         self.feed_forward = FeedForward(width)
@@ -100,7 +97,7 @@ class DeformableFusion(nn.Module):
         With extent 'padded' the convolution over query frames and the sampling of context frames reach past the end of
         a video, up to the length of the longest video of the batch.
         """
-        if self.extent == "valid":
+        if not self.padded:
             return list(query.valid), list(context.valid)
         furthest_B = torch.tensor(query.valid, dtype=torch.float64) - 1 + self.offset_scale
         coordinates = _padded_coordinate(furthest_B, max(query.longest - 1, 1), context.longest).tolist()
@@ -130,7 +127,7 @@ class DeformableFusion(nn.Module):
         # The bias of the keys shifts all logits of a frame alike, which softmax ignores: its gradient is zero.
         logit_scale = self.logit_scale + 0 * self.to_key.second.bias.sum()
         head_width = valid.values.shape[1] // self.heads
-        scale = logit_scale * (head_width * (query.layout.longest if self.extent == "padded" else 1)) ** -0.5
+        scale = logit_scale * (head_width * (query.layout.longest if self.padded else 1)) ** -0.5
         probability = DROPOUT if self.training else 0.0
         mlps = (self.to_key, self.to_value)
         return ops.deformable_attention(valid.values, context.values, points, *mlps, self.heads, scale, probability)
@@ -163,21 +160,18 @@ class DeformableFusion(nn.Module):
         extent 'padded', longest L and M of the batch:    u = `_padded_coordinate(p)`, frames outside [0, M-1] are zero
         """
         video_n = query.owner_N
-        if self.extent == "padded":
-            last_query, last_context = (torch.full_like(video_n, layout.longest - 1) for layout in (query, context))
+        if self.padded:
+            last_n11 = torch.full_like(video_n, context.longest - 1)[:, None, None]
+            coordinate = _padded_coordinate(position_nJG, max(query.longest - 1, 1), context.longest)
         else:
-            last_query, last_context = query.valid_B[video_n] - 1, context.valid_B[video_n] - 1
-        last_query, last_context = last_query[:, None, None], last_context[:, None, None]
-        if self.extent == "padded":
-            coordinate = _padded_coordinate(position_nJG, last_query.clamp(min=1), last_context + 1)
-        else:
-            inside = torch.minimum(position_nJG.clamp(min=0), last_query)
-            coordinate = inside * (last_context / last_query.clamp(min=1))
+            last_query_n11, last_n11 = ((layout.valid_B[video_n] - 1)[:, None, None] for layout in (query, context))
+            inside = torch.minimum(position_nJG.clamp(min=0), last_query_n11)
+            coordinate = inside * (last_n11 / last_query_n11.clamp(min=1))
         below = coordinate.detach().floor()
         fraction = coordinate - below
         index = torch.stack([below, below + 1], -1).int()
         weight = torch.stack([1 - fraction, fraction], -1)
-        weight = weight.masked_fill((index < 0) | (index > last_context[..., None]), 0.0)
+        weight = weight.masked_fill((index < 0) | (index > last_n11[..., None]), 0.0)
         # A frame without weight may not have been encoded: any other of the video stands in for it.
         starts, last_encoded = context.starts_B[video_n], context.lengths_B[video_n] - 1
         index = torch.minimum(index.clamp(min=0), last_encoded[:, None, None, None])
@@ -197,7 +191,7 @@ class PositionEmbedding(nn.Module):
         return frames.with_values(frames.values + F.embedding(frames.layout.position_N, self.norm(self.table.weight)))
 
 
-def _padded_coordinate(position: Tensor, last_L: Tensor | int, longest_M: Tensor | int) -> Tensor:
+def _padded_coordinate(position: Tensor, last_L: int, longest_M: int) -> Tensor:
     """Where the published program reads: `grid_sample` over the padded lengths, from -0.5 to M - 0.5."""
     unit = (2 * position / last_L - 1).clamp(-1, 1)
     return ((unit + 1) * longest_M - 1) / 2

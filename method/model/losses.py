@@ -19,7 +19,7 @@ NEGATIVE_QUERIES = "negative_queries"
 _PUBLISHED = ("triplet", "nce", NEGATIVE_QUERIES)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LossSettings:
     """Options of the losses.
 
@@ -73,41 +73,42 @@ class BatchScores:
     generator: torch.Generator | None = None
     sum: Callable[[Tensor], Tensor] = lambda part: part
 
+    @property
+    def own_QB(self) -> Tensor:
+        """Whether a video is the caption's own."""
+        return self.labels_Q[:, None] == torch.arange(self.cosine_XQB.shape[-1], device=self.labels_Q.device)
+
     def by_branch(self, values_X: Tensor) -> dict[str, Tensor]:
         """A value of each branch, by name."""
         return dict(zip(self.branches, values_X.unbind(), strict=True))
 
 
-def triplet_loss(
-    cosine_XQB: Tensor, labels_Q: Tensor, settings: LossSettings, hard: bool, generator: torch.Generator | None = None
-) -> Tensor:
-    """Margin loss in both directions, each averaged over its anchors; zero without negatives; (X,).
-
-    hard: the hardest negatives instead of random ones.
-    """
+def triplet_loss(scores: BatchScores, settings: LossSettings) -> dict[str, Tensor]:
+    """Margin loss of each branch in both directions, each averaged over its anchors; zero without negatives."""
+    # All branches at once: on a GPU, launching small operations takes longer than running them.
+    cosine_XQB, labels_Q, own_QB = scores.cosine_XQB, scores.labels_Q, scores.own_QB
     videos = cosine_XQB.shape[-1]
     if videos < 2:
-        return cosine_XQB.sum((-2, -1)) * 0.0
-    own_QB = labels_Q[:, None] == torch.arange(videos, device=labels_Q.device)
+        return scores.by_branch(cosine_XQB.sum((-2, -1)) * 0.0)
     negatives_XQB = cosine_XQB.detach().masked_fill(own_QB, -torch.inf)
     own_XQ = _gather_videos(cosine_XQB, labels_Q.expand(cosine_XQB.shape[:-1]))
 
     # Video to text: mean of the video's captions against one caption of another video.
-    chosen_XB = (negatives_XQB if hard else random_scores(negatives_XQB, generator)).argmax(dim=-2)
-    negative_XB = cosine_XQB.gather(-2, chosen_XB.unsqueeze(-2)).squeeze(-2)
+    drawn_XQB = negatives_XQB if scores.hard else random_scores(negatives_XQB, scores.generator)
+    negative_XB = cosine_XQB.gather(-2, drawn_XQB.argmax(dim=-2, keepdim=True)).squeeze(-2)
     positive_XB = torch.zeros_like(negative_XB).index_add(-1, labels_Q, own_XQ) / own_QB.sum(0).clamp(min=1)
     video_to_text_X = (settings.margin + negative_XB - positive_XB).clamp(min=0).mean(-1)
 
     # Text to video: against another video, from `hard_pool_size` candidates if hard.
-    if hard:
+    if scores.hard:
         candidates_XQP = negatives_XQB.topk(min(settings.hard_pool_size, videos - 1)).indices
         pool, shape = candidates_XQP.shape[-1], own_XQ.shape
-        drawn_XQ = torch.randint(0, pool, shape, generator=generator, device=labels_Q.device)
+        drawn_XQ = torch.randint(0, pool, shape, generator=scores.generator, device=labels_Q.device)
         chosen_XQ = _gather_videos(candidates_XQP, drawn_XQ)
     else:
-        chosen_XQ = random_scores(negatives_XQB, generator).argmax(dim=-1)
+        chosen_XQ = random_scores(negatives_XQB, scores.generator).argmax(dim=-1)
     text_to_video_X = (settings.margin + _gather_videos(cosine_XQB, chosen_XQ) - own_XQ).clamp(min=0).mean(-1)
-    return video_to_text_X + text_to_video_X
+    return scores.by_branch(video_to_text_X + text_to_video_X)
 
 
 def _gather_videos(values_XQB: Tensor, video_XQ: Tensor) -> Tensor:
@@ -121,12 +122,12 @@ def random_scores(negatives_XQB: Tensor, generator: torch.Generator | None) -> T
     return random_XQB.masked_fill(negatives_XQB.isneginf(), -torch.inf)
 
 
-def nce_loss(raw_XQB: Tensor, labels_Q: Tensor) -> Tensor:
-    """Contrastive loss of captions against all videos and of videos against all captions, each averaged; (X,)."""
-    own_QB = labels_Q[:, None] == torch.arange(raw_XQB.shape[-1], device=labels_Q.device)
-    text_to_video_XQ = raw_XQB.logsumexp(-1) - _gather_videos(raw_XQB, labels_Q.expand(raw_XQB.shape[:-1]))
-    video_to_text_XB = raw_XQB.logsumexp(-2) - raw_XQB.masked_fill(~own_QB, -torch.inf).logsumexp(-2)
-    return text_to_video_XQ.mean(-1) + video_to_text_XB.mean(-1)
+def nce_loss(scores: BatchScores, settings: LossSettings) -> dict[str, Tensor]:
+    """Contrastive loss of each branch: captions against all videos and videos against all captions, each averaged."""
+    raw_XQB = scores.raw_XQB
+    text_to_video_XQ = raw_XQB.logsumexp(-1) - _gather_videos(raw_XQB, scores.labels_Q.expand(raw_XQB.shape[:-1]))
+    video_to_text_XB = raw_XQB.logsumexp(-2) - raw_XQB.masked_fill(~scores.own_QB, -torch.inf).logsumexp(-2)
+    return scores.by_branch(text_to_video_XQ.mean(-1) + video_to_text_XB.mean(-1))
 
 
 def best_own_frames(frames: Ragged, scores: Similarity, labels_Q: Tensor) -> Tensor:
@@ -135,13 +136,20 @@ def best_own_frames(frames: Ragged, scores: Similarity, labels_Q: Tensor) -> Ten
     return frames.values[frames.layout.starts_B[labels_Q] + frame_Q]
 
 
-def negative_query_loss(scores: EditScores, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Cross entropy of each caption against its edits, on the caption's best frame.
+def negative_query_loss(scores: BatchScores, settings: LossSettings) -> dict[str, Tensor]:
+    """Cross entropy of captions against their edits, on the captions' best frames, of each branch with edits.
 
-    smoothing: label smoothing, over each caption's own number of choices.
-
-    Returns the sum over the captions that have edits, and their number.
+    The mean over the captions that have some, with label smoothing over each caption's own number of choices.
     """
+    terms = {}
+    for branch, edits in scores.edits.items():
+        loss, count = edit_cross_entropy(edits, settings.label_smoothing)
+        terms[branch] = scores.sum(loss) / scores.sum(count)
+    return terms
+
+
+def edit_cross_entropy(scores: EditScores, smoothing: float) -> tuple[Tensor, Tensor]:
+    """The sum of the cross entropy over the captions that have edits, and their number."""
     best_QD, owner_E = scores.best_QD.float(), scores.owner_E
     true_Q = scores.temperature * torch.cosine_similarity(best_QD, scores.queries_QD.float(), dim=-1)
     edited_E = scores.temperature * torch.cosine_similarity(best_QD[owner_E], scores.edited_ED.float(), dim=-1)
@@ -151,30 +159,9 @@ def negative_query_loss(scores: EditScores, smoothing: float) -> tuple[Tensor, T
     total_Q = (true_Q - largest_Q).exp().index_add(0, owner_E, (edited_E - largest_Q[owner_E]).exp())
     log_total_Q = total_Q.log() + largest_Q
     sum_Q = true_Q.index_add(0, owner_E, edited_E)
-    choices_Q = count_Q + 1
-    smoothed_Q = (1 - smoothing) * true_Q + smoothing * sum_Q / choices_Q
+    smoothed_Q = (1 - smoothing) * true_Q + smoothing * sum_Q / (count_Q + 1)
     has_edits_Q = count_Q > 0
     return ((log_total_Q - smoothed_Q) * has_edits_Q).sum(), has_edits_Q.sum()
-
-
-def triplet_terms(scores: BatchScores, settings: LossSettings) -> dict[str, Tensor]:
-    """The triplet loss of each branch."""
-    # All branches at once: on a GPU, launching small operations takes longer than running them.
-    return scores.by_branch(triplet_loss(scores.cosine_XQB, scores.labels_Q, settings, scores.hard, scores.generator))
-
-
-def nce_terms(scores: BatchScores, settings: LossSettings) -> dict[str, Tensor]:
-    """The contrastive loss of each branch."""
-    return scores.by_branch(nce_loss(scores.raw_XQB, scores.labels_Q))
-
-
-def negative_query_terms(scores: BatchScores, settings: LossSettings) -> dict[str, Tensor]:
-    """The hard negative query loss of each branch with edits, the mean over the captions that have some."""
-    terms = {}
-    for branch, edits in scores.edits.items():
-        loss, count = negative_query_loss(edits, settings.label_smoothing)
-        terms[branch] = scores.sum(loss) / scores.sum(count)
-    return terms
 
 
 @dataclass(frozen=True)
@@ -188,9 +175,9 @@ class Loss:
 # A loss term is one function and one line here. `--losses` names those that are summed; the last one is for hard
 # negative queries, and `--neg_query_loss` and `--neg_query_loss_weight` are its options.
 LOSSES: dict[str, Loss] = {
-    "triplet": Loss(triplet_terms, weight=1.0),
-    "nce": Loss(nce_terms, weight=0.02),
-    NEGATIVE_QUERIES: Loss(negative_query_terms, weight=0.005),
+    "triplet": Loss(triplet_loss, weight=1.0),
+    "nce": Loss(nce_loss, weight=0.02),
+    NEGATIVE_QUERIES: Loss(negative_query_loss, weight=0.005),
 }
 
 

@@ -1,7 +1,4 @@
-"""Names of the published checkpoints' weights, read into ours and written back.
-
-The published names mislead: `_phrase`, `_action` and `phrase_action` all mean the object branch.
-"""
+"""Published checkpoints: their weights read into ours and written back, and what they tell of the options."""
 
 from __future__ import annotations
 
@@ -13,51 +10,18 @@ import torch
 from torch import Tensor
 
 from method.model.architecture import Architecture
+from method.model.published_names import (
+    ATTENTION_FUSION,
+    FIRST_FUSION,
+    SECOND_FUSION,
+    TEMPERATURES,
+    fusion_prefixes,
+    published_name,
+    renamed,
+)
 from method.model.retrieval import RetrievalModel
 from method.runtime.errors import InputError, summarize
 
-_TEMPERATURES = {"action": "temp", "object": "temp2"}
-_ENCODER = {
-    "input_norm": "input_proj{s}.LayerNorm",
-    "input": "input_proj{s}.net.1",
-    "positions": "pos_embed{s}.position_embeddings",
-    "position_norm": "pos_embed{s}.LayerNorm",
-    "attention.query": "encoder{s}.self.query",
-    "attention.key": "encoder{s}.self.key",
-    "attention.value": "encoder{s}.self.value",
-    "attention.output": "encoder{s}.output.dense",
-    "attention.norm": "encoder{s}.output.LayerNorm",
-}
-_ATTENTION_FUSION = {
-    "query": "ca.msa.linears.0",
-    "key": "ca.msa.linears.1",
-    "value": "ca.msa.linears.2",
-    "output": "ca.msa.linears.3",
-    "feed_forward.attended_norm": "ca.norm1",
-    "feed_forward.inner": "ca.ffn.0",
-    "feed_forward.outer": "ca.ffn.3",
-    "feed_forward.output_norm": "ca.norm2",
-}
-_DEFORMABLE_FUSION = {
-    "to_query.first": "to_q.0",
-    "to_query.second": "to_q.3",
-    "to_key.first": "to_k.0",
-    "to_key.second": "to_k.3",
-    "to_value.first": "to_v.0",
-    "to_value.second": "to_v.3",
-    "offset_convolution": "to_offsets.0",
-    "offset_output": "to_offsets.2",
-    "logit_scale": "scales_make_attn_diff",
-    "query_positions.table": "pos_encoder_Q.0",
-    "query_positions.norm": "pos_encoder_Q.1",
-    "context_positions.table": "pos_encoder_KV.0",
-    "context_positions.norm": "pos_encoder_KV.1",
-    "feed_forward.attended_norm": "norm1",
-    "feed_forward.inner": "ffn.0",
-    "feed_forward.outer": "ffn.3",
-    "feed_forward.output_norm": "norm2",
-}
-_FIRST_FUSION, _SECOND_FUSION = "cross_branch_fusion_A1", "cross_branch_fusion_B1"
 _NEVER_USED: tuple[str, ...] = (
     *("channel_proj", "cross_branch_fusion_SA.", "cross_branch_fusion_SB.", "roberta_model."),
     *(f"mapping_linear{branch}.{layer}." for branch in ("", "_phrase_action") for layer in (1, 2)),
@@ -70,17 +34,17 @@ _SIZES = {
     "hidden_size": ("query_input_proj.net.1.weight", 0),
     "max_ctx_l": ("frame_pos_embed.position_embeddings.weight", 0),
     "max_desc_l": ("query_pos_embed.position_embeddings.weight", 0),
-    "deformable_offset_num": (f"{_FIRST_FUSION}.to_offsets.2.weight", 0),
-    "deformable_offset_kernel_size": (f"{_FIRST_FUSION}.to_offsets.0.weight", 2),
+    "deformable_offset_num": (f"{FIRST_FUSION}.to_offsets.2.weight", 0),
+    "deformable_offset_kernel_size": (f"{FIRST_FUSION}.to_offsets.0.weight", 2),
 }
-_OFFSET_CHANNELS = (f"{_FIRST_FUSION}.to_offsets.2.weight", 1)  # of one of the groups
+_OFFSET_CHANNELS = (f"{FIRST_FUSION}.to_offsets.2.weight", 1)  # of one of the groups
 _PARTS = {
     "action_branch": "frame_input_proj.",
     "phrase_action_branch": "frame_input_proj_action.",
-    "cross_branch_fusion": f"{_FIRST_FUSION}.",
-    "deformable_attn": f"{_FIRST_FUSION}.to_offsets.",
-    "fusion_positions": f"{_FIRST_FUSION}.pos_encoder_",
-    "cross_attn_q double_q": f"{_SECOND_FUSION}.to_offsets.",
+    "cross_branch_fusion": f"{FIRST_FUSION}.",
+    "deformable_attn": f"{FIRST_FUSION}.to_offsets.",
+    "fusion_positions": f"{FIRST_FUSION}.pos_encoder_",
+    "cross_attn_q double_q": f"{SECOND_FUSION}.to_offsets.",
 }
 # The temperatures start at 1/0.07 and the scale of the logits at 70; a training moves them by a few units.
 _LEAST_SCALE, _LARGEST_SCALE = 1.0, 1000.0
@@ -99,7 +63,7 @@ def published_architecture(architecture: Architecture) -> Architecture:
 
 def check_publishable(architecture: Architecture, source: Path | str) -> None:
     """InputError for a model with branches or a head that the published form cannot hold."""
-    if own := [name for name in architecture.branches if name not in _TEMPERATURES]:
+    if own := [name for name in architecture.branches if name not in TEMPERATURES]:
         raise InputError(f"{source}: a published checkpoint has the branches action and object, not {', '.join(own)}")
     if architecture.head != "frames":
         raise InputError(f"{source}: a published checkpoint has the head frames, not {architecture.head}")
@@ -128,9 +92,9 @@ def from_published(state: Mapping[str, Tensor], architecture: Architecture, sour
         if option in expected and expected[option][0] != value
     ]:
         raise InputError(f"{source}: weights do not fit the options: {'; '.join(contradictions)}")
-    unused = _NEVER_USED if len(_fusion_prefixes(architecture)) == 2 else (*_NEVER_USED, f"{_SECOND_FUSION}.")
+    unused = _NEVER_USED if len(fusion_prefixes(architecture)) == 2 else (*_NEVER_USED, f"{SECOND_FUSION}.")
     problems = [f"{name} is missing" for name in published_of.values() if name not in state]
-    known = set(published_of.values()) | set(_TEMPERATURES.values())
+    known = set(published_of.values()) | set(TEMPERATURES.values())
     problems += [f"{name} is not expected" for name in state if name not in known and not name.startswith(unused)]
     problems += [
         f"{name} is {tuple(state[name].shape)}, expected {tuple(shapes[ours])}"
@@ -195,32 +159,15 @@ def to_published(state: Mapping[str, Tensor], architecture: Architecture) -> dic
     check_publishable(architecture, "the model")
     weights = {published_name(ours, architecture): weight for ours, weight in state.items()}
     if architecture.fusion_extent == "valid":
-        for prefix in _fusion_prefixes(architecture).values():
+        for prefix in fusion_prefixes(architecture).values():
             name = f"{prefix}.scales_make_attn_diff"
             if name in weights:
                 weights[name] = weights[name] * architecture.max_frames**0.5
-    for name in _TEMPERATURES.values():
+    for name in TEMPERATURES.values():
         weights.setdefault(name, torch.tensor(1 / 0.07))
     for name, shape in unused_shapes(architecture).items():
         weights[name] = torch.zeros(shape)
     return weights
-
-
-def published_name(ours: str, architecture: Architecture) -> str:
-    """The published name of one of our weights."""
-    kind, which, rest = ours.split(".", 2) if ours.count(".") > 1 else (*ours.split(".", 1), "")
-    if kind == "temperatures":
-        return _TEMPERATURES[which]
-    if kind == "fusions":
-        names = _DEFORMABLE_FUSION if architecture.fusion == "deformable" else _ATTENTION_FUSION
-        return f"{_fusion_prefixes(architecture)[which]}.{_renamed(rest, names)}"
-    part, _, rest = rest.partition(".")
-    if part == "pooling":
-        return {"action": "modular_vector_mapping.weight", "object": "modular_vector_mapping_phrase.weight"}[which]
-    if part == "key":
-        return {"action": "mapping_linear.0.weight", "object": "mapping_linear_phrase_action.0.weight"}[which]
-    side, suffix = {"frames": ("frame", "_action"), "tokens": ("query", "_phrase")}[part]
-    return f"{side}_{_renamed(rest, _ENCODER).format(s=suffix if which == 'object' else '')}"
 
 
 def unused_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
@@ -242,25 +189,12 @@ def unused_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     if architecture.fusion == "none":
         return shapes
     idle = ["cross_branch_fusion_SA", "cross_branch_fusion_SB"]
-    idle += [_SECOND_FUSION] if len(_fusion_prefixes(architecture)) == 1 else []
+    idle += [SECOND_FUSION] if len(fusion_prefixes(architecture)) == 1 else []
     attention = next(iter(_meta_model(replace(architecture, fusion="attention")).fusions.values()))
     for prefix in idle:
         for ours, weight in attention.state_dict().items():
-            shapes[f"{prefix}.{_renamed(ours, _ATTENTION_FUSION)}"] = tuple(weight.shape)
+            shapes[f"{prefix}.{renamed(ours, ATTENTION_FUSION)}"] = tuple(weight.shape)
     return shapes
-
-
-def _fusion_prefixes(architecture: Architecture) -> dict[str, str]:
-    """The published name of the fusion of each branch: the first has one name, whichever branch it is of."""
-    return dict(zip(architecture.fusions, (_FIRST_FUSION, _SECOND_FUSION), strict=False))
-
-
-def _renamed(ours: str, names: Mapping[str, str]) -> str:
-    """Rename the module of a weight and keep its last part, or rename a parameter of its own."""
-    if ours in names:
-        return names[ours]
-    module, _, parameter = ours.rpartition(".")
-    return f"{names[module]}.{parameter}"
 
 
 def _meta_model(architecture: Architecture) -> RetrievalModel:

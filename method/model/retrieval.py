@@ -6,7 +6,8 @@ Letters: B videos, Q queries, N rows, K keys, D width.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol, cast
+from inspect import signature
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,38 +17,25 @@ from method.model.architecture import Architecture
 from method.model.encoders import QueryPooling, SequenceEncoder
 from method.model.fusion import AttentionFusion, DeformableFusion
 from method.model.scoring import Similarity, similarity
-
-
-class Head(Protocol):
-    """How one branch makes the keys of a video and the vector of a query, and scores them."""
-
-    def encode_videos(self, frames: Ragged) -> Ragged:
-        """Encoded, possibly fused frames (N, D) of B videos as the keys (K, D) that queries are compared with."""
-
-    def encode_queries(self, tokens: Ragged) -> Tensor:
-        """Token features of Q queries as one vector each, (Q, D)."""
-
-    def score(self, keys: Ragged, queries_QD: Tensor) -> Similarity:
-        """Scores of all queries against all videos, each from the keys of that video alone."""
+from method.runtime.errors import shown
 
 
 class Branch(nn.Module):
-    """One branch, with the head "frames": every frame is a key, and a video scores as well as its best frame.
+    """One branch and its head "frames": every frame is a key, and a video scores as well as its best frame.
 
-    Another head is a subclass in `HEADS` that overrides methods of `Head`.
+    Another head is a subclass in `HEADS`, which overrides `encode_videos`, `encode_queries`, `score` or some of them.
     """
 
     def __init__(self, frame_width: int, architecture: Architecture) -> None:
         super().__init__()
         a = architecture
-        shared = (a.hidden_size, a.heads)
-        self.frames = SequenceEncoder(frame_width, *shared, a.max_frames, a.input_dropout, a.dropout)
-        self.tokens = SequenceEncoder(a.query_width, *shared, a.max_words, a.input_dropout, a.dropout)
+        self.frames = SequenceEncoder(a, input_width=frame_width, max_length=a.max_frames)
+        self.tokens = SequenceEncoder(a, input_width=a.query_width, max_length=a.max_words)
         self.pooling = QueryPooling(a.hidden_size)
         self.key = nn.Linear(a.hidden_size, a.hidden_size, bias=False)
 
     def encode_videos(self, frames: Ragged) -> Ragged:
-        """Encoded, possibly fused frames (N, D) as the keys that queries are compared with, one a frame."""
+        """Encoded, possibly fused frames (N, D) of B videos as the keys (K, D) that queries are compared with."""
         return frames.with_values(self.key(frames.values))
 
     def encode_queries(self, tokens: Ragged) -> Tensor:
@@ -55,7 +43,7 @@ class Branch(nn.Module):
         return self.pooling(self.tokens(tokens))
 
     def score(self, keys: Ragged, queries_QD: Tensor) -> Similarity:
-        """The largest cosine and the largest dot product of each query and the keys of each video."""
+        """Scores of all queries against all videos, each from the keys of that video alone."""
         return similarity(keys, queries_QD)
 
     @property
@@ -68,28 +56,39 @@ class Branch(nn.Module):
 HEADS: dict[str, type[Branch]] = {"frames": Branch}
 
 
+def find_head(name: str) -> type[Branch]:
+    """The head of this name. ValueError for an unknown one, TypeError for a class that cannot be one."""
+    if name not in HEADS:
+        raise ValueError(f"head is {shown(name)}, expected one of {', '.join(HEADS)}")
+    head = HEADS[name]
+    if not (isinstance(head, type) and issubclass(head, Branch)):
+        raise TypeError(f"{head!r} is no subclass of Branch")
+    for method in ("encode_videos", "encode_queries", "score"):
+        try:
+            signature(getattr(head, method)).bind(*signature(getattr(Branch, method)).parameters)
+        except TypeError as error:
+            raise TypeError(f"{head.__name__}.{method} is not called like Branch.{method}: {error}") from error
+    return head
+
+
 class RetrievalModel(nn.Module):
     """Encodes videos into keys and queries into vectors, for each branch.
 
     Args:
-        architecture: the branches and sizes. ValueError for a head that is not in `HEADS`.
+        architecture: the branches and sizes. ValueError or TypeError for a head that is none, as `find_head`.
     """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        if architecture.head not in HEADS:
-            raise ValueError(f"head is {architecture.head!r}, expected one of {', '.join(HEADS)}")
-        head = HEADS[architecture.head]
-        self.branches = nn.ModuleDict(
-            {name: head(spec.width, architecture) for name, spec in architecture.branches.items()}
-        )
+        head, specs = find_head(architecture.head), architecture.branches
+        self.branches = nn.ModuleDict({name: head(spec.width, architecture) for name, spec in specs.items()})
         # Keyed by the branch whose frames are the attention queries.
         self.fusions = nn.ModuleDict(
             {
-                name: AttentionFusion(architecture.hidden_size, architecture.fusion_heads)
+                name: AttentionFusion(architecture)
                 if architecture.fusion == "attention"
-                else DeformableFusion(architecture, architecture.branches[name].offset_scale)
+                else DeformableFusion(architecture, specs[name].offset_scale)
                 for name in architecture.fusions
             }
         )

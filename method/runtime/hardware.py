@@ -1,4 +1,4 @@
-"""Device queries, asynchronous copies, and peak memory.
+"""Choice of the device, asynchronous copies, and peak memory.
 
 CUDA launches are asynchronous and reading a number is a sync: it waits for all queued kernels and then leaves the GPU
 idle. A training step therefore reads nothing from the device, and copies to it with `to_device_async`.
@@ -7,10 +7,38 @@ idle. A training step therefore reads nothing from the device, and copies to it 
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from method.runtime.errors import InputError
+
+
+def choose_device(
+    device: int | None, device_ids: Sequence[int] | None = None, local_rank: int | None = None
+) -> torch.device:
+    """The device that --device or --device_ids selects; under torchrun, the GPU of the process with this local rank.
+
+    InputError when the machine has no such GPU, or when a flag selects a device under torchrun.
+    """
+    gpus = torch.cuda.device_count()
+    if local_rank is not None:
+        for flag, value in (("device", device), ("device_ids", device_ids)):
+            if value is not None:
+                raise InputError(
+                    f"--{flag} {value}: torchrun gives each process its own GPU, or the CPU where there is none; "
+                    "CUDA_VISIBLE_DEVICES chooses among the GPUs"
+                )
+        return torch.device("cuda", local_rank) if gpus else torch.device("cpu")
+    if device is None:
+        device = (device_ids or [0])[0] if gpus else -1
+    if device < 0:
+        return torch.device("cpu")
+    if device >= gpus:
+        raise InputError(f"--device {device}: this machine has {gpus} usable GPUs; -1 is the CPU")
+    return torch.device("cuda", device)
 
 
 def is_gpu(device: torch.device) -> bool:

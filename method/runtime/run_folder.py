@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +36,25 @@ BEST = "model.ckpt"
 LAST = "last.ckpt"
 RANKS = "ranks.csv"
 _PACKAGES = ("torch", "numpy", "h5py", "transformers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunName:
+    """What a run is called, by the flags --results_root, --dataset_name, --exp_id and --description."""
+
+    results: Path
+    dataset: str
+    experiment: str
+    description: str | None
+
+    @property
+    def parent(self) -> Path:
+        """The folder of all runs of an experiment. InputError for a name that is a path."""
+        names = {"dataset_name": self.dataset, "exp_id": self.experiment, "description": self.description}
+        for flag, name in names.items():
+            if name is not None and (Path(name).name != name or name in ("", "..")):
+                raise InputError(f"--{flag} {name!r}: expected the name of a folder, not a path")
+        return self.results / self.dataset / self.experiment
 
 
 class RunFolder:
@@ -90,17 +110,20 @@ class RunFolder:
             np.savez(file, query_ids=np.array(caption_ids), video_ids=np.array(video_ids), **scores)
 
 
-def new_run(options: Mapping[str, Any]) -> RunFolder:
-    """Create the folder of a new run. InputError when the name is taken: runs are never overwritten."""
-    parent = run_parent(options)
-    if options["description"]:
-        path = parent / options["description"]
-        _refuse_taken(path, options)
+def new_run(name: RunName, evaluation: bool = False) -> RunFolder:
+    """Create the folder of a new run. InputError when the name is taken: runs are never overwritten.
+
+    evaluation: whether it is that of an evaluation, which takes the place of an unfinished one of the same name.
+    """
+    parent = name.parent
+    if name.description:
+        path = parent / name.description
+        _refuse_taken(path, evaluation)
     else:
         path = _unused(parent, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     folder = RunFolder(path)
     try:
-        _refuse_taken(path, options)  # by a run that started meanwhile
+        _refuse_taken(path, evaluation)  # by a run that started meanwhile
     except InputError:
         folder.close()
         raise
@@ -117,7 +140,7 @@ def _unused(parent: Path, name: str) -> Path:
     return path
 
 
-def _refuse_taken(path: Path, options: Mapping[str, Any]) -> None:
+def _refuse_taken(path: Path, evaluation: bool) -> None:
     if (path / METRICS).exists():
         raise InputError(f"--description {path.name}: {path} holds a finished run; choose another name")
     if not (path / OPTIONS).exists():
@@ -126,22 +149,13 @@ def _refuse_taken(path: Path, options: Mapping[str, Any]) -> None:
         raise InputError(
             f"--description {path.name}: {path} holds an unfinished run; continue it with --resume, or rename it"
         )
-    if not is_evaluation(options):  # an unfinished evaluation is rerun, but not replaced by a training
+    if not evaluation:  # an unfinished evaluation is rerun, but not replaced by a training
         raise InputError(f"--description {path.name}: {path} holds an unfinished evaluation; choose another name")
 
 
 def is_evaluation(options: object) -> bool:
     """Whether these are the options of an evaluation, which cannot be resumed, and not of a training."""
     return isinstance(options, Mapping) and options.get("eval_ckpt") is not None
-
-
-def run_parent(options: Mapping[str, Any]) -> Path:
-    """The folder that holds all runs of an experiment."""
-    for flag in ("dataset_name", "exp_id", "description"):
-        if options[flag] is not None and (Path(options[flag]).name != options[flag] or options[flag] in ("", "..")):
-            raise InputError(f"--{flag} {options[flag]!r}: expected the name of a folder, not a path")
-    parent: Path = options["results_root"] / options["dataset_name"] / options["exp_id"]
-    return parent
 
 
 def environment_info() -> dict[str, Any]:

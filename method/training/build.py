@@ -1,27 +1,42 @@
-"""A training at its start, and the batches it trains on, as the options describe them."""
+"""A training at its start, and the data it trains on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 
-from method.config.options import loss_weights
+from method.config.training_settings import TrainingSettings
 from method.data.batch import EpochBatches, Loader, VideoBatch
 from method.data.cache.gpu_tables import WithFeatures, on_device
 from method.data.dataset import FeatureReader, TrainingVideos
+from method.data.dataset_files import DatasetFiles, ModelInputs, open_features
 from method.data.edits import NegativeSource
-from method.data.splits import Split
-from method.model.losses import LossSettings
+from method.data.splits import Split, Splits, load_splits
 from method.model.retrieval import RetrievalModel
 from method.runtime.processes import SINGLE_PROCESS, Processes
-from method.training.loop import LoopSettings, Training
+from method.training.loop import Training
 from method.training.optimizer import Schedule
 
 
+def open_splits(files: DatasetFiles, inputs: ModelInputs, settings: TrainingSettings) -> tuple[FeatureReader, Splits]:
+    """Open the dataset of a training for a model, and check its splits. InputError for files that do not fit."""
+    reader = open_features(files, inputs)
+    assert files.caption_train_txt is not None
+    assert files.caption_test_txt is not None
+    splits = load_splits(
+        files.caption_train_txt,
+        files.caption_test_txt,
+        reader,
+        holdout_fraction=settings.holdout_fraction,
+        seed=settings.loop.seed,
+        max_videos=settings.max_videos,
+    )
+    return reader, splits
+
+
 def training_loader(
-    options: Mapping[str, Any],
+    settings: TrainingSettings,
     reader: FeatureReader,
     split: Split,
     order: EpochBatches,
@@ -29,8 +44,8 @@ def training_loader(
     negatives: NegativeSource | None,
 ) -> Iterable[VideoBatch]:
     """The batches to train on."""
-    workers, pinned = options["num_workers"], options["pin_memory"] and device.type == "cuda"
-    if not options["features_on_device"]:
+    workers, pinned = settings.workers, settings.pin_memory and device.type == "cuda"
+    if not settings.features_on_device:
         return Loader(TrainingVideos(reader, split.captions, negatives), order, workers, pinned)
     # Features are gathered on the device, so workers only prepare edits.
     without_features = Loader(
@@ -40,7 +55,7 @@ def training_loader(
 
 
 def make_training(
-    options: Mapping[str, Any],
+    settings: TrainingSettings,
     model: RetrievalModel,
     steps: int,
     device: torch.device,
@@ -48,20 +63,5 @@ def make_training(
     processes: Processes = SINGLE_PROCESS,
 ) -> Training:
     """A training at its start; `steps` is the number of steps per epoch."""
-    losses = LossSettings(
-        weights=loss_weights(options),
-        margin=options["margin"],
-        hard_pool_size=options["hard_pool_size"],
-        label_smoothing=options["neg_loss_label_smoothing"],
-    )
-    settings = LoopSettings(
-        epochs=options["n_epoch"],
-        early_stop=options["max_es_cnt"],
-        hard_from_epoch=options["hard_negative_start_epoch"],
-        grad_clip=options["grad_clip"],
-        amp=options["amp"],
-        losses=losses,
-        seed=options["seed"],
-    )
-    schedule = Schedule(options["lr"], options["lr_warmup_proportion"], steps * options["n_epoch"])
-    return Training(model, settings, schedule, options["wd"], device, negatives, processes)
+    schedule = Schedule(peak=settings.learning_rate, warmup=settings.warmup, steps=steps * settings.loop.epochs)
+    return Training(model, settings.loop, schedule, settings.weight_decay, device, negatives, processes)

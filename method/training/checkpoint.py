@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from method.config.options import make_architecture
 from method.model.architecture import Architecture
 from method.model.published import (
     check_scales,
@@ -115,8 +114,14 @@ def _read_file(path: Path) -> tuple[dict[str, Any], str]:
     return content, digest
 
 
-def log_model_options(options: Mapping[str, Any], loaded: Loaded) -> None:
-    """Log where a checkpoint overrides the options, and what is assumed about a published one."""
+def log_model_options(loaded: Loaded, described: Architecture, options: Mapping[str, Any]) -> None:
+    """Log where a checkpoint overrides the options, and what is assumed about a published one.
+
+    Args:
+        loaded: the model.
+        described: the architecture that the options describe.
+        options: by name, as messages show them.
+    """
     found = loaded.model.architecture
     if loaded.options is None:
         if options["fusion_extent"] not in (None, found.fusion_extent):
@@ -127,7 +132,7 @@ def log_model_options(options: Mapping[str, Any], loaded: Loaded) -> None:
         assumed = " ".join(f"--{name} {options[name]}" for name in options_without_trace(found))
         log.info("assuming options that published weights do not record: %s", assumed)
         return
-    given, stored = _flat(make_architecture(options).as_dict()), _flat(found.as_dict())
+    given, stored = _flat(described.as_dict()), _flat(found.as_dict())
     for name in sorted(given.keys() | stored.keys()):
         if name != "temperatures" and given.get(name) != stored.get(name):
             log.warning("using %s=%s from the checkpoint (command line: %s)", name, stored.get(name), given.get(name))

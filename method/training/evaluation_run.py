@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from easydict import EasyDict
+import torch
 
-from method.config.options import choose_device, make_architecture, plain
-from method.config.settings import evaluation_settings
+from method.config.settings import CheckpointEvaluation
 from method.data.cache.feature_cache import with_cache
 from method.data.dataset_files import DATA_FILES, open_features
 from method.data.provenance import check_recipe
@@ -25,36 +26,43 @@ from method.training.checkpoint import load_model, log_model_options
 log = logging.getLogger(__name__)
 
 
-def evaluate_checkpoint(options: EasyDict, processes: Processes = SINGLE_PROCESS) -> Path:
-    """Evaluate `options.eval_ckpt` on the evaluation split; results go to a new run folder."""
-    needed = [name for name in DATA_FILES if name != "caption_train_txt"]
+def evaluate_checkpoint(
+    settings: CheckpointEvaluation,
+    device: torch.device,
+    options: Mapping[str, Any],
+    processes: Processes = SINGLE_PROCESS,
+) -> Path:
+    """Evaluate a checkpoint on the evaluation split; results go to a new run folder, which is returned.
+
+    options: of the run as JSON values, written beside the results.
+    """
     with processes.raise_on_all():
-        device = choose_device(options.device, options.device_ids, processes.local_rank)
         enable_fast_matmul(device)
-        loaded = load_model(options.eval_ckpt, make_architecture(options))
+        loaded = load_model(settings.checkpoint, settings.architecture)
         model = loaded.model.to(device)
-        reader = open_features(options, options.dataset_name, model.architecture, options.root_path, needed)
-        check_recipe(reader, options.recipe, options.eval_ckpt)
-        split = check_split("evaluated split", options.caption_test_txt, reader)
+        files = settings.files
+        needed = [name for name in DATA_FILES if name != "caption_train_txt"]
+        reader = open_features(files, model.architecture, needed)
+        check_recipe(reader, files.recipe, settings.checkpoint)
+        assert files.caption_test_txt is not None
+        split = check_split("evaluated split", files.caption_test_txt, reader)
         log.info(describe(split))
         if processes.is_first:
             check_content(split, reader)
-        moments = known_moments(options.moments, split)
-        right_videos = known_right_videos(options.multi_gt, options.multi_gt_subset, split)
+        moments = known_moments(settings.moments, split)
+        right_videos = known_right_videos(settings.multi_gt, settings.multi_gt_subset, split)
     with processes.raise_on_all():
-        folder = new_run(options) if processes.is_first else None
+        folder = new_run(settings.name, evaluation=True) if processes.is_first else None
     path = processes.broadcast(folder.path if folder else Path())
     with folder or contextlib.nullcontext():
         with processes.raise_on_all():
-            log_model_options(options, loaded)  # once the folder's log is open
+            log_model_options(loaded, settings.architecture, options)  # once the folder's log is open
             if folder:
-                write_json(path / OPTIONS, plain(options))
-            reader = with_cache(reader, [split], options.feature_cache, options.num_workers)
-            evaluator = SplitEvaluator(evaluation_settings(options), reader, split, device, processes, right_videos)
-        evaluation = evaluator.evaluate(model, path if options.save_scores else None, moments)
+                write_json(path / OPTIONS, options)
+            reader = with_cache(reader, [split], settings.feature_cache, settings.evaluation.workers)
+            evaluator = SplitEvaluator(settings.evaluation, reader, split, device, processes, right_videos)
+        evaluation = evaluator.evaluate(model, path if settings.save_scores else None, moments)
         if folder:
-            given = ReportInput(
-                model, evaluation, split, options.dataset_name, loaded.epoch, options.eval_ckpt, moments
-            )
-            write_results(folder, given, loaded.sha256, plain(options), options.report)
+            given = ReportInput(model, evaluation, split, files.dataset, loaded.epoch, settings.checkpoint, moments)
+            write_results(folder, given, loaded.sha256, options, settings.report)
     return path

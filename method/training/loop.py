@@ -15,24 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from method.config.training_settings import LoopSettings
 from method.data.batch import EpochBatches, VideoBatch
 from method.data.edits import NegativeSource
 from method.model.retrieval import RetrievalModel
 from method.runtime.processes import SINGLE_PROCESS, Processes
 from method.runtime.progress import progress_bar
 from method.training.optimizer import Schedule, make_optimizer
-from method.training.step import StepSettings, TrainStep
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopSettings(StepSettings):
-    """Options of the training loop and of its steps.
-
-    epochs: number of epochs. early_stop: epochs without a better one before training stops; negative for never.
-    """
-
-    epochs: int
-    early_stop: int
+from method.training.step import TrainStep
 
 
 @dataclass

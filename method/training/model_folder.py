@@ -16,9 +16,9 @@ import safetensors
 import safetensors.torch
 import torch
 
-from method.config.options import PER_CALL_FLAGS
+from method.config.flags import PER_CALL_FLAGS
 from method.model.architecture import Architecture
-from method.model.retrieval import HEADS, RetrievalModel
+from method.model.retrieval import RetrievalModel, find_head
 from method.model.weight_names import current_names
 from method.runtime.errors import InputError, shown
 from method.runtime.files import atomic_folder, read_json, require_file, write_bytes, write_json, write_text
@@ -115,8 +115,7 @@ def architecture_of(content: Mapping[str, Any], path: Path) -> Architecture:
         raise InputError(f"{path}: expected a published checkpoint, or one with an 'architecture'; found neither")
     try:
         architecture = Architecture.from_dict(stored)
-        if architecture.head not in HEADS:
-            raise ValueError(f"head is {shown(architecture.head)}, expected one of {', '.join(HEADS)}")
+        find_head(architecture.head)
         return architecture
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"{path}: invalid architecture: {error}") from error

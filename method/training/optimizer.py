@@ -17,7 +17,7 @@ EPSILON = 1e-6
 TENSOR_CLIP = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Linear warm-up and linear decay.
 

@@ -1,4 +1,7 @@
-"""Finding the run to resume, and refusing options that would change its result."""
+"""Finding the run to resume, and refusing options that would change its result.
+
+Options are compared as JSON values, as opt.json stores them.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,13 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from method.config.flags import AUTO
-from method.config.options import plain
+from method.config.parser import AUTO
 from method.data.dataset_files import RELEASED
 from method.runtime.errors import InputError
 from method.runtime.files import read_json
-from method.runtime.run_folder import LAST, METRICS, OPTIONS, RunFolder, is_evaluation, new_run, run_parent
+from method.runtime.run_folder import LAST, METRICS, OPTIONS, RunFolder, RunName, is_evaluation, new_run
 from method.training.checkpoint import stored_options
 from method.training.checkpoint_file import read_checkpoint
 
@@ -52,37 +54,37 @@ def _recipe_before(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"recipe": name} if name in RELEASED else {}
 
 
-def find_run(options: Mapping[str, Any]) -> tuple[Path | None, bool]:
+def find_run(name: RunName, options: Mapping[str, Any]) -> tuple[Path | None, bool]:
     """The run that `--resume auto` continues, and whether it is finished; (None, False) if there is none yet.
 
     With --description, it is the run of that name. Without, it is the latest unfinished run without a description that
     has the same options, else the latest finished one.
     InputError when the run of that name has other options.
     """
-    parent = run_parent(options)
-    if options["description"]:
-        path = parent / options["description"]
+    parent = name.parent
+    if name.description:
+        path = parent / name.description
         if not (path / OPTIONS).exists():  # killed before it wrote anything
             return None, False
         check_same_options(_options_of(path), options)
         return path, _is_finished(path, options)
-    found = _unnamed_runs(options)
+    found = _unnamed_runs(name, options)
     latest = max(found, key=lambda path: (not found[path], (path / OPTIONS).stat().st_mtime), default=None)
     return latest, latest is not None and found[latest]
 
 
-def finished_run(options: Mapping[str, Any]) -> Path | None:
+def finished_run(name: RunName, options: Mapping[str, Any]) -> Path | None:
     """The finished run with these options of the name --description, or without one the latest such run."""
-    if options["description"]:
-        path = run_parent(options) / options["description"]
+    if name.description:
+        path = name.parent / name.description
         return path if (path / METRICS).exists() and not _changed_options(_options_of(path), options) else None
-    finished = [path for path, is_finished in _unnamed_runs(options).items() if is_finished]
+    finished = [path for path, is_finished in _unnamed_runs(name, options).items() if is_finished]
     return max(finished, key=lambda path: (path / METRICS).stat().st_mtime, default=None)
 
 
-def _unnamed_runs(options: Mapping[str, Any]) -> dict[Path, bool]:
+def _unnamed_runs(name: RunName, options: Mapping[str, Any]) -> dict[Path, bool]:
     """The runs without a description that have these options, and whether they are finished."""
-    paths = run_parent(options).glob(f"*/{OPTIONS}")
+    paths = name.parent.glob(f"*/{OPTIONS}")
     same = [path.parent for path in paths if _has_same_options(path, options)]
     return {path: _is_finished(path, options) for path in same}
 
@@ -104,16 +106,24 @@ def _has_same_options(path: Path, options: Mapping[str, Any]) -> bool:
     return not _changed_options(before, options)
 
 
-def open_run(options: Mapping[str, Any], processes: int = 1) -> tuple[RunFolder, dict[str, Any] | None]:
+def open_run(
+    name: RunName, resume: Path | Literal[False] | None, options: Mapping[str, Any], processes: int = 1
+) -> tuple[RunFolder, dict[str, Any] | None]:
     """The folder of a new or resumed run, and the saved state of a resumed one (None if it has not saved any).
+
+    Args:
+        name: of a new run.
+        resume: the run to resume; False for the one of this name or the latest unfinished one; None for a new run.
+        options: of this call.
+        processes: their number.
 
     Raises:
         InputError: when there is no run to resume, the run is finished, or an option or the number of processes
             changed that affects the result.
     """
-    if options["resume"] is None:
-        return new_run(options), None
-    path = options["resume"] or _latest_unfinished(options)
+    if resume is None:
+        return new_run(name), None
+    path = resume or _latest_unfinished(name)
     if (path / METRICS).exists() and options["n_epoch"] <= (finished := _epochs_of(path / METRICS)):
         raise InputError(f"{path}: the run is finished; raise --n_epoch above {finished} to continue it")
     if (path / METRICS).exists() and not (path / LAST).exists():
@@ -140,7 +150,7 @@ def _changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     if before.get("neg_query_loss"):
         before = {**_EDITS_BEFORE, **before}
     changed = []
-    for name, value in plain(now).items():
+    for name, value in now.items():
         if name in NO_EFFECT or name not in before or before[name] == value:
             continue
         if name == "n_epoch" and value > before[name]:
@@ -180,12 +190,12 @@ def _options_of(folder: Path) -> dict[str, Any]:
     return options
 
 
-def _latest_unfinished(options: Mapping[str, Any]) -> Path:
-    parent = run_parent(options)
-    if options["description"]:
-        if not (parent / options["description"] / OPTIONS).exists():
-            raise InputError(f"--resume: no run {parent / options['description']}")
-        return parent / options["description"]
+def _latest_unfinished(name: RunName) -> Path:
+    parent = name.parent
+    if name.description:
+        if not (parent / name.description / OPTIONS).exists():
+            raise InputError(f"--resume: no run {parent / name.description}")
+        return parent / name.description
     runs = [
         path.parent
         for path in parent.glob(f"*/{OPTIONS}")

@@ -10,9 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from easydict import EasyDict
-
-from method.config.options import plain
 from method.data.batch import EpochBatches, VideoBatch
 from method.evaluation.ranking import Evaluation
 from method.evaluation.report import drawing
@@ -32,25 +29,38 @@ log = logging.getLogger(__name__)
 
 
 class TrainingRun:
-    """A training that writes its results to the folder `path`; only rank 0 writes."""
+    """A training that writes its results to the folder `path`; only rank 0 writes.
+
+    Args:
+        path: folder of the run.
+        training: at its start or restored.
+        order: of its batches.
+        requests: to stop.
+        save_every_steps: within an epoch; 0 saves after epochs only.
+        options: of the run as JSON values, stored in its checkpoints.
+        data: fingerprints of its splits, stored with its state.
+    """
 
     def __init__(
         self,
-        options: EasyDict,
         path: Path,
         training: Training,
         order: EpochBatches,
         requests: StopRequests,
+        *,
+        save_every_steps: int,
+        options: Mapping[str, Any],
         data: Mapping[str, str],
     ) -> None:
-        self.options = options
-        self.data = dict(data)
         self.path = path
+        self.save_every_steps = save_every_steps
+        self.options = dict(options)
+        self.data = dict(data)
         self.training = training
         self.processes = training.processes
         self.order = order
         self.requests = requests
-        self.monitor = Monitor(path if self.processes.is_first else None, self.steps_done, plain(options))
+        self.monitor = Monitor(path if self.processes.is_first else None, self.steps_done, self.options)
 
     @property
     def steps_done(self) -> int:
@@ -65,7 +75,7 @@ class TrainingRun:
             epoch, started, first = progress.epoch, time.perf_counter(), progress.step
             losses = training.run_epoch(loader, self.order, self.after_step)
             trained = time.perf_counter()
-            self.report_speed((progress.step - first) * self.options.bsz, trained - started)
+            self.report_speed((progress.step - first) * self.order.batch_size, trained - started)
             # Keep only the metrics: the embeddings would take memory from the next epoch.
             evaluation = selector.evaluate(training.model)
             metrics, several = evaluation.metrics, evaluation.right_ranks
@@ -115,7 +125,7 @@ class TrainingRun:
 
     def content(self, epoch: int) -> dict[str, Any]:
         """The content of a model checkpoint after an epoch."""
-        return model_content(self.training.model, epoch, plain(self.options))
+        return model_content(self.training.model, epoch, self.options)
 
     def save(self) -> None:
         """Write last.ckpt, from which the run can be resumed; all ranks wait until it is written."""
@@ -140,7 +150,7 @@ class TrainingRun:
             self.monitor.scalars("gradient", values, step)
             scales = {name: weight.item() for name, weight in training.model.named_parameters() if weight.dim() == 0}
             self.monitor.scalars("temperature", scales, step)
-        if self.options.save_every_steps and training.progress.step % self.options.save_every_steps == 0:
+        if self.save_every_steps and training.progress.step % self.save_every_steps == 0:
             self.save()
 
     def stop_if_requested(self) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from method.config.training_settings import StepSettings
 from method.data.batch import VideoBatch
 from method.data.edits import EditedQueries, NegativeSource
 from method.data.ragged import Ragged
@@ -29,23 +30,6 @@ from method.training.sharded_batch import ShardedBatch, shard_batch
 from method.training.timing import Stopwatch
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepSettings:
-    """Options of a training step.
-
-    hard_from_epoch: first epoch whose triplet negatives are the hardest ones instead of random ones.
-    grad_clip: largest norm of all gradients together; 0 or less for none.
-    amp: 'off', 'bf16' or 'fp16'.
-    seed: of the random negatives, with the epoch and the step, so that all ranks draw the same.
-    """
-
-    hard_from_epoch: int
-    grad_clip: float
-    amp: str
-    losses: LossSettings
-    seed: int
 
 
 @dataclass(frozen=True)

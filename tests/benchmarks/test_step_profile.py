@@ -133,7 +133,7 @@ def test_operations_of_attention_are_counted_on_a_cpu() -> None:
 def test_the_kinds_of_a_small_step_add_up_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_profile, "DEVICE", torch.device("cpu"))
     layer = nn.Linear(64, 64)
-    optimizer = BertAdam([{"params": list(layer.parameters())}], Schedule(1.0, 0.0, 10))
+    optimizer = BertAdam([{"params": list(layer.parameters())}], Schedule(peak=1.0, warmup=0.0, steps=10))
     waited = 0.02
 
     def step() -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from method.config import options as config
-from method.config.options import make_architecture, plain, read_options
-from method.model.architecture import Architecture, BranchSpec, fused_weights
+from method.config.architecture import make_architecture
+from method.config.options import plain, read_options
+from method.model.architecture import Architecture
+from method.model.branch_spec import BranchSpec, fused_weights
 from method.runtime.errors import InputError
 
 BOTH = ["--phrase_action_branch", "--flow_feat"]

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from easydict import EasyDict
 
+from method.config.architecture import make_architecture
 from method.config.flags import IGNORED, make_parser
-from method.config.options import make_architecture, read_options
+from method.config.options import read_options
 from method.data.dataset_files import DATA_FILES
 from tests.helpers.paths import REPOSITORY
 

@@ -9,18 +9,13 @@ import torch
 from easydict import EasyDict
 
 from method.config import options as config
-from method.config.flags import cache_folder, make_parser, run_to_resume, user_path
-from method.config.options import (
-    CONFIGS,
-    choose_device,
-    known_datasets,
-    make_architecture,
-    plain,
-    read_options,
-    read_yaml,
-)
+from method.config.architecture import make_architecture
+from method.config.flags import make_parser
+from method.config.options import CONFIGS, known_datasets, plain, read_options, read_yaml
+from method.config.parser import cache_folder, run_to_resume, user_path
 from method.data.dataset_files import DATA_FILES
 from method.runtime.errors import InputError
+from method.runtime.hardware import choose_device
 
 FLAGS = {action.dest for action in make_parser("")._actions} - {"help"}
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from method.data.preprocessing import normalize_rows
 from method.data.ragged import Ragged
-from method.model.architecture import Architecture, two_branches
+from method.model.architecture import Architecture
+from method.model.branch_spec import two_branches
 from method.model.published import from_published, published_architecture
 from method.model.retrieval import RetrievalModel
 from tests.helpers.paths import GOLDEN

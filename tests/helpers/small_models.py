@@ -11,7 +11,8 @@ import torch
 from method.data.batch import VideoBatch
 from method.data.preprocessing import normalize_rows
 from method.data.ragged import Ragged
-from method.model.architecture import Architecture, BranchSpec, two_branches
+from method.model.architecture import Architecture
+from method.model.branch_spec import BranchSpec, two_branches
 from method.model.published import to_published
 from method.model.retrieval import RetrievalModel
 from method.training.sharded_batch import ShardedBatch

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from method.model.architecture import Architecture, BranchSpec
+from method.model.architecture import Architecture
+from method.model.branch_spec import BranchSpec
 from method.model.published import to_published
 from method.runtime.errors import InputError
 from tests.helpers.small_models import SMALL, VARIANTS, changed, lively_model, random_rows, random_streams

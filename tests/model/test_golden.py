@@ -9,7 +9,7 @@ from method.data.edits import EditedQueries
 from method.data.preprocessing import normalize_rows
 from method.data.ragged import Ragged
 from method.model.losses import LossSettings, total
-from method.model.published import published_name
+from method.model.published_names import published_name
 from method.model.scoring import similarity
 from method.training.step import training_losses
 from tests.helpers.golden_case import CASES, LABELS, draw, golden_case
@@ -64,7 +64,7 @@ def test_encodings_and_scores(case: str) -> None:
 def test_losses_and_gradients(case: str) -> None:
     golden, c = golden_case(case), CASES[case]
     weights = {"triplet": 1.0, "nce": 0.02, "negative_queries": c["w"]}
-    settings = LossSettings(c["margin"], hard_pool_size=1, label_smoothing=c["ls"], weights=weights)
+    settings = LossSettings(margin=c["margin"], hard_pool_size=1, label_smoothing=c["ls"], weights=weights)
     edits = golden_edits(case)
     sharded = whole_batch(golden.streams, golden.tokens, LABELS, edits)
     terms = training_losses(golden.model, sharded, settings, hard=True, edits=edits)

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 
 from method.data.edits import EditedQueries
 from method.model.losses import (
+    BatchScores,
     EditScores,
     LossSettings,
     best_own_frames,
+    edit_cross_entropy,
     nce_loss,
-    negative_query_loss,
     total,
     triplet_loss,
 )
@@ -31,7 +32,7 @@ LABELLED = pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
 
 
 def settings(pool: int = 1, margin: float = 0.2) -> LossSettings:
-    return LossSettings(margin, pool)
+    return LossSettings(margin=margin, hard_pool_size=pool)
 
 
 def scores(labels: list[int], seed: int = 0) -> torch.Tensor:
@@ -39,11 +40,24 @@ def scores(labels: list[int], seed: int = 0) -> torch.Tensor:
     return torch.rand(len(labels), max(labels) + 1, generator=generator)
 
 
+def batch(scores_XQB: torch.Tensor, labels: list[int], hard: bool = False) -> BatchScores:
+    names = tuple(str(number) for number in range(len(scores_XQB)))
+    return BatchScores(names, scores_XQB, scores_XQB, torch.tensor(labels), hard=hard)
+
+
+def triplet(cosine: torch.Tensor, labels: list[int], options: LossSettings, hard: bool) -> torch.Tensor:
+    return triplet_loss(batch(cosine[None], labels, hard), options)["0"]
+
+
+def nce(raw: torch.Tensor, labels: list[int]) -> torch.Tensor:
+    return nce_loss(batch(raw[None], labels), settings())["0"]
+
+
 @LABELLED
 @pytest.mark.parametrize("margin", [0.0, 0.2, 3.0])
 def test_hardest_triplet_equals_a_loop(labels: list[int], margin: float) -> None:
     cosine, twins = (scores(labels).requires_grad_() for _ in range(2))
-    loss = triplet_loss(cosine, torch.tensor(labels), settings(margin=margin), hard=True)
+    loss = triplet(cosine, labels, settings(margin=margin), hard=True)
     expected = reference_model.hardest_triplet(twins, labels, margin)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(torch.autograd.grad(loss, cosine), torch.autograd.grad(expected, twins))
@@ -54,7 +68,7 @@ def chosen_negatives(labels: list[int], pool: int, hard: bool) -> tuple[torch.Te
     captions, videos = len(labels), max(labels) + 1
     assert captions != videos
     cosine = scores(labels).requires_grad_()
-    triplet_loss(cosine, torch.tensor(labels), settings(pool, margin=9.0), hard).backward()
+    triplet(cosine, labels, settings(pool, margin=9.0), hard).backward()
     assert cosine.grad is not None
     by_caption, by_video = torch.zeros(captions, videos), torch.zeros(captions, videos)
     for q in range(captions):
@@ -104,7 +118,7 @@ def test_hard_negatives_come_from_the_highest() -> None:
 @pytest.mark.parametrize("hard", [False, True])
 def test_a_batch_of_one_video_has_no_triplets(hard: bool) -> None:
     cosine = scores([0, 0, 0]).requires_grad_()
-    loss = triplet_loss(cosine, torch.tensor([0, 0, 0]), settings(20), hard)
+    loss = triplet(cosine, [0, 0, 0], settings(20), hard)
     loss.backward()
     assert loss.item() == 0
     assert cosine.grad is not None
@@ -114,7 +128,7 @@ def test_a_batch_of_one_video_has_no_triplets(hard: bool) -> None:
 def test_a_pool_larger_than_the_batch() -> None:
     torch.manual_seed(0)
     cosine = scores(LABELS["several captions each"])
-    loss = triplet_loss(cosine, torch.tensor(LABELS["several captions each"]), settings(1000), hard=True)
+    loss = triplet(cosine, LABELS["several captions each"], settings(1000), hard=True)
     assert torch.isfinite(loss)
 
 
@@ -122,14 +136,14 @@ def test_a_pool_larger_than_the_batch() -> None:
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_nce_equals_a_loop(labels: list[int], scale: float) -> None:
     raw = scale * scores(labels)
-    torch.testing.assert_close(nce_loss(raw, torch.tensor(labels)), reference_model.nce(raw, labels))
+    torch.testing.assert_close(nce(raw, labels), reference_model.nce(raw, labels))
 
 
 def test_nce_of_large_scores_and_of_one_video() -> None:
     raw = torch.tensor([[3000.0, -3000.0], [-3000.0, 3000.0]])
-    assert nce_loss(raw, torch.tensor([0, 1])).item() == 0
-    assert nce_loss(raw, torch.tensor([1, 0])).item() == 12000
-    assert nce_loss(torch.rand(4, 1), torch.zeros(4, dtype=torch.long)).item() == pytest.approx(0, abs=1e-6)
+    assert nce(raw, [0, 1]).item() == 0
+    assert nce(raw, [1, 0]).item() == 12000
+    assert nce(torch.rand(4, 1), [0, 0, 0, 0]).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.usefixtures("lowest_for_random")
@@ -137,10 +151,12 @@ def test_nce_of_large_scores_and_of_one_video() -> None:
 def test_losses_of_branches_together_are_those_of_each(hard: bool) -> None:
     torch.manual_seed(0)
     scores_XQB = torch.rand(2, 9, 4, requires_grad=True)
-    labels = torch.arange(9) % 4
-    together = triplet_loss(scores_XQB, labels, settings(1), hard) + nce_loss(scores_XQB, labels)
+    labels = [caption % 4 for caption in range(9)]
+    whole = batch(scores_XQB, labels, hard)
+    terms = [triplet_loss(whole, settings()), nce_loss(whole, settings())]
+    together = torch.stack([terms[0][name] + terms[1][name] for name in whole.branches])
     alone = torch.stack(
-        [triplet_loss(scores_QB, labels, settings(1), hard) + nce_loss(scores_QB, labels) for scores_QB in scores_XQB]
+        [triplet(scores_QB, labels, settings(), hard) + nce(scores_QB, labels) for scores_QB in scores_XQB]
     )
     torch.testing.assert_close(together, alone)
     gradients = [torch.autograd.grad(losses.sum(), scores_XQB)[0] for losses in (together, alone)]
@@ -168,9 +184,7 @@ class EditedCase:
     def loss(self, temperature: torch.Tensor, smoothing: float) -> torch.Tensor:
         found = similarity(self.keys, self.queries)
         best = best_own_frames(self.keys, found, torch.tensor(self.labels))
-        return mean(
-            negative_query_loss(EditScores(best, self.queries, self.edited, self.owner, temperature), smoothing)
-        )
+        return mean(edit_cross_entropy(EditScores(best, self.queries, self.edited, self.owner, temperature), smoothing))
 
     def naive(self, temperature: torch.Tensor, smoothing: float) -> torch.Tensor:
         keys, mask = reference_model.pad(reference_model.split_values(self.keys))
@@ -199,7 +213,7 @@ def test_label_smoothing_is_that_of_torch() -> None:
     best, query = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])
     edited = torch.tensor([[0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]])
     scores = EditScores(best, query, edited, torch.tensor([0, 0, 0]), torch.tensor(3.0))
-    loss = mean(negative_query_loss(scores, 0.3))
+    loss = mean(edit_cross_entropy(scores, 0.3))
     logits = 3 * torch.tensor([[0.6, 0.8, 0.0, -1.0]])
     torch.testing.assert_close(loss, F.cross_entropy(logits, torch.tensor([0]), label_smoothing=0.3))
 

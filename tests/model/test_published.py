@@ -12,7 +12,8 @@ import pytest
 import torch
 from easydict import EasyDict
 
-from method.config.options import make_architecture, read_options
+from method.config.architecture import make_architecture
+from method.config.options import read_options
 from method.model.architecture import Architecture
 from method.model.published import options_without_trace, published_architecture, to_published
 from method.model.retrieval import RetrievalModel

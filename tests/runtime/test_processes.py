@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 import torch
 
-from method.config.options import choose_device
 from method.data.batch import EpochBatches
 from method.data.captions import read_captions
 from method.runtime.errors import InputError, PeerFailed
 from method.runtime.files import read_json
+from method.runtime.hardware import choose_device
 from method.runtime.process_group import joined_processes
 from method.runtime.processes import expect_one_process
 from method.runtime.run_folder import REPOSITORY

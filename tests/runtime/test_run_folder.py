@@ -14,17 +14,17 @@ import pytest
 from method.runtime import run_folder
 from method.runtime.errors import InputError
 from method.runtime.files import write_json
-from method.runtime.run_folder import METRICS, OPTIONS, RunFolder, environment_info, new_run
+from method.runtime.run_folder import METRICS, OPTIONS, RunFolder, RunName, environment_info, new_run
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.small_dataset import own_log_handlers
 
 
-def options(root: Path, **changes: Any) -> dict[str, Any]:
-    return {"results_root": root, "dataset_name": "demo", "exp_id": "runs", "description": None, **changes}
+def run_name(root: Path, **changes: Any) -> RunName:
+    return RunName(**{"results": root, "dataset": "demo", "experiment": "runs", "description": None, **changes})
 
 
 def test_the_path_of_a_run_follows_from_its_names(tmp_path: Path) -> None:
-    with new_run(options(tmp_path, description="first")) as folder:
+    with new_run(run_name(tmp_path, description="first")) as folder:
         assert folder.path == tmp_path / "demo" / "runs" / "first"
         assert folder.path.is_dir()
 
@@ -32,7 +32,7 @@ def test_the_path_of_a_run_follows_from_its_names(tmp_path: Path) -> None:
 def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path) -> None:
     paths = []
     for _ in range(4):
-        with new_run(options(tmp_path)) as folder:
+        with new_run(run_name(tmp_path)) as folder:
             paths.append(folder.path)
     assert len(set(paths)) == 4
     assert {path.parent for path in paths} == {tmp_path / "demo" / "runs"}
@@ -43,18 +43,20 @@ def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path) -> Non
     (OPTIONS, "--description first: .* holds an unfinished run; continue it with --resume, or rename it"),
 ])  # fmt: skip
 def test_a_run_is_never_overwritten(tmp_path: Path, left: str, message: str) -> None:
-    with new_run(options(tmp_path, description="first")) as folder:
+    with new_run(run_name(tmp_path, description="first")) as folder:
         write_json(folder.path / left, {"kept": True})
     with pytest.raises(InputError, match=message):
-        new_run(options(tmp_path, description="first"))
+        new_run(run_name(tmp_path, description="first"))
     assert "kept" in (folder.path / left).read_text()
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "/a"])
-@pytest.mark.parametrize("flag", ["exp_id", "description", "dataset_name"])
-def test_names_cannot_leave_the_results(tmp_path: Path, flag: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("flag", "field"), [("exp_id", "experiment"), ("description", "description"), ("dataset_name", "dataset")]
+)
+def test_names_cannot_leave_the_results(tmp_path: Path, flag: str, field: str, name: str) -> None:
     with pytest.raises(InputError, match=f"--{flag} {name!r}: expected the name of a folder, not a path"):
-        new_run(options(tmp_path, **{flag: name}))
+        new_run(run_name(tmp_path, **{field: name}))
     assert not list(tmp_path.iterdir())
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from method import ops
+from method.config.training_settings import LoopSettings
 from method.data.batch import QueryBatch, VideoBatch
 from method.data.captions import Caption
 from method.data.edits import KINDS, EditedQueries, PreparedEdits
@@ -29,7 +30,7 @@ from method.negatives.cached import CachedNegatives
 from method.ops.precision import autocast
 from method.runtime import hardware
 from method.runtime.errors import InputError
-from method.training.loop import LoopSettings, Training
+from method.training.loop import Training
 from method.training.optimizer import Schedule
 from method.training.sharded_batch import ShardedBatch
 from method.training.step import training_losses
@@ -89,7 +90,7 @@ def training_of(
         losses=losses,
         seed=0,
     )
-    return Training(model, settings, Schedule(0.01, 0.0, 300), 0.01, device, Edits())
+    return Training(model, settings, Schedule(peak=0.01, warmup=0.0, steps=300), 0.01, device, Edits())
 
 
 @pytest.fixture

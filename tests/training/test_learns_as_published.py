@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from method.config.training_settings import LoopSettings
 from method.data.batch import VideoBatch
 from method.data.captions import Caption
 from method.model.losses import LossSettings
-from method.model.published import published_name, to_published
+from method.model.published import to_published
+from method.model.published_names import published_name
 from method.model.retrieval import RetrievalModel
-from method.training.loop import LoopSettings, Training
+from method.training.loop import Training
 from method.training.optimizer import Schedule
 from tests.helpers.reference_step import NaiveStep
 from tests.helpers.small_models import VARIANTS, lively_model, random_rows, random_streams

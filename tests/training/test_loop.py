@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from method.config.training_settings import LoopSettings
 from method.data.captions import read_captions
 from method.model.losses import LossSettings
 from method.runtime.errors import InputError
 from method.training.checkpoint_file import read_checkpoint
-from method.training.loop import LoopSettings, Training
+from method.training.loop import Training
 from method.training.optimizer import Schedule
 from method.training.step import training_losses
 from tests.helpers.runs import same_content
@@ -32,7 +33,8 @@ def training(early_stop: int, epochs: int = 100) -> Training:
         losses=losses,
         seed=0,
     )
-    return Training(lively_model(), settings, Schedule(0.01, 0.1, 300), 0.01, torch.device("cpu"), None)
+    schedule = Schedule(peak=0.01, warmup=0.1, steps=300)
+    return Training(lively_model(), settings, schedule, 0.01, torch.device("cpu"), None)
 
 
 @pytest.mark.parametrize(("early_stop", "sumr", "best", "stops_after"), [

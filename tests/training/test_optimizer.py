@@ -17,7 +17,8 @@ def test_golden_trajectory() -> None:
     w, b = (
         nn.Parameter(torch.from_numpy(draw(f"optim/{name}", shape))) for name, shape in (("w", (5, 3)), ("b", (3,)))
     )
-    optimizer = BertAdam([{"params": [w], "weight_decay": 0.01}, {"params": [b]}], Schedule(2.5e-4, 0.1, 40))
+    schedule = Schedule(peak=2.5e-4, warmup=0.1, steps=40)
+    optimizer = BertAdam([{"params": [w], "weight_decay": 0.01}, {"params": [b]}], schedule)
     with np.load(GOLDEN / "optimizer.npz") as file:
         trajectory = file["trajectory"]
     for i, expected in enumerate(trajectory):
@@ -48,7 +49,7 @@ def test_equals_a_loop_over_tensors() -> None:
     torch.manual_seed(0)
     shapes = {"large": (7, 5), "small": (3,), "scalar": (), "sometimes": (4,)}
     weights = {name: nn.Parameter(torch.randn(shape)) for name, shape in shapes.items()}
-    schedule = Schedule(0.01, 0.2, 12)
+    schedule = Schedule(peak=0.01, warmup=0.2, steps=12)
     decay = {"large": 0.05, "small": 0.0, "scalar": 0.05, "sometimes": 0.0}
     groups = [{"params": [weights[name] for name in decay if decay[name] == d], "weight_decay": d} for d in (0.05, 0.0)]
     optimizer, twin = BertAdam(groups, schedule), OneByOne()
@@ -71,7 +72,7 @@ def test_equals_a_loop_over_tensors() -> None:
 def test_each_tensor_is_clipped_separately() -> None:
     large, small = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
     large.grad, small.grad = torch.tensor([300.0, 400.0]), torch.tensor([0.3, 0.4])
-    optimizer = BertAdam([{"params": [large, small]}], Schedule(1.0, 0.0, 10))
+    optimizer = BertAdam([{"params": [large, small]}], Schedule(peak=1.0, warmup=0.0, steps=10))
     optimizer.step()
     torch.testing.assert_close(optimizer.state[large]["first_moment"], torch.tensor([0.06, 0.08]))
     torch.testing.assert_close(optimizer.state[small]["first_moment"], torch.tensor([0.03, 0.04]))
@@ -81,7 +82,7 @@ def test_each_tensor_is_clipped_separately() -> None:
 def test_state_dict_round_trip() -> None:
     def make() -> tuple[nn.Parameter, BertAdam]:
         weight = nn.Parameter(torch.ones(3))
-        return weight, BertAdam([{"params": [weight], "weight_decay": 0.1}], Schedule(0.1, 0.1, 20))
+        return weight, BertAdam([{"params": [weight], "weight_decay": 0.1}], Schedule(peak=0.1, warmup=0.1, steps=20))
 
     whole, stopped, resumed = make(), make(), make()
     for step in range(8):
@@ -98,10 +99,10 @@ def test_state_dict_round_trip() -> None:
 
 
 @pytest.mark.parametrize(("schedule", "expected"), [
-    (Schedule(1.0, 0.1, 20), {0: 0.0, 1: 0.5, 2: 1.0, 11: 0.5, 19: 1 / 18, 20: 0.0, 25: 0.0}),
-    (Schedule(2.0, 0.0, 4), {0: 2.0, 1: 1.5, 3: 0.5, 4: 0.0}),
-    (Schedule(1.0, 1.0, 4), {0: 0.0, 1: 0.25, 3: 0.75}),
-    (Schedule(2.5e-4, 0.01, 4200), {0: 0.0, 21: 1.25e-4, 42: 2.5e-4, 2121: 1.25e-4, 4200: 0.0}),
+    (Schedule(peak=1.0, warmup=0.1, steps=20), {0: 0.0, 1: 0.5, 2: 1.0, 11: 0.5, 19: 1 / 18, 20: 0.0, 25: 0.0}),
+    (Schedule(peak=2.0, warmup=0.0, steps=4), {0: 2.0, 1: 1.5, 3: 0.5, 4: 0.0}),
+    (Schedule(peak=1.0, warmup=1.0, steps=4), {0: 0.0, 1: 0.25, 3: 0.75}),
+    (Schedule(peak=2.5e-4, warmup=0.01, steps=4200), {0: 0.0, 21: 1.25e-4, 42: 2.5e-4, 2121: 1.25e-4, 4200: 0.0}),
 ], ids=["plain", "no warm-up", "warm-up only", "charades"])  # fmt: skip
 def test_schedule(schedule: Schedule, expected: dict[int, float]) -> None:
     assert {step: schedule.learning_rate(step) for step in expected} == pytest.approx(expected, abs=1e-12)
@@ -110,7 +111,7 @@ def test_schedule(schedule: Schedule, expected: dict[int, float]) -> None:
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_every_weight_is_optimised_once_and_biases_and_norms_do_not_decay(changes: dict[str, object]) -> None:
     model = lively_model(**changes)
-    optimizer = make_optimizer(model, Schedule(1.0, 0.1, 10), 0.03)
+    optimizer = make_optimizer(model, Schedule(peak=1.0, warmup=0.1, steps=10), 0.03)
     decays = {id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]}
     names = dict(model.named_parameters())
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names) == len(decays)
@@ -120,6 +121,6 @@ def test_every_weight_is_optimised_once_and_biases_and_norms_do_not_decay(change
 
 
 def test_a_closure_is_refused() -> None:
-    optimizer = BertAdam([{"params": [nn.Parameter(torch.ones(1))]}], Schedule(1.0, 0.0, 2))
+    optimizer = BertAdam([{"params": [nn.Parameter(torch.ones(1))]}], Schedule(peak=1.0, warmup=0.0, steps=2))
     with pytest.raises(ValueError, match="closure"):
         optimizer.step(lambda: 0.0)

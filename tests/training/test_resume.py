@@ -190,8 +190,8 @@ def test_auto_with_more_or_fewer_epochs(finished: Path, shared: SmallDataset) ->
 
 
 def test_a_run_from_before_text_options_were_recorded_keeps_its_encoding() -> None:
-    now = read_options(["--dataset_name", "tvr", "--neg_query_loss", "both"])
-    before = {name: value for name, value in plain(now).items() if not name.startswith("text_")}
+    now = plain(read_options(["--dataset_name", "tvr", "--neg_query_loss", "both"]))
+    before = {name: value for name, value in now.items() if not name.startswith("text_")}
     with pytest.raises(InputError, match=r"--text_layer was -1, is -2; --text_special_tokens was keep, is drop$"):
         check_same_options(before, now)
     check_same_options({**before, "neg_query_loss": None}, {**now, "neg_query_loss": None})

@@ -1,0 +1,59 @@
+"""The model that the options describe: its branches, and the rest of its architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from method.config.yaml_values import BRANCH_FLAGS
+from method.data.features import ACTION_KEY, OBJECT_KEY
+from method.model.architecture import Architecture, Fusion
+from method.model.branch_spec import BranchSpec, two_branches
+
+
+def make_architecture(options: Mapping[str, Any]) -> Architecture:
+    """The architecture that the options describe."""
+    fusion: Fusion = "none"
+    if options["cross_branch_fusion"]:
+        fusion = "deformable" if options["deformable_attn"] else "attention"
+    return Architecture(
+        branches=make_branches(options),
+        query_width=options["q_feat_size"],
+        hidden_size=options["hidden_size"],
+        heads=options["n_heads"],
+        max_frames=options["max_ctx_l"],
+        max_words=options["max_desc_l"],
+        input_dropout=options["input_drop"],
+        dropout=options["drop"],
+        initializer_range=options["initializer_range"],
+        fusion=fusion,
+        fusion_extent=options["fusion_extent"] or "valid",
+        fusion_positions=options["fusion_positions"] and fusion == "deformable",
+        fusion_heads=options["deformable_heads"] if fusion == "deformable" else options["cross_attn_head"],
+        offset_groups=options["deformable_offset_groups"],
+        offset_count=options["deformable_offset_num"],
+        offset_kernel=options["deformable_offset_kernel_size"],
+        temperatures=negative_branches(options),
+        head=options["head"],
+    )
+
+
+def make_branches(options: Mapping[str, Any]) -> dict[str, BranchSpec]:
+    """The branches that the published flags make, and after them those of `--branches`."""
+    i3d, clip = (ACTION_KEY, options["visual_feat_dim"]), (OBJECT_KEY, options["visual_flow_feat_dim"])
+    branches = two_branches(
+        i3d if options["action_branch"] else None,
+        (clip if options["flow_feat"] else i3d) if options["phrase_action_branch"] else None,
+        options["cross_attn_q"] if options["cross_branch_fusion"] else None,
+        options["deformable_offset_scale"],
+    )
+    scale = {"offset_scale": options["deformable_offset_scale"]}
+    return branches | {name: BranchSpec(**(scale | spec)) for name, spec in options["branches"].items()}
+
+
+def negative_branches(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The branches that are trained with hard negative queries, in order."""
+    if options["neg_query_loss"] is None:
+        return ()
+    chosen = {"i3d": ("action",), "clip": ("object",), "both": ("action", "object")}[options["neg_query_loss_branch"]]
+    return tuple(branch for branch in chosen if options[BRANCH_FLAGS[branch]])
