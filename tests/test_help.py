@@ -96,7 +96,7 @@ SEARCH = {
     (check_dataset, NEGATIVES, {"quick"},
      {*architecture_flags() - {*WIDTHS, "neg_query_loss", "neg_query_loss_branch"}, "amp"}),
     (cache_negatives, [*NEGATIVES, "--neg_cache", "cache"], {"pool_size"},
-     {*architecture_flags() - {"q_feat_size", "max_desc_l", "neg_query_loss"}, "video_feat_path", "amp"}),
+     {*architecture_flags() - {"q_feat_size", "max_desc_l", "neg_query_loss"}, "video_feat_path", "recipe", "amp"}),
     (convert_checkpoint, ["m.ckpt", "converted.ckpt"], {"safetensors", "metrics", "license"}, TRAINING_ONLY),
 ], ids=lambda value: value.__name__.split(".")[-1] if isinstance(value, ModuleType) else "")  # fmt: skip
 def test_help_lists_what_is_read(
