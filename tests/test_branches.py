@@ -40,13 +40,9 @@ branches:
 
 @pytest.mark.parametrize(("content", "names"), [(AUDIO_ONLY, ["audio"]), (THREE, ["action", "object", "audio"])])
 def test_from_training_to_search(
-    small: SmallDataset,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    content: str,
-    names: list[str],
-) -> None:
+    small: SmallDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    content: str, names: list[str],
+) -> None:  # fmt: skip
     write_audio(small, monkeypatch, content)
     flags = ["--dataset_name", "mine", "--root_path", str(small.root), "--device", "-1", "--seed", "3"]
     whole = run_train([*flags, "--n_epoch", "2", "--description", "whole"])

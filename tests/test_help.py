@@ -12,7 +12,7 @@ from easydict import EasyDict
 
 from method import evaluate, search, train
 from method.config.architecture import make_architecture
-from method.config.flags import make_parser
+from method.config.flags import IGNORED, make_parser
 from method.config.options import read_options
 from method.training.checkpoint import model_content
 from method.training.checkpoint_file import write_checkpoint
@@ -45,6 +45,11 @@ class Recorded(EasyDict):  # type: ignore[misc]
         if name in FLAGS:
             object.__getattribute__(self, "reads").add(name)
         return super().__getattribute__(name)
+
+
+def write_encoder(small: SmallDataset) -> None:
+    texts = [caption.text for caption in small.captions()]
+    make_text_encoder(small.root / "checkpoints" / "roberta-large", texts, width=QUERY_WIDTH)
 
 
 def listed(program: ModuleType, capsys: pytest.CaptureFixture[str]) -> set[str]:
@@ -100,14 +105,9 @@ SEARCH = {
     (convert_checkpoint, ["m.ckpt", "converted.ckpt"], {"safetensors", "metrics", "license"}, TRAINING_ONLY),
 ], ids=lambda value: value.__name__.split(".")[-1] if isinstance(value, ModuleType) else "")  # fmt: skip
 def test_help_lists_what_is_read(
-    program: ModuleType,
-    arguments: list[str],
-    own: set[str],
-    unlisted: set[str],
-    small: SmallDataset,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    program: ModuleType, arguments: list[str], own: set[str], unlisted: set[str], small: SmallDataset,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     texts = [caption.text for caption in small.captions()]
     make_text_encoder(small.root / "checkpoints" / "roberta-large", texts, width=QUERY_WIDTH)
     write_checkpoint(small.root / "m.ckpt", model_content(lively_model(), 0, {}))
@@ -119,5 +119,11 @@ def test_help_lists_what_is_read(
     assert {name for name in named - FLAGS if not name.startswith("no_")} == {*own, "dset_name", "help"}
 
 
-def test_help_of_the_training_lists_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_lists_and_reads_every_flag(
+    small: SmallDataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Except those of published command lines that have no effect, and of another fusion."""
     assert listed(train, capsys) >= FLAGS
+    write_encoder(small)
+    unread = FLAGS - reads(train, small.flags(*NEGATIVES, "--n_epoch", "1"), monkeypatch)
+    assert unread == {*IGNORED, "best_frame_loss", "cross_attn_head", "config"}

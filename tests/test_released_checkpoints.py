@@ -104,8 +104,8 @@ class Released:
         return self.model.branches["action"].width, self.model.branches["object"].width
 
     def expected(self, model: Architecture) -> Scores:
-        """The scores of the naive twin, in double precision."""
-        twin = reference_model.NaiveModel(
+        """The scores of the naive implementation, in double precision."""
+        naive = reference_model.NaiveModel(
             {name: weight.double() for name, weight in self.weights.items()}, model
         ).eval()
         ragged = [
@@ -114,10 +114,10 @@ class Released:
         ]
         queries = [preprocess_query(self.rows(c, n, model.query_width), 30).double() for c, n in WORDS.items()]
         with torch.no_grad():
-            keys = twin.encode_videos(*ragged)
+            keys = naive.encode_videos(*ragged)
             words, mask = reference_model.pad(queries)
             found = {
-                name: reference_model.scores(*keys[name], twin.encode_queries(suffix, words, mask))[0]
+                name: reference_model.scores(*keys[name], naive.encode_queries(suffix, words, mask))[0]
                 for name, suffix in (("action", ""), ("object", "_phrase"))
             }
         found["fused"] = (found["action"] + found["object"]) / 2

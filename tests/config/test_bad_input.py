@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import logging
-import os
 import re
 import shutil
 import subprocess
@@ -16,7 +15,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-import torch
 
 from method.config import options as config
 from method.runtime.errors import InputError
@@ -26,7 +24,7 @@ from tests.helpers.paths import REPOSITORY
 from tests.helpers.small_dataset import SmallDataset, history, metrics, run_evaluate, run_train
 from tests.helpers.small_models import lively_model
 
-Spoil = Callable[[SmallDataset], Any]
+Change = Callable[[SmallDataset], Any]
 
 
 def train(small: SmallDataset, *flags: str) -> Path:
@@ -78,7 +76,7 @@ def truncate(path: Path) -> None:
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 CALLED_A_POINTER = "a Git LFS pointer, not the file itself; `git lfs pull`"
-BEFORE_THE_FIRST_STEP: dict[str, tuple[Spoil, str]] = {
+BEFORE_THE_FIRST_STEP: dict[str, tuple[Change, str]] = {
     "no video features": (lambda d: d.features.unlink(),
         r"files of dataset demo are not all there: --video_feat_path: no .*numpy\.hdf5; write the demo with: python"),
     "no files at all": (lambda d: shutil.rmtree(d.features.parent.parent),
@@ -87,54 +85,27 @@ BEFORE_THE_FIRST_STEP: dict[str, tuple[Spoil, str]] = {
         r"query_feat\.hdf5: expected a file, found a folder"),
     "id without #": (lambda d: edit_lines(d.train_txt, lambda lines: [*lines[:4], "T01 a person runs", *lines[4:]]),
         r"demotrain\.caption\.txt: line 5: expected 'VIDEOID#enc#K the caption', found 'T01 a person runs'$"),
-    "no caption": (lambda d: edit_lines(d.test_txt, lambda lines: [*lines, "E00#enc#9"]),
-        r"demoval\.caption\.txt: line 21: expected .*, found 'E00#enc#9'$"),
     "duplicate caption id": (lambda d: edit_lines(d.train_txt, lambda lines: [*lines, lines[2]]),
         r"demotrain\.caption\.txt: line 31: caption id 'T01#enc#0' occurs a second time$"),
-    "many wrong lines": (lambda d: edit_lines(d.train_txt, lambda lines: [line.replace("#", "%") for line in lines]),
-        r"line 5: .*; and 25 more$"),
-    "empty caption file": (lambda d: d.test_txt.write_text(""), r"demoval\.caption\.txt: no captions"),
-    "blank caption file": (lambda d: d.test_txt.write_text("\n \r\n\n"), r"demoval\.caption\.txt: no captions"),
-    "captions not UTF-8": (lambda d: d.test_txt.write_bytes(b"E00#enc#0 caf\xe9\n"), r"line 1: byte 14 .* not UTF-8"),
-    "captions are another file": (lambda d: d.test_txt.write_bytes(d.features.read_bytes()), "is not UTF-8 text"),
-    "video without features": (lambda d: delete(d.features, "T03"), r"numpy\.hdf5: 'T03/i3d_feat' is missing$"),
     "video without one stream": (lambda d: delete(d.features, "E02/clip_feat"),
         r"numpy\.hdf5: 'E02/clip_feat' is missing$"),
-    "many videos without features": (lambda d: delete(d.features, *(f"T{i:02d}" for i in range(9))),
-        "'T00/i3d_feat' is missing; .*'T04/i3d_feat' is missing; and 4 more$"),
     "caption without features": (lambda d: delete(d.texts, "E01#enc#1"), r"query_feat\.hdf5: 'E01#enc#1' is missing$"),
-    "features of another file": (lambda d: d.features.write_bytes(d.texts.read_bytes()), "is missing; and 7 more"),
-    "wrong width of i3d_feat": (lambda d: set_rows(d.features, "T05/i3d_feat", lambda rows: rows[:, :9]),
-        r"'T05/i3d_feat' has shape \(\d+, 9\), expected \(rows, 10\)$"),
-    "wrong width of clip_feat": (lambda d: set_rows(d.features, "E05/clip_feat", lambda rows: rows.repeat(2, 1)),
-        r"'E05/clip_feat' has shape \(\d+, 12\), expected \(rows, 6\)$"),
     "wrong width of tokens": (lambda d: set_rows(d.texts, "T00#enc#1", lambda rows: rows[:, :3]),
         r"'T00#enc#1' has shape \(\d, 3\), expected \(rows, 8\)$"),
-    "too many dimensions": (lambda d: set_rows(d.texts, "T00#enc#1", lambda rows: np.stack([rows, rows])),
-        r"'T00#enc#1' has shape \(2, \d, 8\), expected \(rows, 8\)$"),
-    "a vector of another width": (lambda d: set_rows(d.features, "T00/clip_feat", lambda rows: rows[0, :4]),
-        r"'T00/clip_feat' has shape \(4,\), expected \(rows, 6\)$"),
-    "zero rows": (lambda d: set_rows(d.features, "T00/clip_feat", lambda rows: rows[:0]),
-        "'T00/clip_feat' has no rows, expected at least one$"),
-    "text for numbers": (lambda d: set_rows(d.features, "T00/clip_feat", lambda rows: rows.astype("S8")),
-        "'T00/clip_feat' holds neither integers nor floats, expected numbers$"),
     "a group for tokens": (lambda d: make_group(d.texts, "T00#enc#0"),
         "'T00#enc#0' is a group, expected an array$"),
     "truncated HDF5": (lambda d: truncate(d.features), r"numpy\.hdf5: not a readable HDF5 file .*truncated"),
-    "not HDF5": (lambda d: d.texts.write_text("hello"), r"query_feat\.hdf5: not a readable HDF5 file"),
     "a Git LFS pointer for features": (lambda d: d.features.write_bytes(POINTER), f"hdf5: {CALLED_A_POINTER}"),
-    "a Git LFS pointer for captions": (lambda d: d.train_txt.write_bytes(POINTER), f"txt: {CALLED_A_POINTER}"),
     "a web page for captions": (lambda d: d.test_txt.write_text("\n<!doctype html><html>"),
         r"val\.caption\.txt: a web page"),
     "compressed features": (lambda d: d.features.write_bytes(gzip.compress(d.features.read_bytes())),
         r"hdf5: compressed \(gzip\); unpack it first"),
-    "empty HDF5": (lambda d: d.texts.write_bytes(b""), r"query_feat\.hdf5: not a readable HDF5 file"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("spoil", "message"), BEFORE_THE_FIRST_STEP.values(), ids=BEFORE_THE_FIRST_STEP)
-def test_refused_before_the_first_step(small: SmallDataset, spoil: Spoil, message: str) -> None:
-    spoil(small)
+@pytest.mark.parametrize(("change", "message"), BEFORE_THE_FIRST_STEP.values(), ids=BEFORE_THE_FIRST_STEP)
+def test_refused_before_the_first_step(small: SmallDataset, change: Change, message: str) -> None:
+    change(small)
     with pytest.raises(InputError, match=message) as caught:
         train(small)
     assert "\n" not in str(caught.value)
@@ -142,15 +113,14 @@ def test_refused_before_the_first_step(small: SmallDataset, spoil: Spoil, messag
     assert not small.results.exists()
 
 
-# Numbers that are none can only be found when they are read
+# Non-finite values are only found when they are read
 
 
 @pytest.mark.parametrize(("file", "name", "value"), [
     ("features", "T07/i3d_feat", np.nan), ("features", "E03/clip_feat", np.inf), ("texts", "T02#enc#1", -np.inf),
-    ("texts", "E06#enc#0", np.nan), ("features", "T01/clip_feat", 3e38),
 ])  # fmt: skip
-def test_numbers_that_are_none(small: SmallDataset, one_epoch: Path, file: str, name: str, value: float) -> None:
-    """Found while training or evaluating; the repaired run goes on as if nothing had been."""
+def test_non_finite_values(small: SmallDataset, one_epoch: Path, file: str, name: str, value: float) -> None:
+    """Found while training or evaluating; with the file repaired the run resumes to the usual result."""
     path: Path = getattr(small, file)
     before = path.read_bytes()
     set_rows(path, name, with_value(1, value))
@@ -192,15 +162,9 @@ def add_unused(small: SmallDataset) -> None:
         videos["unused/i3d_feat"] = np.full((2, 3), np.nan)
 
 
-SAME_RESULT: dict[str, Spoil] = {
-    "byte-order mark": lambda d: d.train_txt.write_bytes(b"\xef\xbb\xbf" + d.train_txt.read_bytes()),
-    "Windows line ends": lambda d: d.train_txt.write_bytes(d.train_txt.read_bytes().replace(b"\n", b"\r\n")),
-    "tabs": lambda d: d.test_txt.write_text(d.test_txt.read_text().replace(" ", "\t", 3)),
-    "empty lines": lambda d: d.test_txt.write_text("\n" + d.test_txt.read_text().replace("\n", "\n\n \n")),
+SAME_RESULT: dict[str, Change] = {
     "non-ASCII text": lambda d: d.train_txt.write_text(d.train_txt.read_text().replace("person", "Å風"), "utf-8"),
-    "non-ASCII ids": lambda d: rename(d, lambda name: f"véidéo_風{name}"),
-    "ids with spaces": lambda d: rename(d, lambda name: f"my video {name} (1).mp4"),
-    "ids with slashes": lambda d: rename(d, lambda name: f"part/{name}"),
+    "ids with spaces, slashes and other letters": lambda d: rename(d, lambda name: f"mỹ vidéo_風/{name} (1).mp4"),
     "double precision": lambda d: for_all_arrays(d.features, lambda rows: rows.astype(np.float64)),
     "extra leading 1": lambda d: for_all_arrays(d.texts, lambda rows: rows[None]),
     "features of more videos": add_unused,
@@ -208,17 +172,16 @@ SAME_RESULT: dict[str, Spoil] = {
 
 
 @pytest.mark.parametrize("change", SAME_RESULT.values(), ids=SAME_RESULT)
-def test_unusual_files_give_the_usual_result(small: SmallDataset, one_epoch: Path, change: Spoil) -> None:
+def test_unusual_files_give_the_usual_result(small: SmallDataset, one_epoch: Path, change: Change) -> None:
     change(small)
     run = train(small)
     assert history(run) == history(one_epoch)
     assert metrics(run) == metrics(one_epoch)
 
 
-@pytest.mark.parametrize("kind", [np.float16, np.int32, np.int8])
-def test_features_of_other_types_are_converted(small: SmallDataset, kind: Any) -> None:
+def test_features_of_other_types_are_converted(small: SmallDataset) -> None:
     for path in (small.features, small.texts):
-        for_all_arrays(path, lambda rows: (rows * 10).astype(kind))
+        for_all_arrays(path, lambda rows: (rows * 10).astype(np.int8))
     converted = train(small)
     for path in (small.features, small.texts):
         for_all_arrays(path, lambda rows: rows.astype(np.float32))
@@ -290,49 +253,12 @@ def test_a_machine_without_that_gpu(small: SmallDataset) -> None:
 # The same through the shell
 
 
-class Bomb:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.mark}",)
-
-
-def in_the_shell(program: str, arguments: list[str], folder: Path) -> str:
-    """Run a program that must fail as the user's mistake; returns the line of the error."""
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / program), *arguments],
-        cwd=folder, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+def test_nan_in_a_worker_in_the_shell(small: SmallDataset, tmp_path: Path) -> None:
+    set_rows(small.features, "T04/i3d_feat", with_value(0, np.nan))
+    command = [sys.executable, str(REPOSITORY / "method/train.py"), *small.flags("--num_workers", "2")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert "Traceback" not in done.stderr
     *log, line = done.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert not any(earlier.startswith("error: ") for earlier in log)
-    return line
-
-
-def test_a_duplicate_caption_id_in_the_shell(small: SmallDataset, tmp_path: Path) -> None:
-    edit_lines(small.test_txt, lambda lines: [*lines, lines[0]])
-    line = in_the_shell("method/train.py", small.flags(), tmp_path)
-    assert line == f"error: {small.test_txt}: line 21: caption id 'E00#enc#0' occurs a second time"
-
-
-def test_nan_in_a_worker_in_the_shell(small: SmallDataset, tmp_path: Path) -> None:
-    set_rows(small.features, "T04/i3d_feat", with_value(0, np.nan))
-    line = in_the_shell("method/train.py", small.flags("--num_workers", "2"), tmp_path)
     assert line.startswith(f"error: {small.features}: 'T04/i3d_feat' row 0 holds NaN")
-
-
-def test_a_checkpoint_that_means_harm_in_the_shell(small: SmallDataset, tmp_path: Path) -> None:
-    mark = tmp_path / "ran"
-    torch.save({"model": {"a": torch.ones(1)}, "epoch": 1, "opt": Bomb(mark)}, tmp_path / "bomb.ckpt")
-    line = in_the_shell("method/evaluate.py", small.flags("--eval_ckpt", str(tmp_path / "bomb.ckpt")), tmp_path)
-    assert line.startswith(f"error: {tmp_path / 'bomb.ckpt'}: checkpoint refused: it contains ")
-    assert line.endswith("system; nothing was executed")
-    assert not mark.exists()
-
-
-def test_a_wrong_flag_in_the_shell(small: SmallDataset, tmp_path: Path) -> None:
-    line = in_the_shell("method/train.py", small.flags("--n_heads", "5"), tmp_path)
-    assert line == "error: --n_heads 5: expected a divisor of --hidden_size 16"
+    assert not any(earlier.startswith("error: ") for earlier in log)

@@ -104,8 +104,8 @@ def test_wrong_branches_are_named(mine: Path, content: str, message: str) -> Non
     mine.write_text(content)
     with pytest.raises(InputError) as caught:
         architecture()
-    place = "" if message.startswith(".") else ": "
-    assert str(caught.value) == f"{mine}: branches{place}{message}"
+    index = "" if message.startswith(".") else ": "
+    assert str(caught.value) == f"{mine}: branches{index}{message}"
 
 
 @pytest.mark.parametrize(("content", "flags", "message"), [

@@ -2,16 +2,12 @@
 
 from itertools import chain
 
-import h5py
-import numpy as np
 import pytest
 import torch
 
-from method.data.batch import EpochBatches, Loader, VideoBatch
-from method.data.captions import read_captions
-from method.data.dataset import CorpusVideos, FeatureReader, Queries, TrainingVideos
+from method.data.batch import EpochBatches, Loader
+from method.data.dataset import FeatureReader, Queries
 from method.data.features import FeatureFile
-from method.runtime.errors import InputError
 from tests.helpers.small_dataset import QUERY_WIDTH, STREAMS, SmallDataset
 
 
@@ -56,42 +52,8 @@ def test_processes_shard_each_batch_in_order(count: int) -> None:
             assert indices == (own or whole[step].indices[:1])  # an empty shard gets a dummy
 
 
-def test_any_number_of_workers_gives_the_same_batches(small: SmallDataset, reader: FeatureReader) -> None:
-    dataset = TrainingVideos(reader, read_captions(small.train_txt))
-    passes: list[list[VideoBatch]] = []
-    for workers in (0, 2):
-        order = EpochBatches(len(dataset), 5, seed=1)
-        loader = Loader(dataset, order, workers, pinned=False)
-        batches = []
-        for order.epoch in (0, 1):
-            batches += list(loader)
-        passes.append(batches)
-    assert len(passes[0]) == len(passes[1]) == 6
-    for one, other in zip(*passes, strict=True):
-        assert one.video_ids == other.video_ids
-        assert one.captions == other.captions
-        assert torch.equal(one.streams["action"].values, other.streams["action"].values)
-        assert one.tokens is not None
-        assert other.tokens is not None
-        assert torch.equal(one.tokens.values, other.tokens.values)
-
-
 def test_loading_leaves_the_global_generator_alone(small: SmallDataset, reader: FeatureReader) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(Loader(Queries(reader, small.captions()), 3, workers=0, pinned=False))
     assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_in_a_worker_is_raised_in_the_main_process(
-    small: SmallDataset, reader: FeatureReader, workers: int
-) -> None:
-    with h5py.File(small.features, "r+") as videos:
-        videos["E05/i3d_feat"][1] = np.nan
-    loader = Loader(CorpusVideos(reader, small.videos_of(small.test_txt)), 3, workers, pinned=False)
-    assert len(loader) == 3
-    batches = iter(loader)
-    assert next(batches).video_ids == ("E00", "E01", "E02")
-    with pytest.raises(InputError, match="'E05/i3d_feat' row 1 holds NaN"):
-        next(batches)

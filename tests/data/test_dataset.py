@@ -1,7 +1,6 @@
 """Batches from datasets, and errors in files, which are returned."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -33,7 +32,7 @@ def test_a_training_batch_has_all_captions_of_its_videos(small: SmallDataset, re
     assert isinstance(batch, VideoBatch)
     assert batch.video_ids == ("T07", "T00", "T11")
     assert list(batch.captions) == [c for video in batch.video_ids for c in captions if c.video_id == video]
-    assert [batch.video_ids[place] for place in batch.labels_Q] == [caption.video_id for caption in batch.captions]
+    assert [batch.video_ids[index] for index in batch.labels_Q] == [caption.video_id for caption in batch.captions]
     with h5py.File(small.features, locking=False) as videos, h5py.File(small.texts, locking=False) as texts:
         for branch, key in (("action", "i3d_feat"), ("object", "clip_feat")):
             expected = [preprocess_stream(videos[video][key][()], 6) for video in batch.video_ids]
@@ -70,11 +69,6 @@ def test_corpus_and_queries(small: SmallDataset, reader: FeatureReader) -> None:
     assert torch.equal(query.tokens.values, reader.read_query(captions[5].id))
 
 
-def test_branches_can_share_a_stream(reader: FeatureReader) -> None:
-    streams = replace(reader, streams=dict.fromkeys(STREAMS, STREAMS["action"])).gather_videos(["T00", "T01"])
-    assert torch.equal(streams["action"].values, streams["object"].values)
-
-
 def test_errors_are_returned_not_raised(small: SmallDataset, reader: FeatureReader) -> None:
     with h5py.File(small.features, "r+") as videos:
         videos["T01/clip_feat"][2, 1] = np.nan
@@ -82,8 +76,8 @@ def test_errors_are_returned_not_raised(small: SmallDataset, reader: FeatureRead
         texts["T02#enc#0"][0] = np.inf
     training = TrainingVideos(reader, read_captions(small.train_txt))
     assert isinstance(training.__getitems__(EpochIndices(0, [0, 3])), VideoBatch)
-    for places, name in (([0, 1], "'T01/clip_feat' row 2"), ([2, 3], "'T02#enc#0' row 0")):
-        mistake = training.__getitems__(EpochIndices(0, places))
+    for indices, name in (([0, 1], "'T01/clip_feat' row 2"), ([2, 3], "'T02#enc#0' row 0")):
+        mistake = training.__getitems__(EpochIndices(0, indices))
         assert isinstance(mistake, InputError)
         assert name in str(mistake)
     assert isinstance(CorpusVideos(reader, ["T01"]).__getitems__([0]), InputError)
@@ -124,13 +118,6 @@ def test_edits_are_those_of_the_epoch(
     order.epoch = 2
     with pytest.raises(InputError, match="damaged at edit 7"):
         next(iter(loader))
-
-
-def test_an_unused_stream_is_not_read(small: SmallDataset, reader: FeatureReader) -> None:
-    with h5py.File(small.features, "r+") as videos:
-        del videos["T01/clip_feat"]
-    action_only = replace(reader, streams={"action": STREAMS["action"]})
-    assert set(action_only.read_video("T01")) == {"action"}
 
 
 def test_holdout_splits_videos() -> None:

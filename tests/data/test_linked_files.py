@@ -77,7 +77,7 @@ def no_hdf5(part: Path) -> None:
     part.write_bytes(b"of another kind")
 
 
-@pytest.mark.parametrize(("way", "harm", "message"), [
+@pytest.mark.parametrize(("way", "damage", "message"), [
     ("external", lose_file, r"'T03/i3d_feat' is a link to part\.hdf5, which is missing"),
     ("chain", lose_file, r"'T03/i3d_feat' is a link to part\.hdf5, which is missing"),
     ("external", no_hdf5, r"'T03/i3d_feat' is a link to .*part\.hdf5, which is missing or no HDF5 file"),
@@ -87,9 +87,9 @@ def no_hdf5(part: Path) -> None:
     ("raw", lose_file, r"'T03/i3d_feat' is stored in the raw file .*part\.hdf5, which is missing"),
 ])  # fmt: skip
 def test_a_missing_target_is_an_error_not_zeros(
-    small: SmallDataset, way: str, harm: Callable[[Path], None], message: str
+    small: SmallDataset, way: str, damage: Callable[[Path], None], message: str
 ) -> None:
-    harm(link(small.features, way))
+    damage(link(small.features, way))
     file = FeatureFile(small.features)
     for use in (lambda: file.check([NAME], WIDTH), lambda: file.read(NAME, WIDTH), lambda: file.linked([NAME])):
         with pytest.raises(InputError, match=message):

@@ -34,8 +34,8 @@ def test_pad_equals_a_loop_and_unpad_is_its_inverse(lengths: list[int]) -> None:
 def test_layout_equals_a_loop(lengths: list[int], data: st.DataObject) -> None:
     valid = [data.draw(st.integers(1, length)) for length in lengths]
     layout = Layout.of(lengths, valid)
-    places = [(owner, position) for owner, length in enumerate(lengths) for position in range(length)]
-    assert list(zip(layout.owner_N.tolist(), layout.position_N.tolist(), strict=True)) == places
+    indices = [(owner, position) for owner, length in enumerate(lengths) for position in range(length)]
+    assert list(zip(layout.owner_N.tolist(), layout.position_N.tolist(), strict=True)) == indices
     assert layout.valid_BL.tolist() == [[position < count for position in range(max(lengths))] for count in valid]
     assert layout.max_length == max(lengths)
 
@@ -79,13 +79,8 @@ def test_values_and_devices_can_change() -> None:
     assert wider.layout is rows.layout
     moved = rows.extended([3, 4, 2]).to("meta")
     assert moved.layout.lengths == (3, 4, 2)
-    assert {moved.values.device.type, moved.layout.owner_N.device.type, moved.layout.valid_B.device.type} == {"meta"}
     assert len(moved) == 3
-
-
-def test_all_tensors_are_on_the_device_of_the_layout() -> None:
-    rows = Ragged.of(sequences([2, 4, 1])).extended([3, 4, 2]).to("meta")
-    for part in (rows, rows.valid(), rows.extended([5, 4, 2]), *rows.split([1, 2])):
+    for part in (moved, moved.valid(), moved.extended([5, 4, 2]), *moved.split([1, 2])):
         layout = part.layout
         tensors = (layout.lengths_B, layout.valid_B, layout.starts_B, layout.owner_N, layout.position_N)
         for tensor in (*tensors, layout.valid_BL, layout.mask_BL, layout.pad(part.values), part.values):

@@ -92,16 +92,16 @@ def test_files_without_a_path(tmp_path: Path) -> None:
         check_files({"video_feat_path": tmp_path, "text_feat_path": None}, "mine", tmp_path)
 
 
-@pytest.mark.parametrize(("dataset", "place", "command"), [
+@pytest.mark.parametrize(("dataset", "folder", "command"), [
     ("charades", "dataset/charades_i3d/TextData", "python utils/download_data.py charades --root_path {root}"),
     ("charades", "elsewhere", None),
     ("demo", "dataset/demo_i3d/FeatureData", "python utils/make_demo_dataset.py --out {root} --tiny_roberta"),
     ("mine", "dataset/mine_i3d/FeatureData", None),
 ])  # fmt: skip
 def test_a_command_is_suggested_only_if_it_writes_the_files(
-    tmp_path: Path, dataset: str, place: str, command: str | None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dataset: str, folder: str, command: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing = {"video_feat_path": tmp_path / place / "features.hdf5"}
+    missing = {"video_feat_path": tmp_path / folder / "features.hdf5"}
     with pytest.raises(InputError) as caught:
         check_files(missing, dataset, tmp_path)
     assert ("python " in str(caught.value)) == (command is not None)

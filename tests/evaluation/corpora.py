@@ -33,7 +33,7 @@ class Encoded:
 
     @property
     def video_ids(self) -> list[str]:
-        return [f"v{place}" for place in range(len(next(iter(self.frames.values()))))]
+        return [f"v{index}" for index in range(len(next(iter(self.frames.values()))))]
 
     def corpus(self, chunk: int = 7) -> Corpus:
         """The videos, joined from chunks of `chunk` frames."""
@@ -46,8 +46,8 @@ class Encoded:
     def queries(self) -> QuerySet:
         """The captions, assigned to the videos in turn."""
         names = self.video_ids
-        owners = [names[place % len(names)] for place in range(len(next(iter(self.vectors.values()))))]
-        captions = [Caption(f"{owner}#{place}", owner, "") for place, owner in enumerate(owners)]
+        owners = [names[index % len(names)] for index in range(len(next(iter(self.vectors.values()))))]
+        captions = [Caption(f"{owner}#{index}", owner, "") for index, owner in enumerate(owners)]
         return QuerySet(captions, self.vectors)
 
     def scores(self, weight: float) -> dict[str, torch.Tensor]:

@@ -27,28 +27,25 @@ WEIGHT = 0.3
 def some_captions(videos: int, texts: Sequence[str] = ("a person opens the door",)) -> list[Caption]:
     """One to three captions a video; `texts` are used in turn."""
     ids = [f"V{video}#enc#{k}" for video in range(videos) for k in range(1 + video % 3)]
-    return [Caption(name, name.split("#")[0], texts[place % len(texts)]) for place, name in enumerate(ids)]
+    return [Caption(name, name.split("#")[0], texts[index % len(texts)]) for index, name in enumerate(ids)]
 
 
 def some_moments(captions: Sequence[Caption], every: int = 1) -> dict[str, TrueMoment]:
     """A moment for every `every`-th caption; the videos are 30 to 60 seconds long."""
     random = np.random.default_rng(5)
     moments = {}
-    for place, caption in enumerate(captions):
+    for index, caption in enumerate(captions):
         duration = 30.0 + int(caption.video_id[1:]) % 31
         first, last = sorted(random.uniform(0, duration, 2).tolist())
-        if place % every == 0:
+        if index % every == 0:
             moments[caption.id] = TrueMoment(first, last, duration)
     return moments
 
 
 def report_input(
-    captions: list[Caption],
-    moments: Mapping[str, TrueMoment],
-    checkpoint: Path,
-    branches: Sequence[str] = (),
+    captions: list[Caption], moments: Mapping[str, TrueMoment], checkpoint: Path, branches: Sequence[str] = (),
     **architecture: Any,
-) -> ReportInput:
+) -> ReportInput:  # fmt: skip
     """An untrained model evaluated on random features; `branches` are independent ones in the place of the model's."""
     random = np.random.default_rng(0)
     model = many_branches(branches) if branches else lively_model(**architecture)

@@ -63,25 +63,15 @@ def test_timelines_are_resampled_cosines_fused_like_scores(action: int, object_:
         torch.testing.assert_close(found, frame_timelines(keys, vectors, settings_of(WEIGHT))[query])
 
 
-def test_one_branch_is_its_own_timeline_whatever_the_weight() -> None:
-    keys, vectors = {"object": unit_rows(5, 8, 1)}, {"object": unit_rows(1, 8, 2)[0]}
-    expected = keys["object"] @ vectors["object"]
-    for weight in (0.0, 0.5, 1.0):
-        torch.testing.assert_close(frame_timeline(keys, vectors, settings_of(weight, branches=["object"])), expected)
-
-
-@pytest.mark.parametrize(
-    ("timeline", "span", "peak"),
-    [
-        ([0.0, 0.0, 1.0, 1.0, 0.0], (2, 4), 2),  # the first of equals, the span over both
-        ([0.1, 0.2, 0.9, 0.6, 0.4], (2, 4), 2),  # 0.5 is the middle
-        ([0.0, 0.5, 1.0, 0.49, 1.0], (1, 3), 2),  # exactly the middle still belongs to it, what is lower ends it
-        ([3.0, 2.0, 1.0], (0, 2), 0),
-        ([1.0, 2.0, 3.0], (1, 3), 2),
-        ([-1.0, -0.9, 5.0, -0.9], (2, 3), 2),  # one frame wide
-        ([0.9, 0.0, 0.8, 0.9, 0.8], (0, 1), 0),  # a peak as high elsewhere is not joined
-    ],
-)
+@pytest.mark.parametrize(("timeline", "span", "peak"), [
+    ([0.0, 0.0, 1.0, 1.0, 0.0], (2, 4), 2),  # the first of equals, the span over both
+    ([0.1, 0.2, 0.9, 0.6, 0.4], (2, 4), 2),  # 0.5 is the middle
+    ([0.0, 0.5, 1.0, 0.49, 1.0], (1, 3), 2),  # exactly the middle still belongs to it, what is lower ends it
+    ([3.0, 2.0, 1.0], (0, 2), 0),
+    ([1.0, 2.0, 3.0], (1, 3), 2),
+    ([-1.0, -0.9, 5.0, -0.9], (2, 3), 2),  # one frame wide
+    ([0.9, 0.0, 0.8, 0.9, 0.8], (0, 1), 0),  # a peak as high elsewhere is not joined
+])  # fmt: skip
 def test_the_span_is_the_full_width_at_half_maximum(timeline: list[float], span: tuple[int, int], peak: int) -> None:
     length = len(timeline)
     expected = Moment(span[0] / length, span[1] / length, (peak + 0.5) / length, timeline[peak])
@@ -111,18 +101,15 @@ def test_the_span_equals_a_loop(values: list[int], scale: int, shift: int) -> No
     assert (moved.start, moved.end, moved.peak) == (moment.start, moment.end, moment.peak)
 
 
-@pytest.mark.parametrize(
-    ("a", "b", "expected"),
-    [
-        ((0, 1), (0, 1), 1.0),
-        ((0, 1), (1, 2), 0.0),
-        ((0, 1), (3, 4), 0.0),
-        ((0, 4), (1, 2), 0.25),
-        ((0, 3), (1, 4), 0.5),
-        ((1, 1), (1, 1), 0.0),
-        ((0, 2), (1, 1), 0.0),
-    ],
-)
+@pytest.mark.parametrize(("a", "b", "expected"), [
+    ((0, 1), (0, 1), 1.0),
+    ((0, 1), (1, 2), 0.0),
+    ((0, 1), (3, 4), 0.0),
+    ((0, 4), (1, 2), 0.25),
+    ((0, 3), (1, 4), 0.5),
+    ((1, 1), (1, 1), 0.0),
+    ((0, 2), (1, 1), 0.0),
+])  # fmt: skip
 def test_iou(a: tuple[float, float], b: tuple[float, float], expected: float) -> None:
     assert iou(a, b) == iou(b, a) == expected
 
@@ -158,39 +145,28 @@ def test_unusable_moments_are_skipped_with_a_warning(tmp_path: Path, caplog: pyt
     assert "outside their video (2): 'b'; 'c'" in outside
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("{not json", "expected a JSON object, found '{not json'"),
-        ("[" * 100_000, "expected a JSON object"),
-        ("[1]", "cap_id"),
-        ({"start": 1, "end": 2, "duration": 3}, "cap_id"),
-        ({"cap_id": 7, "start": 1, "end": 2, "duration": 3}, "cap_id"),
-        ({"cap_id": "b", "start": 1, "end": 2}, "duration of 'b' is None, expected seconds"),
-        (row("b", 1, "2", 3), "end of 'b' is '2', expected seconds"),  # type: ignore[arg-type]
-        (row("b", True, 2, 3), "start of 'b' is True"),
-        (row("b", float("nan"), 2, 3), "start of 'b' is nan"),
-        (row("b", 0, float("inf"), 3), "end of 'b' is inf"),
-        (row("b", 0, 10**400, 3), "end of 'b' is 1000"),
-        (row("b", 2, 1, 3), "'b': start 2, end 1, duration 3: expected start <= end"),
-        (row("b", 0, 0, 0), "expected start <= end and a duration above 0"),
-        (row("a", 1, 2, 3), "cap_id 'a' occurs a second time"),
-    ],
-)
-def test_a_wrong_line_is_named(tmp_path: Path, line: Any, said: str) -> None:
+@pytest.mark.parametrize(("line", "message"), [
+    ("{not json", "expected a JSON object, found '{not json'"),
+    ("[" * 100_000, "expected a JSON object"),
+    ("[1]", "cap_id"),
+    ({"start": 1, "end": 2, "duration": 3}, "cap_id"),
+    ({"cap_id": 7, "start": 1, "end": 2, "duration": 3}, "cap_id"),
+    ({"cap_id": "b", "start": 1, "end": 2}, "duration of 'b' is None, expected seconds"),
+    (row("b", 1, "2", 3), "end of 'b' is '2', expected seconds"),  # type: ignore[arg-type]
+    (row("b", True, 2, 3), "start of 'b' is True"),
+    (row("b", float("nan"), 2, 3), "start of 'b' is nan"),
+    (row("b", 0, float("inf"), 3), "end of 'b' is inf"),
+    (row("b", 0, 10**400, 3), "end of 'b' is 1000"),
+    (row("b", 2, 1, 3), "'b': start 2, end 1, duration 3: expected start <= end"),
+    (row("b", 0, 0, 0), "expected start <= end and a duration above 0"),
+    (row("a", 1, 2, 3), "cap_id 'a' occurs a second time"),
+])  # fmt: skip
+def test_a_wrong_line_is_named(tmp_path: Path, line: Any, message: str) -> None:
     path = write_rows(tmp_path / "m", row("a", 1, 2, 10), line)
     with pytest.raises(InputError) as error:
         read_moments(path, {"a", "b"})
     assert str(error.value).startswith(f"{path}: line 2: ")
-    assert said in str(error.value)
-
-
-def test_binary_files_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "m").write_bytes(b'{"cap_id": "\xff"}')
-    with pytest.raises(InputError, match=r"line 1: byte 13 \(0x[0-9a-f]+\) is not UTF-8"):
-        read_moments(tmp_path / "m", {"a"})
-    with pytest.raises(InputError, match="expected a file, found a folder"):
-        read_moments(tmp_path, {"a"})
+    assert message in str(error.value)
 
 
 def axis_videos() -> tuple[Corpus, QuerySet]:
@@ -244,15 +220,15 @@ def test_moment_metrics_equal_a_loop_over_captions(tmp_path: Path, changes: dict
     known = some_moments(captions, every=2)
     evaluation = report_input(captions, known, tmp_path / "model.ckpt", **changes).evaluation
     in_video, in_corpus = [], []
-    for place, caption in enumerate(captions):
+    for index, caption in enumerate(captions):
         if caption.id not in known:
             continue
         keys = evaluation.corpus.video(evaluation.video_ids.index(caption.video_id))
-        vectors = {name: rows[place] for name, rows in evaluation.queries.vectors.items()}
+        vectors = {name: rows[index] for name, rows in evaluation.queries.vectors.items()}
         moment, true = best_moment(frame_timeline(keys, vectors, evaluation.settings)), known[caption.id]
         found = iou((moment.start * true.duration, moment.end * true.duration), (true.start, true.end)) >= 0.3
         in_video.append(found)
-        in_corpus.append(found and evaluation.ranks["fused"][place] <= 10)
+        in_corpus.append(found and evaluation.ranks["fused"][index] <= 10)
     metrics = moment_metrics(evaluation, known)
     assert metrics is not None
     assert 0 < sum(in_corpus) < sum(in_video) < len(in_video)

@@ -36,12 +36,6 @@ def test_blocks_can_be_written_in_any_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(kept.read()["fused"], scores_QV)
 
 
-def test_a_transposed_matrix_is_written_row_by_row(tmp_path: Path) -> None:
-    kept = ScoreFiles(tmp_path, 2, 3)
-    kept.write(0, {"fused": torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]).t()})
-    assert kept.read()["fused"].tolist() == [[1, 3, 5], [2, 4, 6]]
-
-
 def test_a_full_disk_is_named_and_leaves_no_file(tmp_path: Path) -> None:
     encoded = random_encoded(videos=300, queries=200, longest=4)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,4 +1,4 @@
-"""The feature cache: killed while it is made, damaged, without room, locked out, made by several programs at once."""
+"""The feature cache: killed while it is filled, damaged, on full or read-only disks, filled by several processes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _expect_reference(world: World, run: Path, outcome: Outcome) -> None:
 
 
 def end_making(world: World, rng: random.Random) -> None:
-    """Kill or stop a program while it fills the cache; what is there is whole, and the next one leaves nothing else."""
+    """Kill or stop a program that fills the cache; its tables are complete, and the next run leaves nothing else."""
     data, run = _uncached(world), world.new_run(world.fresh("results"))
     for _ in range(rng.randint(1, 3)):
         handicaps = rng.choice([_SLOW, {"slow_reading": (0.02,)}, {"slow_disk": (0.02,)}])
@@ -68,7 +68,7 @@ def end_making(world: World, rng: random.Random) -> None:
 
 
 def damaged(world: World, rng: random.Random) -> None:
-    """A table is damaged: the result is as without, and by the end of the next run the table is what it was."""
+    """A table is damaged: the result is unchanged, and the next run rebuilds the table."""
     data = _uncached(world)
     world.start_training(world.new_run(world.fresh("results")), data=data).wait().expect_done()
     before = {name: digest(path) for name, path in _tables(data.root).items()}
@@ -78,7 +78,7 @@ def damaged(world: World, rng: random.Random) -> None:
         run = world.new_run(world.fresh("results"))
         _expect_reference(world, run, world.start_training(run, way, data).wait())
     if {name: digest(path) for name, path in _tables(data.root).items()} != before:
-        raise Lost(f"{what}: the mended cache is not what it was")
+        raise Lost(f"{what}: the rebuilt cache differs")
 
 
 def full_disk(world: World, rng: random.Random) -> None:
@@ -91,13 +91,13 @@ def full_disk(world: World, rng: random.Random) -> None:
         _expect_reference(world, run, outcome)
         _expect_whole_cache(disk)
         if len(_tables(disk)) < 3 and "no feature cache of" not in outcome.log:
-            raise Lost(f"not a word on the cache: {outcome.show()}")
+            raise Lost(f"no warning about the cache: {outcome.show()}")
         if list(disk.rglob("*.part")):
-            raise Lost("half a table is left")
+            raise Lost("a partial table is left")
 
 
 def read_only_dataset(world: World, rng: random.Random) -> None:
-    """The folders of the dataset cannot be written: the run goes on without a cache, and says so in one line."""
+    """The folders of the dataset are read-only: the run continues without a cache, with one warning."""
     data, run = _uncached(world), world.new_run(world.fresh("results"))
     with _locked_folder(data.features.parent), _locked_folder(data.texts.parent):
         way = (*rng.choice(list(WAYS.values())), "--results_root", str(run.parents[2]))
@@ -108,7 +108,7 @@ def read_only_dataset(world: World, rng: random.Random) -> None:
 
 
 def several_makers(world: World, rng: random.Random) -> None:
-    """Programs that need the same cache at the same time, one of which may be killed."""
+    """Programs that fill the same cache at the same time, one of which may be killed."""
     data, runs = _uncached(world), [world.new_run(world.fresh("results")) for _ in range(2)]
     killed = world.start_training(world.new_run(world.fresh("results")), data=data, handicaps=_SLOW)
     programs = [world.start_training(run, data=data, handicaps={"slow_reading": (0.002,)}) for run in runs]
@@ -124,9 +124,9 @@ def several_makers(world: World, rng: random.Random) -> None:
 
 
 FAULTS = (
-    Fault("kill -9 or a signal while a cache is made", end_making, 20, 1),
-    Fault("a damaged feature cache", damaged, 40, 2),
-    Fault("no room for the feature cache", full_disk, 12, 2),
-    Fault("a dataset in read-only folders", read_only_dataset, 4, 1),
-    Fault("several makers of a feature cache", several_makers, 10, 1),
+    Fault("kill -9 or a signal while filling the feature cache", end_making, 20),
+    Fault("a damaged feature cache", damaged, 40),
+    Fault("no space for the feature cache", full_disk, 12),
+    Fault("a dataset in read-only folders", read_only_dataset, 4),
+    Fault("several processes filling the feature cache", several_makers, 10),
 )

@@ -1,4 +1,4 @@
-"""What makes a program slow or ill, called inside it before it starts."""
+"""Functions that slow down or break a program, called inside it before it starts."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def slow_reading(seconds: float) -> None:
 
 
 def blind_to_free_room() -> None:
-    """Begin to write a feature cache however little room there is."""
+    """Write a feature cache however little disk space is free."""
     from method.data.cache import feature_cache
 
     feature_cache.LEFT_FREE = -(1 << 40)
@@ -120,7 +120,7 @@ def slow_checkpoints(seconds: float) -> None:
 
 
 def broken_update(updates: int) -> None:
-    """After so many good updates of the weights, leave NaN in one of them."""
+    """Set a weight to NaN after this many updates."""
     from method.training.optimizer import BertAdam
 
     step, done = BertAdam.step, 0
@@ -136,7 +136,7 @@ def broken_update(updates: int) -> None:
 
 
 def configs_in(folder: str) -> None:
-    """Take the datasets' YAML files from another folder."""
+    """Read the YAML files of datasets from another folder."""
     from method.config import options as config
 
     config.CONFIGS = Path(folder)
@@ -150,7 +150,7 @@ def small_blocks() -> None:
 
 
 def shared_memory(kilobytes: int) -> None:
-    """Have so little shared memory, in a view of the file systems of its own; needs root."""
+    """Limit shared memory, in a mount namespace of its own; needs root."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS):
         raise OSError(ctypes.get_errno(), "unshare")

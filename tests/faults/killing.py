@@ -1,4 +1,4 @@
-"""kill -9 at random moments, of trainings, evaluations and the making of caches, and of their data workers."""
+"""kill -9 at random moments: trainings, evaluations, caches, indexes, conversions and data workers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SLOW_DISK = (0.001,)
 
 
 def kill_training(world: World, rng: random.Random) -> None:
-    """Kill a training, and often those that go on with it too."""
+    """Kill a training, and often those that resume it too."""
     name = rng.choice(list(WAYS))
     _kill_and_finish(world, rng, name, world.durations[name])
 
@@ -98,7 +98,7 @@ def kill_evaluation(world: World, rng: random.Random) -> None:
 
 
 def kill_caching(world: World, rng: random.Random) -> None:
-    """Kill the making of a cache; training refuses what is there, the same command goes on, and the cache is equal."""
+    """Kill cache_negatives; training refuses the incomplete cache, and the same command completes it."""
     folder = world.fresh("cache")
     for _ in range(rng.randint(1, _MAX_KILLS)):
         program = world.start_caching(folder, slow_disk=(0.03,))
@@ -111,7 +111,7 @@ def kill_caching(world: World, rng: random.Random) -> None:
 
 
 def kill_indexing(world: World, rng: random.Random) -> None:
-    """Kill a search while it makes its index; the same command makes it and finds what it should."""
+    """Kill a search while it builds its index; the same command builds it and gives the same results."""
     checkpoint = world.fresh("model.ckpt")
     shutil.copy(world.reference / "model.ckpt", checkpoint)
     search = ["--eval_ckpt", str(checkpoint), "--query_id", "E00#enc#0", "--json", *CPU]
@@ -121,12 +121,12 @@ def kill_indexing(world: World, rng: random.Random) -> None:
     outcome = world.starter.start("method.search", search).wait()
     outcome.expect_done()
     if answer(outcome) != world.answer:
-        raise Lost("a search that was killed and begun again finds something else")
+        raise Lost("a search that was killed and repeated gives other results")
     expect_no_parts(checkpoint.parent)
 
 
 def kill_converting(world: World, rng: random.Random) -> None:
-    """Kill the conversion of a checkpoint; what it was to write is whole or absent."""
+    """Kill the conversion of a checkpoint; its output is complete or missing."""
     target = world.fresh("published.ckpt")
     convert = [str(world.reference / "model.ckpt"), str(target)]
     program = world.starter.start("utils.convert_checkpoint", convert, {"slow_disk": (0.005,)})
@@ -141,7 +141,7 @@ def kill_converting(world: World, rng: random.Random) -> None:
 
 
 def kill_extension(world: World, rng: random.Random) -> None:
-    """Kill a finished run that goes on with more epochs; its earlier results are there, and never as those of now."""
+    """Kill a finished run that is extended; its earlier results are kept, and not mistaken for later ones."""
     run = world.new_run()
     shutil.copytree(world.reference, run)
     before = {name: digest(run / name) for name in ("metrics.json", "model.ckpt")}
@@ -153,7 +153,7 @@ def kill_extension(world: World, rng: random.Random) -> None:
             if digest(run / "model.ckpt") != before["model.ckpt"]:
                 raise Lost("the metrics are those of an earlier checkpoint")
         elif {name: digest(run / f"n_epoch_{EPOCHS}" / name) for name in before} != before:
-            raise Lost("what the run had found before it went on is lost")
+            raise Lost("the results of the run before it was extended are lost")
     if not (run / "metrics.json").exists() or read_json(run / "metrics.json")["options"]["n_epoch"] == EPOCHS:
         world.start_extension(run).wait().expect_done()
     expect_same_result(run, world.extended)
@@ -187,13 +187,13 @@ def _files(folder: Path) -> dict[str, str]:
 
 
 FAULTS = (
-    Fault("kill -9 while training", kill_training, 30, 1),
-    Fault("kill -9 while saving", kill_while_saving, 20, 1),
-    Fault("kill -9 between file operations", kill_between_operations, 30, 1),
-    Fault("kill -9 while evaluating", kill_evaluation, 15, 1),
-    Fault("kill -9 while caching edits", kill_caching, 12, 1),
-    Fault("kill -9 while making a search index", kill_indexing, 12, 1),
-    Fault("kill -9 while converting", kill_converting, 8, 1),
-    Fault("kill -9 of a finished run that goes on", kill_extension, 15, 1),
-    Fault("kill -9 of a data worker", kill_worker, 15, 1),
+    Fault("kill -9 while training", kill_training, 30),
+    Fault("kill -9 while saving", kill_while_saving, 20),
+    Fault("kill -9 between file operations", kill_between_operations, 30),
+    Fault("kill -9 while evaluating", kill_evaluation, 15),
+    Fault("kill -9 while caching edits", kill_caching, 12),
+    Fault("kill -9 while building a search index", kill_indexing, 12),
+    Fault("kill -9 while converting", kill_converting, 8),
+    Fault("kill -9 while extending a finished run", kill_extension, 15),
+    Fault("kill -9 of a data worker", kill_worker, 15),
 )

@@ -1,4 +1,4 @@
-"""Programs that are started, hurt and looked at from outside."""
+"""Programs that are started, disturbed and observed from outside."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _NEVER = ("Traceback (most recent call last)", "Exception ignored", "--- Logging
 
 
 class Lost(AssertionError):
-    """A fault did harm that it must not do."""
+    """Something was lost or corrupted."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended: its exit status (-9: killed by signal 9) and what it said."""
+    """Exit status of a program (-9: killed by signal 9) and its standard output and error."""
 
     status: int
     output: str
@@ -44,13 +44,13 @@ class Outcome:
         return f"status {self.status}\n" + "\n".join(self.log.splitlines()[-25:])
 
     def expect_done(self) -> None:
-        """Lost unless the program did what it was asked to."""
+        """Lost unless the program succeeded."""
         if self.status != 0:
             raise Lost(f"expected success: {self.show()}")
         self.expect_no_traceback()
 
     def expect_refused(self, *mentioned: object) -> None:
-        """Lost unless it ended with status 2 and one line, the last, that has one of these words if any are given."""
+        """Lost unless it exited with status 2 and one error line, the last, with one of these words if given."""
         errors = [line for line in self.log.splitlines() if line.startswith("error: ")]
         if self.status != 2 or len(errors) != 1 or errors[0] != self.last_line:
             raise Lost(f"expected one last line 'error: ...' and status 2: {self.show()}")
@@ -59,7 +59,7 @@ class Outcome:
             raise Lost(f"expected {' or '.join(map(str, mentioned))} in: {errors[0]}")
 
     def expect_no_traceback(self) -> None:
-        """Lost if anything was printed that only a programmer can read."""
+        """Lost if a traceback was printed."""
         for words in _NEVER:
             if words in self.log or words in self.output:
                 raise Lost(f"{words!r}: {self.show()}")
@@ -79,11 +79,11 @@ class Program:
 
     @property
     def log(self) -> str:
-        """What it has said on standard error so far."""
+        """Its standard error so far."""
         return (self._files / "stderr").read_text(errors="replace") if (self._files / "stderr").exists() else ""
 
     def send(self, number: int, to_all: bool = False) -> None:
-        """Send a signal to it, or to all processes of its session as job schedulers do, if it still runs."""
+        """Send a signal to it, or as job schedulers do to all processes of its session, if it is running."""
         with contextlib.suppress(ProcessLookupError):
             if self.is_running:
                 (os.killpg if to_all else os.kill)(self.pid, number)
@@ -103,19 +103,19 @@ class Program:
         return Outcome(int((self._files / "status").read_text()), output, self.log)
 
     def wait_for(self, words: str) -> None:
-        """Wait until it says these words on standard error, or ends."""
+        """Wait until these words are in its standard error, or it exits."""
         end = time.monotonic() + PATIENCE
         while words not in self.log and self.is_running and time.monotonic() < end:
             time.sleep(0.005)
 
     def kill(self) -> None:
-        """Kill it as kill -9 does. Lost when a process that it started is still there seconds later."""
+        """Send SIGKILL. Lost if a process that it started still runs seconds later."""
         self.send(signal.SIGKILL)
         self.wait()
         self.expect_no_survivors()
 
     def expect_no_survivors(self, seconds: float = 10.0) -> None:
-        """Lost when a process of its session is still there after these seconds."""
+        """Lost if a process of its session still runs after these seconds."""
         end = time.monotonic() + seconds
         while survivors := self.processes():
             if time.monotonic() > end:
@@ -127,7 +127,7 @@ class Program:
         return [pid for pid, _, session, state in _processes() if session == self.pid and state not in "ZX"]
 
     def workers(self) -> list[int]:
-        """The processes that it has started itself."""
+        """Its child processes."""
         return [pid for pid, parent, _, state in _processes() if parent == self.pid and state not in "ZX"]
 
 
@@ -144,7 +144,7 @@ def _processes() -> list[tuple[int, int, int, str]]:
 class Starter:
     """Starts programs, see `tests/faults/starter.py`; their output goes to files in `folder`.
 
-    leave_quickly: let them end without freeing all modules.
+    leave_quickly: exit without freeing all modules.
     """
 
     def __init__(self, folder: Path, leave_quickly: bool = False) -> None:
@@ -180,12 +180,9 @@ class Starter:
         self._process.stdout.close()
 
     def start(
-        self,
-        module: str,
-        arguments: Sequence[str],
-        handicaps: Mapping[str, Sequence[object]] | None = None,
+        self, module: str, arguments: Sequence[str], handicaps: Mapping[str, Sequence[object]] | None = None,
         limits: Mapping[str, int] | None = None,
-    ) -> Program:
+    ) -> Program:  # fmt: skip
         """Start `python -m module arguments`.
 
         Args:

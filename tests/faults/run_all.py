@@ -31,10 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tries", type=int, help="tries of each fault (default: as many as each needs)")
     parser.add_argument("--only", default="", help="faults whose names contain this")
-    parser.add_argument("--seed", type=int, default=0, help="what the moments and places of the faults are drawn from")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments and kinds of the faults")
     parser.add_argument("--keep", action="store_true", help="keep the files, and say where they are")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # not without tidying up
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # and clean up
     folder = Path(tempfile.mkdtemp(prefix="faults"))
     lost: list[str] = []
     print(_ROW.format("fault", "tries", "survived", "lost", ""), flush=True)

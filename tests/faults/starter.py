@@ -1,4 +1,4 @@
-"""Starts the programs of the fault suite: real processes, forked from one that has the slow imports behind it.
+"""Starts the programs of the fault suite: real processes, forked from one with all imports done.
 
 It reads requests from standard input, a line of JSON each, and answers each with the process id of the program. When a
 program has ended, its exit status stands in the file that the request names (-9: killed by signal 9).
@@ -29,10 +29,7 @@ from method.runtime.errors import run_command
 from tests.faults import handicaps
 
 # What the programs import, and what torch and the report import when they are first used.
-PRELOADED = (
-    *("method.train", "method.search", "utils.cache_negatives", "utils.convert_checkpoint"),
-    "torch._dynamo",
-)
+PRELOADED = (*("method.train", "method.search", "utils.cache_negatives", "utils.convert_checkpoint"), "torch._dynamo")
 _PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 
 

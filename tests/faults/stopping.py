@@ -10,8 +10,8 @@ from tests.faults.programs import Lost, Program
 from tests.faults.world import WAYS, Fault, World, expect_whole
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_HAS_STARTED, _HAS_ENDED = "CPU threads", "metrics in"  # what the programs say then
-_AT_ONCE = 5.0  # seconds; the step under way would take three times as long
+_HAS_STARTED, _HAS_ENDED = "CPU threads", "metrics in"  # logged at these moments
+_AT_ONCE = 5.0  # seconds; the current step takes three times as long
 
 
 def stop_training(world: World, rng: random.Random) -> None:
@@ -33,7 +33,7 @@ def stop_training(world: World, rng: random.Random) -> None:
         if outcome.status != 128 + number:
             raise Lost(f"expected status {128 + number}: {outcome.show()}")
         if _HAS_STARTED in outcome.log and f"--resume {run}" not in outcome.last_line:
-            raise Lost(f"expected how to go on: {outcome.show()}")
+            raise Lost(f"expected how to resume: {outcome.show()}")
     world.finish(run, WAYS[name])
 
 
@@ -58,7 +58,7 @@ def stop_twice(world: World, rng: random.Random) -> None:
 
 
 def stop_other_programs(world: World, rng: random.Random) -> None:
-    """What has nothing to save ends with a line, and the same command then does its work."""
+    """Programs without state to save exit with one line, and the same command then succeeds."""
     number = rng.choice(_SIGNALS)
     folder, run = world.fresh("cache"), world.new_run()
     evaluation = world.data.flags("--eval_ckpt", str(world.reference / "model.ckpt"), "--description", run.name)
@@ -84,7 +84,7 @@ def stop_other_programs(world: World, rng: random.Random) -> None:
 
 
 FAULTS = (
-    Fault("SIGINT or SIGTERM while training", stop_training, 30, 1),
-    Fault("a second signal", stop_twice, 6, 1),
-    Fault("SIGINT or SIGTERM of the other programs", stop_other_programs, 10, 1),
+    Fault("SIGINT or SIGTERM while training", stop_training, 30),
+    Fault("a second signal", stop_twice, 6),
+    Fault("SIGINT or SIGTERM of the other programs", stop_other_programs, 10),
 )

@@ -96,24 +96,24 @@ def batch_of_rank(
     videos = list(order.shard(0)) or [0]
     streams = random_streams(model.architecture, ACTION[: case.videos], OBJECT[: case.videos])
     owners = [video for video in range(case.videos) for _ in range(CAPTIONS[video])]
-    places = [place for place, owner in enumerate(owners) if owner in videos]
-    tokens = split_values(random_rows([1 + place % 4 for place in range(len(owners))], 8, seed=3))
+    indices = [index for index, owner in enumerate(owners) if owner in videos]
+    tokens = split_values(random_rows([1 + index % 4 for index in range(len(owners))], 8, seed=3))
     batch = VideoBatch(
         video_ids=tuple(map(str, videos)),
         streams={name: Ragged.of([split_values(rows)[video] for video in videos]) for name, rows in streams.items()},
-        captions=tuple(Caption(str(place), "", str(owners[place])) for place in places),
-        tokens=Ragged.of([tokens[place] for place in places]),
-        labels_Q=torch.tensor([videos.index(owners[place]) for place in places]),
+        captions=tuple(Caption(str(index), "", str(owners[index])) for index in indices),
+        tokens=Ragged.of([tokens[index] for index in indices]),
+        labels_Q=torch.tensor([videos.index(owners[index]) for index in indices]),
     )
     if not order.shard(0):
         return replace(batch, video_ids=(), captions=(), labels_Q=batch.labels_Q[:0]), {}
-    edits = {name: edits_of(name, places) for name in model.architecture.temperatures if case.edited}
+    edits = {name: edits_of(name, indices) for name in model.architecture.temperatures if case.edited}
     return batch, {name: made for name, made in edits.items() if made is not None}
 
 
-def edits_of(name: str, places: list[int]) -> EditedQueries | None:
+def edits_of(name: str, indices: list[int]) -> EditedQueries | None:
     rows = split_values(random_rows([1 + number % 3 for number in range(len(EDITS[name]))], 8, seed=4))
-    own = [(row, places.index(owner)) for row, owner in zip(rows, EDITS[name], strict=True) if owner in places]
+    own = [(row, indices.index(owner)) for row, owner in zip(rows, EDITS[name], strict=True) if owner in indices]
     if not own:
         return None
     return EditedQueries(Ragged.of([row for row, _ in own]), torch.tensor([owner for _, owner in own]))

@@ -1,8 +1,8 @@
-"""One of the processes that train together: told by its arguments what torchrun would tell it, and hurt on the way.
+"""One process of a distributed training: with the environment of torchrun from its arguments, and faults on the way.
 
-    main RANK COUNT PORT HURTS MODULE ARGUMENT ...
+    main RANK COUNT PORT EVENTS MODULE ARGUMENT ...
 
-HURTS is JSON, the number of a process -> [[function of this module, argument ...], ...].
+EVENTS is JSON, the number of a process -> [[function of this module, argument ...], ...].
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from method.training.loop import Training
 
 def main() -> None:
     """Become the process and run the module's main function."""
-    rank, count, port, hurts, module, *arguments = sys.argv[1:]
+    rank, count, port, events, module, *arguments = sys.argv[1:]
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
-    for name, *values in json.loads(hurts).get(rank, []):
+    for name, *values in json.loads(events).get(rank, []):
         globals()[name](*values)
     sys.argv[1:] = arguments
     importlib.import_module(module).main()
@@ -45,23 +45,23 @@ def signal_at_evaluation(wanted: int, number: int) -> None:
     _before(SplitEvaluator, "evaluate", wanted, lambda *arguments: os.kill(os.getpid(), number))
 
 
-def spoil_a_step(wanted: int) -> None:
-    """Have features that are no numbers in a step."""
+def nan_in_step(wanted: int) -> None:
+    """Have NaN features in a step."""
 
-    def spoil(training: Training, batch: VideoBatch) -> None:
+    def fill(training: Training, batch: VideoBatch) -> None:
         for rows in batch.streams.values():
             rows.values.fill_(torch.nan)
 
-    _before(Training, "step", wanted, spoil)
+    _before(Training, "step", wanted, fill)
 
 
-def be_impatient(seconds: float) -> None:
-    """Wait only so long for others after a request to stop."""
+def set_stop_timeout(seconds: float) -> None:
+    """Set how long to wait for the others after a request to stop."""
     process_group._SECONDS_TO_STOP = seconds
 
 
 def report_late(seconds: float) -> None:
-    """Take so long before a trained model's evaluation is written."""
+    """Sleep before the final evaluation is written."""
     _before(train, "write_results", 0, lambda *arguments: time.sleep(seconds))
 
 

@@ -15,19 +15,15 @@ from tests.helpers.reference_model import NaiveModel, pad, split_values
 
 
 class NaiveStep:
-    """The twin of a model with the published losses and optimiser.
+    """A naive model with the published losses and optimiser.
 
     pool: hard negatives, of a video the hardest caption and of a caption one of so many videos; 0: random ones.
     """
 
     def __init__(
-        self,
-        weights: Mapping[str, Tensor],
-        architecture: Architecture,
-        losses: LossSettings,
-        device: torch.device,
+        self, weights: Mapping[str, Tensor], architecture: Architecture, losses: LossSettings, device: torch.device,
         pool: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.model = NaiveModel(weights, architecture).to(device).train()
         self.losses = losses
         self.moments: dict[str, tuple[Tensor, Tensor]] = {}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
+import shutil
 import subprocess
 import sys
 import zlib
@@ -28,29 +28,8 @@ from tests.helpers.small_models import SMALL, branch_weights, many_branches
 
 MISSING_ENCODER = "checkpoints/roberta-large: no such folder; run `python utils/download_roberta.py`"
 
-# Four seconds of 64 x 48 pixels at 5 frames a second, VP8.
-_VIDEO = """
-GkXfo59ChoEBQveBAULygQRC84EIQoKEd2VibUKHgQJChYECGFOAZwEAAAAAAAZkEU2bdLpNu4tTq4QVSalmU6yBoU27i1OrhBZUrmtTrIHYTbuMU6uE
-ElTDZ1OsggEbTbuMU6uEHFO7a1OsggYV7AEAAAAAAABZAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA
-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAVSalmsirXsYMPQkBNgI1MYXZmNjIuMTIuMTAyV0GNTGF2ZjYyLjEyLjEwMkSJiECvQAAA
-AAAAFlSua76uAQAAAAAAADXXgQFzxYjDHbYeTiJfM5yBACK1nIN1bmSIgQCGhVZfVlA4g4EBI+ODhAvrwgDghrCBQLqBMBJUw2fYc3OgY8CAZ8iaRaOH
-RU5DT0RFUkSHjUxhdmY2Mi4xMi4xMDJzc7JjwItjxYjDHbYeTiJfM2fIoUWjiERVUkFUSU9ORIeTMDA6MDA6MDQuMDAwMDAwMDAwAB9DtnVEl+eBAKNA
-g4EAAIDwAwCdASpAADAAAEcIhYWIhYSIAgIB0gKJihDTIfwQEcAPbgRFlzZAAP7//l4UXwJ/9g93/5Wf/9U9H//6aR/jSP8pn/xaY/Br3+/f0XeW9pKK
-//EaT3//8Wht3q/6Af4u31c6e8Xx/wy/fyx7Dn8QAZUACcyUvk4YWvhOlX2Ao5eBAMgA8QEACxFgABgAGFgv9ABau4aQAKOfgQGQADECAAsRYAAYACA4
-L/QAHGSPlkAA2lE577xzsKOjgQJYAJECAAsRYAAYACA4JffoEZ/67lisTOKAmr3RO1aaCgCjnYEDIABRAgALEWAAGAAaOCgH6ATxfhw0IACW8/BUo0Cx
-gQPogDAGAJ0BKkAAMAAARwiFhYiFhIgCAgLb7joF/jn4wSwH+V/hnd6N2zf1US8wNZxBhZQy8Kuj6sok2PjA/v/+IdU3/L2b9oH/ZEUM/Vf9jFfqff/+
-fmM1nUKCu983Leqz50f/sHu//Kz//qnS1rEIf/GL/xx9t7/fv6OX3/q1gINTTuYz//sA/ynvVx/924d/wx/QUPsNXEQFewL8ADYZ14vieccpMp2FZlfo
-SMSAo5iBBLAAEQIACxFgABgAGFgv9AArKFmZcACjooEFeACRAgALEWAAGAAeRAWP6CRZ3cSnTN6hQFCgUcAKsACjo4EGQADRAgALEWAAGAAcM/v/6BUO
-c3dg/iIqq7FQ1ANTKRgAo5uBBwgAcQIACxFgABgAGFv7/+iEjAPTQS1LqACjQKyBB9CAEAcAnQEqQAAwAABHCIWFiIWEiAICAvVWN/gP4A6YH8K/xAmA
-P8B/AGPAedJ/pv8BENMh/BAQuEVtDdux22u8enxA/v/w+v/+Nrrf/AmdlczUVt78G8JZhSSwMvx2xmWZp54UjNn1l//YPd/+Vn//VNfKf/jF/52wF+/3
-7+jbRqzpJeK9oGYexf/QD/BPVeP/uzm4YkWHMRBKmuXd0NjwQwAhVgeiA6AAo5iBCJgAEQIACxFgABgAGFgv9AAn1uRLAACjn4EJYABRAgALEWAAGA1X
-y9Jxu5AEDmWHvTSTBu9URECjpoEKKACxAgALEWAAGAAgOC3v6AkcgnzbCd2WHADZtsTLBEN7zAwAo6CBCvAAsQIACxFgABgAHDIJb+i4IdiA7zUbfEQA
-kwZiAKNAqIELuICQBgCdASpAADAAAEcIhYWIhYSIAgIC9VcD+A/gDpgfwz/AGYA/wH8AXsif10Q0yH8EBDE+ok+a1durHWObQP7/ygR//VI9Rz95vZ2/
-P2QXxui6XwxaL6erTAPppMQ6SjfV//9g93/5Wf/9U2B/f+MX/nbCjb/fv6OE3/Vmlm6f7VOlBDv+gH+CfE8evcjDD5o0sHZ3+MH3+sSXCnxML+3QHvMI
-MKOYgQyAABECAAsRYAAYABhYL/QAJh0IwAAAo5+BDUgAcQIACxFgABgAHDQH9AAXbNMj0btNgNUP7caAo6SBDhAA8QIACxFgABgAHDP+b+gVgq4v5PxO
-bzznoQBeoGVFQACjmoEO2ABRAgALEWAAGAAYXADH6ImqZZj+X/AAHFO7a8q7j7OBALeK94EB8YIBePCBA7uRs4ID6LeL94EB8YIBePCCAQe7kbOCB9C3
-i/eBAfGCAXjwggI7u5Gzggu4t4v3gQHxggF48IIDbw==
-"""
+# Four seconds of 64 x 48 pixels at 5 frames per second, VP8.
+FILM = REPOSITORY / "tests" / "data_files" / "film.webm"
 
 
 class MadeUpText:
@@ -71,12 +50,9 @@ class MadeUpText:
 
 
 def make_searcher(
-    captions: Mapping[str, Sequence[str]],
-    durations: Mapping[str, float] | None = None,
-    encoder: bool = True,
-    branches: Sequence[str] = ("action", "object"),
-    moments: int = 1,
-) -> Searcher:
+    captions: Mapping[str, Sequence[str]], durations: Mapping[str, float] | None = None, encoder: bool = True,
+    branches: Sequence[str] = ("action", "object"), moments: int = 1,
+) -> Searcher:  # fmt: skip
     """A searcher over one video of random frame embeddings for each id in `captions`, which also gives its captions.
 
     Without `encoder` there is no text encoder. `moments`: how many of a video to find.
@@ -110,16 +86,15 @@ def make_searcher(
 
 def write_video(path: Path) -> Path:
     """Write a film of four seconds, WebM."""
-    path.write_bytes(base64.b64decode(_VIDEO))
-    return path
+    return Path(shutil.copy(FILM, path))
 
 
 def kitchen(videos: int = 14) -> dict[str, list[str]]:
     """Ids and captions of some videos."""
     verbs, things = ("opens", "lifts", "drops"), ("door", "fridge", "box", "cup", "bag")
     return {
-        f"v{place:02d}": [f"a person {verbs[(place + k) % 3]} the {things[place % 5]}" for k in range(1 + place % 3)]
-        for place in range(videos)
+        f"v{index:02d}": [f"a person {verbs[(index + k) % 3]} the {things[index % 5]}" for k in range(1 + index % 3)]
+        for index in range(videos)
     }
 
 

@@ -96,7 +96,7 @@ def branch_weights(branches: Iterable[str], first_weight: float) -> dict[str, fl
     return {first: first_weight if others else 1.0} | dict.fromkeys(others, (1 - first_weight) / max(len(others), 1))
 
 
-def naive_twin(model: RetrievalModel) -> NaiveModel:
+def naive_copy(model: RetrievalModel) -> NaiveModel:
     return NaiveModel(to_published(model.state_dict(), model.architecture), model.architecture).train(model.training)
 
 
@@ -109,7 +109,7 @@ def whole_batch(
     streams: dict[str, Ragged], tokens: Ragged, labels_Q: torch.Tensor, edited: Collection[str]
 ) -> ShardedBatch:
     """What training computes the losses of, without the names of videos and captions."""
-    videos = tuple(str(place) for place in range(len(next(iter(streams.values())))))
+    videos = tuple(str(index) for index in range(len(next(iter(streams.values())))))
     return ShardedBatch(VideoBatch(videos, streams, (), tokens, labels_Q), edited)
 
 

@@ -16,11 +16,7 @@ from tests.helpers.golden_case import CASES, LABELS, draw, golden_case
 from tests.helpers.small_models import whole_batch
 
 PUBLISHED_BRANCH = {"action": "motion", "object": "appearance"}
-PUBLISHED_LOSS = {
-    "triplet": "clip_trip_loss",
-    "nce": "clip_nce_loss",
-    "negative_queries": "neg_query_loss",
-}
+PUBLISHED_LOSS = {"triplet": "clip_trip_loss", "nce": "clip_nce_loss", "negative_queries": "neg_query_loss"}
 
 
 def golden_edits(case: str) -> dict[str, EditedQueries]:

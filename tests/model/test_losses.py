@@ -56,11 +56,11 @@ def nce(raw: torch.Tensor, labels: list[int]) -> torch.Tensor:
 @LABELLED
 @pytest.mark.parametrize("margin", [0.0, 0.2, 3.0])
 def test_hardest_triplet_equals_a_loop(labels: list[int], margin: float) -> None:
-    cosine, twins = (scores(labels).requires_grad_() for _ in range(2))
+    cosine, reference = (scores(labels).requires_grad_() for _ in range(2))
     loss = triplet(cosine, labels, settings(margin=margin), hard=True)
-    expected = reference_model.hardest_triplet(twins, labels, margin)
+    expected = reference_model.hardest_triplet(reference, labels, margin)
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(torch.autograd.grad(loss, cosine), torch.autograd.grad(expected, twins))
+    torch.testing.assert_close(torch.autograd.grad(loss, cosine), torch.autograd.grad(expected, reference))
 
 
 def chosen_negatives(labels: list[int], pool: int, hard: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -204,8 +204,8 @@ def test_edited_captions_equal_cross_entropy_one_by_one(temperature: float, smoo
         value = loss(learned, smoothing)
         value.backward()
         gradients.append((value.detach(), learned.grad, case.queries.grad))
-    for ours, twins in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, twins, atol=1e-5, rtol=1e-4)
+    for ours, reference in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-4)
 
 
 def test_label_smoothing_is_that_of_torch() -> None:

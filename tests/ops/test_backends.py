@@ -384,13 +384,13 @@ except InputError as error:
 """
 
 
-@pytest.mark.parametrize(("why", "said"), [("missing", "numba"), ("disabled", "NUMBA_DISABLE_JIT is set")])
-def test_without_numba_the_reference_runs(why: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("why", "message"), [("missing", "numba"), ("disabled", "NUMBA_DISABLE_JIT is set")])
+def test_without_numba_the_reference_runs(why: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ops.VARIABLE, raising=False)
     if why == "disabled":
         monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     done = subprocess.run([sys.executable, "-c", WITHOUT_NUMBA, why], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("A3PRVR_OPS=cpu: ")
-    assert said in done.stdout
+    assert message in done.stdout
     assert "requirements-cpu.txt" in done.stdout

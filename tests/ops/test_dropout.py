@@ -32,7 +32,7 @@ def test_values_are_dropped_independently(probability: float) -> None:
 @pytest.mark.parametrize("probability", [0.05, 0.5])
 def test_gaps_are_geometric(probability: float) -> None:
     torch.manual_seed(0)
-    count = 10_000_000
+    count = 4_000_000
     indices = dropped(count, probability).nonzero()[:, 0]
     assert len(indices) == pytest.approx(count * probability, abs=5 * (count * probability * (1 - probability)) ** 0.5)
     gaps = indices.diff()

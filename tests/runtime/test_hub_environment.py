@@ -35,10 +35,10 @@ HUB = "expected a URL such as https://huggingface.co; unset it for the default"
     ("SSLKEYLOGFILE", "{tmp}/none/x", "{tmp}/none/x: No such file or directory, expected a file to write; unset it"),
     *((variable, value, f"{value!r}: {SECONDS}") for variable in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
         for value in ("abc", "1.5", "-3", "10s", "9" * 99)),
-    ("HF_ENDPOINT", "http://[::1", f"http://[::1: {HUB}"),
-    ("HF_ENDPOINT", "nonsense", f"nonsense: {HUB}"),
+    *(("HF_ENDPOINT", url, f"{url}: {HUB}")
+        for url in ("http://[::1", "huggingface.co", "ftp://hub", "http://", "http://a b", "http://hub:port")),
 ])  # fmt: skip
-def test_what_cannot_work(
+def test_unusable_variables(
     variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "empty.pem").touch()
@@ -62,12 +62,8 @@ def test_a_socks_proxy_works_where_its_package_is(monkeypatch: pytest.MonkeyPatc
 def test_the_proxy_of_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     clear_network(monkeypatch)
     assert proxy_of("https://hub.example") == ""
-    for name, value in {
-        "ALL_PROXY": "a:1",
-        "HTTP_PROXY": "b:2",
-        "http_proxy": "c:3",
-        "NO_PROXY": "near.example",
-    }.items():
+    variables = {"ALL_PROXY": "a:1", "HTTP_PROXY": "b:2", "http_proxy": "c:3", "NO_PROXY": "near.example"}
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert proxy_of("https://hub.example") == "ALL_PROXY a:1"
     assert proxy_of("http://hub.example") == "http_proxy c:3"

@@ -2,9 +2,7 @@
 
 import logging
 import shutil
-import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from method.runtime import run_folder
 from method.runtime.errors import InputError
 from method.runtime.files import write_json
 from method.runtime.run_folder import METRICS, OPTIONS, RunFolder, RunName, environment_info, new_run
-from tests.helpers.paths import REPOSITORY
 from tests.helpers.small_dataset import own_log_handlers
 
 
@@ -63,25 +60,6 @@ def test_names_cannot_leave_the_results(tmp_path: Path, flag: str, field: str, n
 def test_a_second_writer_is_refused_until_the_first_has_closed(tmp_path: Path) -> None:
     with RunFolder(tmp_path), pytest.raises(InputError, match="another process is writing to this run"):
         RunFolder(tmp_path)
-    RunFolder(tmp_path).close()
-
-
-def test_a_killed_process_keeps_no_lock(tmp_path: Path) -> None:
-    code = """if True:
-        import sys, time
-        from pathlib import Path
-        from method.runtime.run_folder import RunFolder
-        folder = RunFolder(Path(sys.argv[1]))
-        print("locked", flush=True)
-        time.sleep(60)"""
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"locked\n"
-    with pytest.raises(InputError, match="another process"):
-        RunFolder(tmp_path)
-    process.send_signal(signal.SIGKILL)
-    process.wait(30)
-    process.stdout.close()
     RunFolder(tmp_path).close()
 
 

@@ -11,8 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 from method.data.captions import Caption
 from method.data.dataset import FeatureReader
 from method.data.features import FeatureFile
-from method.data.ragged import Ragged
-from method.text.check import SAMPLED_CAPTIONS, check_encoder, compare_with_stored
+from method.text.check import check_encoder
 from method.text.encoder import SpecialTokens, TextEncoder
 from tests.helpers.tiny_text_encoder import WIDTH, make_text_encoder
 
@@ -80,26 +79,6 @@ def test_another_encoder_matches_with_no_settings(tmp_path: Path, like_charades:
     assert not fits
     assert "mean cosine" in line
     assert "use --text_layer" not in line
-
-
-def test_the_sample_is_fixed_and_spread_over_all_captions(
-    encoder_folder: Path, like_charades: FeatureReader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoder = TextEncoder(encoder_folder, WIDTH, 30, CPU)
-    seen: list[Sequence[str]] = []
-    encode = encoder.encode
-
-    def record(sentences: Sequence[str]) -> Ragged:
-        seen.append(sentences)
-        return encode(sentences)
-
-    monkeypatch.setattr(encoder, "encode", record)
-    for captions in (CAPTIONS, CAPTIONS, CAPTIONS[:7]):
-        assert compare_with_stored(encoder, like_charades, captions).captions == min(len(captions), SAMPLED_CAPTIONS)
-    assert seen[0] == seen[1]
-    assert len(set(seen[0])) == SAMPLED_CAPTIONS
-    assert CAPTIONS[-3].text <= max(seen[0])
-    assert list(seen[2]) == [caption.text for caption in CAPTIONS[:7]]
 
 
 def test_missing_token_features_are_not_an_error(encoder_folder: Path, like_charades: FeatureReader) -> None:

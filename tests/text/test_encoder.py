@@ -50,13 +50,6 @@ def test_batches_equal_single_sentences(folder: Path, token_budget: int | None) 
     torch.testing.assert_close(encoded.values, torch.cat(single), atol=2e-6, rtol=0)
 
 
-def test_starts_and_ends_with_the_special_tokens(folder: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = TextEncoder(folder, WIDTH, 30, CPU).tokenize(["He sits."])[0].values.tolist()
-    assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    assert tokenizer.unk_token_id not in ids
-
-
 @pytest.fixture(scope="module")
 def electra(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder that cannot be truncated to fewer layers."""
@@ -227,29 +220,23 @@ def other_tokenizer(copy: Path) -> None:
         shutil.copy(donor / name, copy / name)
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (shutil.rmtree, "no such folder"),
-        (lambda copy: (copy / "config.json").unlink(), "no config.json, expected a complete text encoder"),
-        (lambda copy: (copy / "model.safetensors").unlink(), "no model.safetensors,"),
-        (without_tokenizer, "no tokenizer.json (or vocab.json with merges.txt),"),
-        (lambda copy: (copy / "tokenizer.json").write_text("{"), "cannot be loaded"),
-        (lambda copy: (copy / "config.json").write_text("{"), "cannot be loaded"),
-        (cut_weights, "cannot be loaded"),
-        (pickled_code, "cannot be loaded"),
-        (
-            lambda copy: (copy / "model.safetensors").write_text(POINTER),
-            "safetensors: a Git LFS pointer, not the file",
-        ),
-        (custom_code, "cannot be loaded"),
-        (lambda copy: set_config(copy, num_hidden_layers=3), "16 weights missing, such as encoder.layer.2.attention"),
-        (lambda copy: set_config(copy, hidden_size=64), f"hidden size 64, expected {WIDTH} (--q_feat_size)"),
-        (lambda copy: set_config(copy, intermediate_size=17), "cannot be loaded"),
-        (lambda copy: set_config(copy, model_type="bart", is_encoder_decoder=True), "expected an encoder without"),
-        (other_tokenizer, "the model only"),
-    ],
-)
+@pytest.mark.parametrize(("change", "named"), [
+    (shutil.rmtree, "no such folder"),
+    (lambda copy: (copy / "config.json").unlink(), "no config.json, expected a complete text encoder"),
+    (lambda copy: (copy / "model.safetensors").unlink(), "no model.safetensors,"),
+    (without_tokenizer, "no tokenizer.json (or vocab.json with merges.txt),"),
+    (lambda copy: (copy / "tokenizer.json").write_text("{"), "cannot be loaded"),
+    (lambda copy: (copy / "config.json").write_text("{"), "cannot be loaded"),
+    (cut_weights, "cannot be loaded"),
+    (pickled_code, "cannot be loaded"),
+    (lambda copy: (copy / "model.safetensors").write_text(POINTER), "safetensors: a Git LFS pointer, not the file"),
+    (custom_code, "cannot be loaded"),
+    (lambda copy: set_config(copy, num_hidden_layers=3), "16 weights missing, such as encoder.layer.2.attention"),
+    (lambda copy: set_config(copy, hidden_size=64), f"hidden size 64, expected {WIDTH} (--q_feat_size)"),
+    (lambda copy: set_config(copy, intermediate_size=17), "cannot be loaded"),
+    (lambda copy: set_config(copy, model_type="bart", is_encoder_decoder=True), "expected an encoder without"),
+    (other_tokenizer, "the model only"),
+])  # fmt: skip
 def test_an_invalid_folder_is_a_one_line_error_with_a_remedy(
     tmp_path: Path, folder: Path, change: Callable[[Path], object], named: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,8 +1,7 @@
-"""Steps and evaluations on a GPU: host-device syncs on a fake one, results on a real one where there is one."""
+"""Steps and evaluations as a GPU runs them: no host-device syncs, and the results of a CPU where there is a GPU."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from method import ops
 from method.config.training_settings import LoopSettings
@@ -20,22 +20,19 @@ from method.data.captions import Caption
 from method.data.edits import KINDS, EditedQueries, PreparedEdits
 from method.data.ragged import Ragged
 from method.evaluation import ranking
-from method.evaluation.corpus import Corpus, QuerySet, encode_corpus, encode_queries
+from method.evaluation.corpus import encode_corpus, encode_queries
 from method.evaluation.ranking import rank_block, target_indices
 from method.evaluation.scorer import Scorer
 from method.evaluation.winners import Winners
-from method.model.losses import LossSettings, total
+from method.model.losses import LossSettings
 from method.model.retrieval import RetrievalModel
 from method.negatives.cached import CachedNegatives
-from method.ops.precision import autocast
 from method.runtime import hardware
 from method.runtime.errors import InputError
 from method.training.loop import Training
 from method.training.optimizer import Schedule
-from method.training.sharded_batch import ShardedBatch
 from method.training.step import training_losses
 from tests.evaluation.corpora import settings_of
-from tests.helpers.fake_gpu import GPU, NothingAsked, PretendedGpu, Waits, on_gpu
 from tests.helpers.reference_model import split_values
 from tests.helpers.small_models import VARIANTS, lively_model, random_rows, random_streams
 
@@ -49,7 +46,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 
 def batch_for(model: RetrievalModel, lengths: str = "mixed lengths") -> VideoBatch:
-    captions = tuple(Caption(f"v{video}#enc#{place}", f"v{video}", "") for place, video in enumerate(LABELS))
+    captions = tuple(Caption(f"v{video}#enc#{index}", f"v{video}", "") for index, video in enumerate(LABELS))
     streams = random_streams(model.architecture, *LENGTHS[lengths])
     tokens = [4, 10, 1, 6, 3, 8, 5] if lengths == "mixed lengths" else [5] * len(LABELS)
     rows, labels_Q = random_rows(tokens, 8, 3), torch.tensor(LABELS)
@@ -75,20 +72,10 @@ class Edits(CachedNegatives):
 
 
 def training_of(
-    model: RetrievalModel,
-    device: torch.device,
-    hard: bool = False,
-    amp: str = "off",
-    losses: LossSettings = LOSSES,
+    model: RetrievalModel, device: torch.device, hard: bool = False, amp: str = "off", losses: LossSettings = LOSSES
 ) -> Training:
     settings = LoopSettings(
-        epochs=100,
-        early_stop=10,
-        hard_from_epoch=0 if hard else 20,
-        grad_clip=1.0,
-        amp=amp,
-        losses=losses,
-        seed=0,
+        epochs=100, early_stop=10, hard_from_epoch=0 if hard else 20, grad_clip=1.0, amp=amp, losses=losses, seed=0
     )
     return Training(model, settings, Schedule(peak=0.01, warmup=0.0, steps=300), 0.01, device, Edits())
 
@@ -99,83 +86,85 @@ def gpu_style(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ops.VARIABLE, "reference")
 
 
-# On the fake GPU
+# Without a GPU: nothing reads numbers, which would wait for the kernels of a GPU
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> PretendedGpu:
-    for module in ("method.training.step", "method.evaluation.corpus"):
-        monkeypatch.setattr(f"{module}.autocast", lambda device, precision: contextlib.nullcontext())
-    monkeypatch.setattr("torch.nn.utils.clip_grad._device_has_foreach_support", lambda device: True)
-    return PretendedGpu(monkeypatch)
+_ops = torch.ops.aten
+_READS = {_ops._local_scalar_dense.default, _ops.equal.default, _ops.is_nonzero.default, _ops.masked_select.default,
+    _ops.nonzero.default, _ops._unique2.default, _ops.unique_consecutive.default}  # fmt: skip
 
 
-@VARIANT
-@HARD
-def test_a_step_waits_for_nothing(
-    changes: dict[str, Any], hard: bool, gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = lively_model(**changes).train()
-    batch = batch_for(model)
-    training = training_of(model, GPU, hard)
-    read: list[int] = []
+class NoReads(TorchDispatchMode):
+    """Operations whose result a program needs before it can go on are refused."""
 
-    class Losses(hardware.AsyncScalars):
-        def __init__(self, numbers: Tensor) -> None:
-            super().__init__(numbers)
-            self.count = len(numbers)
-
-        def read(self) -> list[float]:
-            assert all(weight.grad is not None and on_gpu(weight.grad) for weight in model.parameters())
-            read.append(self.count)
-            return [1.0] * self.count
-
-    monkeypatch.setattr(hardware, "AsyncScalars", Losses)
-    assert batch.edits is not None
-    with gpu:
-        training.step(batch.pin_memory())
-    assert len(read) == 1
-    assert gpu.times_pinned(batch.edits.rows.values.shape) == 1  # by the loader, not again by the step
-    assert all(on_gpu(state["first_moment"]) for state in training.optimizer.state.values())
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        reads = function in _READS
+        if function is _ops.repeat_interleave.Tensor:
+            reads = not (kwargs or {}).get("output_size")
+        if function is _ops.index.Tensor:
+            reads = any(isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1])
+        assert not reads, f"{function} waits for the GPU"
+        return function(*args, **(kwargs or {}))
 
 
-@VARIANT
-def test_an_evaluation_asks_once_a_block(
-    changes: dict[str, Any], gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = lively_model(**changes).to(GPU)
-    batch = batch_for(model)
-    assert batch.tokens is not None
-    asked: list[set[str]] = []
-    monkeypatch.setattr(ranking, "non_finite_score", lambda scores: asked.append(set(scores)))
-    with gpu:
-        corpus = encode_corpus(model, [batch.pin_memory()], GPU)
-        queries = encode_queries(model, [QueryBatch(batch.captions, batch.tokens).pin_memory()], GPU)
-        ranks = ranks_of_blocks(corpus, queries)
-    assert asked == [{*model.branches, "fused"}]
-    assert all(on_gpu(ranks_q) for ranks_q in ranks.values())
+MISTAKES: dict[str, Callable[[Tensor], Any]] = {
+    "item": lambda rows: rows.sum().item(),
+    "bool": lambda rows: bool(rows.any()),
+    "mask": lambda rows: rows[rows > 0],
+    "nonzero": lambda rows: rows.nonzero(),
+    "equal": lambda rows: torch.equal(rows, rows),
+    "unique": lambda rows: rows.unique(),
+    "unknown size": lambda rows: torch.repeat_interleave(rows.long()[0]),
+}
 
 
-def ranks_of_blocks(corpus: Corpus, queries: QuerySet) -> dict[str, Tensor]:
-    target_Q = target_indices(corpus, queries)
-    ((part, scores),) = Scorer(corpus, settings_of(0.5)).blocks(queries)
-    for scores_qV in scores.values():
-        Winners.empty(target_Q).fill(part, scores_qV, target_Q[part])
-    return rank_block(scores, target_Q[part], queries.captions[part])
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+def test_reads_are_noticed(mistake: Callable[[Tensor], Any]) -> None:
+    with NoReads(), pytest.raises(AssertionError, match="waits for the GPU"):
+        mistake(torch.ones(4, 8))
 
 
 @pytest.mark.usefixtures("gpu_style")
 @VARIANT
-def test_half_precision_asks_for_nothing(changes: dict[str, Any]) -> None:
-    """On a CPU, whose autocast casts the same operations."""
+@pytest.mark.parametrize(("hard", "amp"), [(False, "off"), (True, "bf16")], ids=["random", "hard"])
+def test_a_step_reads_its_losses_and_nothing_else(
+    changes: dict[str, Any], hard: bool, amp: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = lively_model(**changes).train()
-    batch, edits = batch_for(model), {name: edits_for(name) for name in model.branches}
-    with NothingAsked(), autocast(CPU, "bf16"):
-        loss = total(training_losses(model, ShardedBatch(batch, edits), LOSSES, True, edits))
-    with NothingAsked():
-        loss.backward()
-    assert torch.isfinite(loss)
+    training = training_of(model, CPU, hard, amp)
+    read: list[Tensor] = []
+
+    class Losses(hardware.AsyncScalars):
+        def read(self) -> list[float]:
+            assert all(weight.grad is not None for weight in model.parameters())
+            read.append(self._numbers)
+            return [1.0] * len(self._numbers)
+
+    monkeypatch.setattr(hardware, "AsyncScalars", Losses)
+    with NoReads():
+        training.step(batch_for(model))
+    assert len(read) == 1
+    assert read[0].isfinite().all()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+
+
+@pytest.mark.usefixtures("gpu_style")
+@VARIANT
+def test_an_evaluation_reads_once_per_block(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lively_model(**changes)
+    batch = batch_for(model)
+    assert batch.tokens is not None
+    read: list[set[str]] = []
+    monkeypatch.setattr(ranking, "non_finite_score", lambda scores: read.append(set(scores)))
+    with NoReads():
+        corpus = encode_corpus(model, [batch], CPU)
+        queries = encode_queries(model, [QueryBatch(batch.captions, batch.tokens)], CPU)
+        target_Q = target_indices(corpus, queries)
+        ((part, scores),) = Scorer(corpus, settings_of(0.5)).blocks(queries)
+        for scores_qV in scores.values():
+            Winners.empty(target_Q).fill(part, scores_qV, target_Q[part])
+        rank_block(scores, target_Q[part], queries.captions[part])
+    assert read == [{*model.branches, "fused"}]
 
 
 def broken_losses(*arguments: Any) -> dict[str, Tensor]:
@@ -194,56 +183,6 @@ def test_a_refused_step_leaves_no_gradients(monkeypatch: pytest.MonkeyPatch) -> 
     assert all(weight.grad is None for weight in model.parameters())
     assert training.optimizer.param_groups[0]["step"] == 1
     assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
-
-
-# The fake GPU notices mistakes
-
-
-MISTAKES: dict[str, Callable[[Tensor], Any]] = {
-    "item": lambda rows: rows.sum().item(),
-    "bool": lambda rows: bool(rows.any()),
-    "tolist": lambda rows: rows.tolist(),
-    "mask": lambda rows: rows[rows > 0],
-    "nonzero": lambda rows: rows.nonzero(),
-    "equal": lambda rows: torch.equal(rows, rows),
-    "unique": lambda rows: rows.unique(),
-    "unknown size": lambda rows: torch.repeat_interleave(rows.long()[0]),
-    "to the CPU": lambda rows: rows.cpu(),
-    "blocking": lambda rows: torch.ones(3).pin_memory().to(GPU),
-    "pageable": lambda rows: torch.ones(3).to(GPU, non_blocking=True),
-    "a list": lambda rows: torch.tensor([1, 2], device=GPU),
-    "into a table": lambda rows: rows.copy_(torch.ones(4, 8)),
-    "product of devices": lambda rows: rows @ torch.ones(8, 3),
-    "sum of devices": lambda rows: rows + torch.ones(8),
-    "index elsewhere": lambda rows: rows[torch.tensor([0, 2])],
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
-def test_mistakes_are_noticed(mistake: Callable[[Tensor], Any], gpu: PretendedGpu) -> None:
-    rows = torch.ones(4, 8, device=GPU)
-    with gpu, pytest.raises((Waits, NotImplementedError, RuntimeError), match=r"GPU|meta|blocks"):
-        mistake(rows)
-
-
-@pytest.mark.parametrize("mistake", ["item", "bool", "mask", "nonzero", "equal", "unique", "unknown size"])
-def test_mistakes_are_noticed_on_a_cpu(mistake: str) -> None:
-    with NothingAsked(), pytest.raises(Waits):
-        MISTAKES[mistake](torch.ones(4, 8))
-
-
-def test_a_wait_within_a_step_is_noticed(gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = lively_model().train()
-    batch, training = batch_for(model), training_of(model, GPU)
-
-    def losses(*arguments: Any) -> dict[str, Tensor]:
-        terms = training_losses(*arguments)
-        assert next(iter(terms.values())).item() < 1e9
-        return terms
-
-    monkeypatch.setattr("method.training.step.training_losses", losses)
-    with gpu, pytest.raises(Waits, match="asks the GPU"):
-        training.step(batch.pin_memory())
 
 
 # On a GPU

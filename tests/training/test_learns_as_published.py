@@ -1,4 +1,4 @@
-"""Training steps compared with the naive twin of the published program."""
+"""Training steps compared with the naive implementation of the published program."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def batches(model: RetrievalModel) -> list[VideoBatch]:
     made = []
     for seed, (action, object_) in enumerate(frames):
         labels = torch.arange(len(action)).repeat_interleave(torch.tensor([2, 1, 3, 1][: len(action)]))
-        captions = tuple(Caption(f"{video}#enc#{place}", f"{video}", "") for place, video in enumerate(labels.tolist()))
-        tokens = random_rows([3 + place % 5 for place in range(len(labels))], model.architecture.query_width, 10 + seed)
+        captions = tuple(Caption(f"{video}#enc#{index}", f"{video}", "") for index, video in enumerate(labels.tolist()))
+        tokens = random_rows([3 + index % 5 for index in range(len(labels))], model.architecture.query_width, 10 + seed)
         streams = random_streams(model.architecture, action, object_)
         made.append(VideoBatch(tuple(str(v) for v in range(len(action))), streams, captions, tokens, labels))
     return made
@@ -41,27 +41,21 @@ def test_many_steps_end_at_the_weights_of_the_published_program(variant: str) ->
     """Without dropout and with the hardest negatives, training is deterministic."""
     model = lively_model(**VARIANTS[variant])
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    twin = NaiveStep(to_published(before, model.architecture), model.architecture, LOSSES, torch.device("cpu"), pool=1)
+    naive = NaiveStep(to_published(before, model.architecture), model.architecture, LOSSES, torch.device("cpu"), pool=1)
     settings = LoopSettings(
-        epochs=1,
-        early_stop=-1,
-        hard_from_epoch=0,
-        grad_clip=-1.0,
-        amp="off",
-        losses=LOSSES,
-        seed=0,
+        epochs=1, early_stop=-1, hard_from_epoch=0, grad_clip=-1.0, amp="off", losses=LOSSES, seed=0
     )
     training = Training(model, settings, SCHEDULE, 0.01, torch.device("cpu"), None)
     model.eval()
-    twin.model.eval()
+    naive.model.eval()
     shown = batches(model)
     losses = []
     for step in range(STEPS):
         batch = shown[step % len(shown)]
         losses.append(sum(training.step(batch).values()))
-        assert losses[-1] == pytest.approx(twin.step(batch, SCHEDULE.learning_rate(step)), rel=1e-4), step
+        assert losses[-1] == pytest.approx(naive.step(batch, SCHEDULE.learning_rate(step)), rel=1e-4), step
     for name, weight in model.named_parameters():
-        published = twin.model.w(published_name(name, model.architecture))
+        published = naive.model.w(published_name(name, model.architecture))
         moved = (published - before[name]).norm()
         # A key's bias is the same for all that a softmax weighs: what moves it is rounding errors, of either program.
         rounded = 1e-3 if name.endswith(("key.bias", "to_key.second.bias")) else 1e-6

@@ -25,13 +25,7 @@ from tests.helpers.small_models import lively_model
 def training(early_stop: int, epochs: int = 100) -> Training:
     losses = LossSettings()
     settings = LoopSettings(
-        epochs=epochs,
-        early_stop=early_stop,
-        hard_from_epoch=20,
-        grad_clip=-1.0,
-        amp="off",
-        losses=losses,
-        seed=0,
+        epochs=epochs, early_stop=early_stop, hard_from_epoch=20, grad_clip=-1.0, amp="off", losses=losses, seed=0
     )
     schedule = Schedule(peak=0.01, warmup=0.1, steps=300)
     return Training(lively_model(), settings, schedule, 0.01, torch.device("cpu"), None)
@@ -71,8 +65,7 @@ def test_epochs_end() -> None:
 # Non-finite losses
 
 
-@pytest.mark.parametrize("term", ["action/triplet", "object/nce"])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("term", "value"), [("action/triplet", math.nan), ("object/nce", math.inf)])
 def test_a_non_finite_loss_stops_before_the_update(
     shared: SmallDataset, monkeypatch: pytest.MonkeyPatch, term: str, value: float
 ) -> None:

@@ -52,7 +52,7 @@ def test_equals_a_loop_over_tensors() -> None:
     schedule = Schedule(peak=0.01, warmup=0.2, steps=12)
     decay = {"large": 0.05, "small": 0.0, "scalar": 0.05, "sometimes": 0.0}
     groups = [{"params": [weights[name] for name in decay if decay[name] == d], "weight_decay": d} for d in (0.05, 0.0)]
-    optimizer, twin = BertAdam(groups, schedule), OneByOne()
+    optimizer, naive = BertAdam(groups, schedule), OneByOne()
     expected = {name: weight.detach().double() for name, weight in weights.items()}
     for step in range(12):
         norms = []
@@ -62,7 +62,7 @@ def test_equals_a_loop_over_tensors() -> None:
                 weight.grad = torch.randn(weight.shape) * 10.0 ** (step % 4 - 2)
                 norms.append(weight.grad.norm())
                 lr = schedule.learning_rate(step)
-                expected[name] = twin.update(name, expected[name], weight.grad.clone(), lr, decay[name])
+                expected[name] = naive.update(name, expected[name], weight.grad.clone(), lr, decay[name])
         assert optimizer.learning_rate == schedule.learning_rate(step)
         optimizer.step()
         for name, weight in weights.items():

@@ -24,7 +24,7 @@ from tests.helpers.runs import EPOCHS, STEPS, Crash, Interruption, assert_same_r
 from tests.helpers.small_dataset import SmallDataset, history, run_train
 
 
-@pytest.mark.parametrize("step", [0, 2, 4, 8])
+@pytest.mark.parametrize("step", [2, 4, 8])
 def test_stopped_at_any_step_and_resumed(
     shared: SmallDataset, finished: Path, interrupt: Interruption, step: int
 ) -> None:
@@ -94,7 +94,7 @@ def test_a_crash_loses_no_more_than_the_steps_since_the_last_save(
     assert_same_run(run, finished)
 
 
-@pytest.mark.parametrize("lost", ["last.ckpt", "history.jsonl", "train.log", "tensorboard"])
+@pytest.mark.parametrize("lost", ["last.ckpt", "history.jsonl", "tensorboard"])
 def test_a_crash_between_two_files(shared: SmallDataset, finished: Path, interrupt: Interruption, lost: str) -> None:
     """Killed at the end of an epoch, before this file was written."""
     name = f"without {lost}"
@@ -127,14 +127,11 @@ def test_resume_finds_the_latest_unfinished_run(shared: SmallDataset, interrupt:
         run_train([*flags, "--resume", "--description", "other"])
 
 
-@pytest.mark.parametrize("description", [["--description", "queued"], []], ids=["named", "not named"])
 def test_auto_repeats_one_command_until_the_run_is_finished(
-    shared: SmallDataset, finished: Path, interrupt: Interruption, description: list[str],
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+    shared: SmallDataset, finished: Path, interrupt: Interruption, caplog: pytest.LogCaptureFixture
+) -> None:
     """Killed in its first epoch, stopped later, finished, and started once more, as by a queue."""
-    flags = shared.flags("--exp_id", f"queue{len(description)}", "--n_epoch", str(EPOCHS), *description)
-    command = [*flags, "--resume", "auto"]
+    command = shared.flags("--exp_id", "queue", "--n_epoch", str(EPOCHS), "--resume", "auto")
     for step, act, error in ((1, crash, Crash), (STEPS, send(signal.SIGTERM), Stopped)):
         interrupt.at(step, act)
         with pytest.raises(error):
@@ -195,12 +192,6 @@ def test_a_run_from_before_text_options_were_recorded_keeps_its_encoding() -> No
     with pytest.raises(InputError, match=r"--text_layer was -1, is -2; --text_special_tokens was keep, is drop$"):
         check_same_options(before, now)
     check_same_options({**before, "neg_query_loss": None}, {**now, "neg_query_loss": None})
-
-
-def test_a_folder_may_be_called_auto(shared: SmallDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(shared.root)
-    with pytest.raises(InputError, match=r"--resume .*auto: no run there"):
-        run_train(["--resume", "./auto"])
 
 
 def copy_of(run: Path, name: str) -> Path:
@@ -268,31 +259,12 @@ def test_a_finished_run_is_never_overwritten(shared: SmallDataset, finished: Pat
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_an_unfinished_run_is_not_started_again(shared: SmallDataset, interrupt: Interruption) -> None:
-    interrupt.at(1, crash)
-    with pytest.raises(Crash):
-        run_train(shared.flags("--description", "unfinished"))
-    with pytest.raises(InputError, match="holds an unfinished run; continue it with --resume, or rename it"):
-        run_train(shared.flags("--description", "unfinished"))
-
-
 def test_a_run_on_a_poor_disk(small: SmallDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_all(monkeypatch)
     run = run_train(small.flags("--n_epoch", "1", "--description", "run", "--save_scores", "--report"))
-    run_train(["--resume", str(run), "--device", "-1", "--n_epoch", "2", "--report"])
-    assert {path.name for path in (run / "n_epoch_1").iterdir()} >= {"metrics.json", "scores.npz", "report"}
     assert (run / "report" / "index.html").exists()
-
-
-def test_two_runs_in_one_folder(shared: SmallDataset, interrupt: Interruption) -> None:
-    interrupt.at(1, send(signal.SIGINT))
-    with pytest.raises(Stopped):
-        run_train(shared.flags("--description", "busy"))
-    run = shared.results / "busy"
-    with RunFolder(run), pytest.raises(InputError, match="another process is writing to this run"):
-        run_train(["--resume", str(run), "--device", "-1"])
-    interrupt.over()
-    assert run_train(["--resume", str(run), "--device", "-1"]) == run
+    run_train(["--resume", str(run), "--device", "-1", "--n_epoch", "2"])
+    assert {path.name for path in (run / "n_epoch_1").iterdir()} >= {"metrics.json", "scores.npz", "report"}
 
 
 @pytest.mark.parametrize(("name", "value", "message"), [
@@ -313,6 +285,8 @@ def test_invalid_saved_options_are_refused(
         run_train(["--resume", str(run), "--device", "-1", "--n_epoch", str(EPOCHS + 1)])
 
 
-def test_resume_of_nothing(shared: SmallDataset, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--resume .*: no run there, expected a folder with opt\.json"):
-        run_train(["--resume", str(tmp_path)])
+def test_a_folder_without_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (str(tmp_path), "./auto"):  # a folder of that name
+        with pytest.raises(InputError, match=r"--resume .*: no run there, expected a folder with opt\.json"):
+            run_train(["--resume", folder])

@@ -9,15 +9,18 @@ import json
 import os
 import threading
 import time
+from collections import namedtuple
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from huggingface_hub import constants, file_download
 
+DiskUsage = namedtuple("DiskUsage", "total used free")
 LARGE = (".safetensors", ".bin", ".h5", ".hdf5", ".ckpt", ".zip", ".gz", ".tar")
 
 
@@ -65,7 +68,7 @@ class Request:
 
 
 class FakeHub:
-    """The servers, what they host and what they were asked; a context manager."""
+    """The servers, what they host and what they were requested; a context manager."""
 
     def __init__(self) -> None:
         self.hosted: dict[str, Hosted] = {}
@@ -95,12 +98,12 @@ class FakeHub:
         return self.hosted[name]
 
     def bodies(self) -> list[str]:
-        """The files whose bodies were asked for, in order."""
+        """The files whose bodies were requested for, in order."""
         small = [r.path for r in self.requests if r.kind == "hub" and r.method == "GET" and not r.path.endswith(LARGE)]
         return small + [r.path for r in self.requests if r.kind == "cdn"]
 
     def ranges(self, path: str) -> list[str | None]:
-        """The Range headers with which a file's body was asked for."""
+        """The Range headers with which a file's body was requested for."""
         kind = "cdn" if path.endswith(LARGE) else "hub"
         return [r.range for r in self.requests if (r.kind, r.method, r.path) == (kind, "GET", path)]
 
@@ -181,6 +184,12 @@ class FakeHub:
             self._closing.wait(30)
 
 
+def visible_files(folder: Path) -> dict[str, bytes]:
+    """Contents of the files below a folder, without hidden ones."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
 def git_hash(content: bytes) -> str:
     """What git, and so the hub, calls a small file's content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -193,10 +202,10 @@ def _refuse(http: BaseHTTPRequestHandler, status: int, code: str) -> None:
 def _send_range(
     http: BaseHTTPRequestHandler, content: bytes, headers: dict[str, str], ranges: bool, cut: int | None = None
 ) -> None:
-    asked = http.headers["Range"] if ranges else None
-    if asked is None:
+    requested = http.headers["Range"] if ranges else None
+    if requested is None:
         return _send(http, content, headers, cut=cut)
-    start = int(asked.removeprefix("bytes=").removesuffix("-"))
+    start = int(requested.removeprefix("bytes=").removesuffix("-"))
     if start >= len(content):
         return _send(http, b"", headers | {"Content-Range": f"bytes */{len(content)}"}, 416)
     headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"

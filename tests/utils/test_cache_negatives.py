@@ -84,16 +84,13 @@ def test_one_kind_can_be_cached_and_trained_alone(world: Path, tmp_path: Path) -
         main(flags(world, "--neg_cache", str(tmp_path / "both"), "--neg_query_loss", "action"))
 
 
-@pytest.mark.parametrize(
-    ("more", "named"),
-    [
-        ([], "--neg_cache is missing"),
-        (["--neg_cache", "cache", "--pool_size", "2"], "--pool_size 2: expected at least --neg_object_num 3"),
-        (["--neg_cache", "cache", "--text_encoder", "nowhere"], "nowhere: no such folder"),
-        (["--neg_cache", "cache", "--caption_train_txt", "nowhere.txt"], "nowhere.txt: no such file"),
-        (["--neg_cache", "cache", "--id_action_dict", "train.txt"], "train.txt: not valid JSON"),
-    ],
-)
+@pytest.mark.parametrize(("more", "named"), [
+    ([], "--neg_cache is missing"),
+    (["--neg_cache", "cache", "--pool_size", "2"], "--pool_size 2: expected at least --neg_object_num 3"),
+    (["--neg_cache", "cache", "--text_encoder", "nowhere"], "nowhere: no such folder"),
+    (["--neg_cache", "cache", "--caption_train_txt", "nowhere.txt"], "nowhere.txt: no such file"),
+    (["--neg_cache", "cache", "--id_action_dict", "train.txt"], "train.txt: not valid JSON"),
+])  # fmt: skip
 def test_mistakes_are_one_line_errors_and_leave_no_files(world: Path, more: list[str], named: str) -> None:
     with pytest.raises(InputError, match=named):
         main(flags(world, *more))
@@ -102,7 +99,7 @@ def test_mistakes_are_one_line_errors_and_leave_no_files(world: Path, more: list
 
 def test_interrupted_from_the_keyboard_it_exits_with_130_and_continues(world: Path, tmp_path: Path) -> None:
     shutil.copytree(world, tmp_path / "world")
-    many = make_captions(2000)
+    many = make_captions(800)
     write_vocabularies(tmp_path / "world", [*many, *EVALUATED])
     (tmp_path / "world" / "train.txt").write_text("".join(f"{caption.id} {caption.text}\n" for caption in many))
     arguments = flags(tmp_path / "world", "--neg_cache", "cache")
@@ -117,7 +114,7 @@ def test_interrupted_from_the_keyboard_it_exits_with_130_and_continues(world: Pa
     assert "blocks are saved; run the same command to continue" in printed
     assert "Traceback" not in printed
     before = {path.name: path.stat().st_mtime_ns for path in cache.glob("block*")}
-    assert 2 <= len(before) < 32
+    assert 2 <= len(before) < 13
     main(arguments)
-    assert len(list(cache.glob("block*"))) == 32
+    assert len(list(cache.glob("block*"))) == 13
     assert {name: (cache / name).stat().st_mtime_ns for name in before} == before

@@ -18,9 +18,9 @@ def arguments(small: SmallDataset, *more: str) -> list[str]:
     return ["demo", *small.flags(*more)[2:]]
 
 
-def rows_of(said: str) -> dict[str, str]:
+def rows_of(printed: str) -> dict[str, str]:
     """What the table says of the edits of each kind."""
-    lines = [line.split(" edits ") for line in said.splitlines() if " edits " in line]
+    lines = [line.split(" edits ") for line in printed.splitlines() if " edits " in line]
     return {name.split()[-1]: value.strip() for name, value in lines}
 
 
@@ -75,7 +75,7 @@ def test_a_vocabulary_that_training_would_not_read_refuses_nothing(
     main(arguments(small))
     captions = str(len(read_captions(small.train_txt)))
     assert rows_of(capsys.readouterr().out) == {"action": captions, "object": "vocabulary refused"}
-    (warning,) = [said for said in caplog.messages if str(path) in said]
+    (warning,) = [printed for printed in caplog.messages if str(path) in printed]
     assert "expected a list of words" in warning
     assert "training with object edits would fail" in warning
     with pytest.raises(InputError, match="expected a list of words"):

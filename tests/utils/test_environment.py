@@ -34,16 +34,8 @@ class Clone:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "clone"
-        for name in (
-            "utils/environment.py",
-            "utils/environment.sh",
-            "method/runtime/disk.py",
-            "method/runtime/errors.py",
-            "method/runtime/file_kinds.py",
-            "method/runtime/files.py",
-            "method/runtime/locks.py",
-            "method/runtime/text.py",
-        ):
+        used = ("disk", "errors", "file_kinds", "files", "locks", "text")
+        for name in ("utils/environment.py", "utils/environment.sh", *(f"method/runtime/{part}.py" for part in used)):
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, self.folder / name)
         (self.folder / "requirements.txt").write_text("# needed\ntinypkg>=1.0  # for the test\n")
@@ -58,7 +50,8 @@ class Clone:
         self.environment = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "PYTHON"))}
         self.environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels), "PIP_CONFIG_FILE": os.devnull}
         # A Python without any package: that of an empty environment.
-        self.python = base_python(folder)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "empty"], check=True)
+        self.python = folder / "empty" / "bin" / "python"
         self.environment["PATH"] = f"{self.python.parent}:{os.environ['PATH']}"
 
     def lock(self, version: str) -> None:
@@ -89,30 +82,34 @@ class Clone:
         return done.stdout.strip()
 
 
-def base_python(folder: Path) -> Path:
-    made = folder / "empty"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", made], check=True)
-    return made / "bin" / "python"
-
-
 @pytest.fixture
 def clone(tmp_path: Path) -> Clone:
     return Clone(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def first_made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a .venv that a launcher made, and what it said."""
+def after_a_kill(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a .venv that a launcher made after an earlier one was killed while pip ran, and what it printed."""
     clone = Clone(tmp_path_factory.mktemp("made"))
-    status, python, said = clone.find()
+    with silent_server() as url:
+        process = clone.start(PIP_NO_INDEX="", PIP_INDEX_URL=url, PIP_FIND_LINKS="", PIP_TIMEOUT="60")
+        wait_for(clone.venv / "bin" / "pip")
+        time.sleep(0.3)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert clone.venv.joinpath(".incomplete").exists()
+    half = next(clone.venv.glob("lib/python3*/site-packages")) / "half_done"  # as pip may have left it
+    half.mkdir()
+    status, python, printed = clone.find()
     assert (status, python) == (0, str(clone.venv / "bin/python"))
-    return clone.venv, said
+    assert not half.exists()
+    return clone.venv, printed
 
 
 @pytest.fixture
-def made(clone: Clone, first_made: tuple[Path, str]) -> Clone:
-    """A repository whose environment is there."""
-    shutil.copytree(first_made[0], clone.venv, symlinks=True)
+def made(clone: Clone, after_a_kill: tuple[Path, str]) -> Clone:
+    """A repository with an environment."""
+    shutil.copytree(after_a_kill[0], clone.venv, symlinks=True)
     return clone
 
 
@@ -132,23 +129,23 @@ def wait_for(condition: Path, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def test_environment_is_made_once_and_then_used(made: Clone, first_made: tuple[Path, str]) -> None:
-    assert "creating" in first_made[1]
+def test_an_environment_is_made_again_after_a_kill_and_then_used(made: Clone, after_a_kill: tuple[Path, str]) -> None:
+    assert "creating" in after_a_kill[1]
     assert made.installed() == "1.0"
     written = made.venv.joinpath(".installed").stat().st_mtime_ns
     assert made.find() == (0, str(made.venv / "bin/python"), "")
     assert made.venv.joinpath(".installed").stat().st_mtime_ns == written
 
 
-def test_tools_of_the_tests_are_installed_on_top(made: Clone) -> None:
-    status, python, said = made.find("--dev")
+def test_test_tools_are_installed_on_top(made: Clone) -> None:
+    status, python, printed = made.find("--dev")
     assert (status, python) == (0, str(made.venv / "bin/python"))
-    assert "updating" in said
+    assert "updating" in printed
     assert made.find("--dev")[2] == ""
     assert made.find()[2] == ""
 
 
-def test_packages_for_videos_are_asked_for_by_a_flag(clone: Clone) -> None:
+def test_the_video_flag_asks_for_its_packages(clone: Clone) -> None:
     site = next(clone.python.parents[1].glob("lib/python3*/site-packages"))
     with zipfile.ZipFile(clone.wheels / "tinypkg-1.0-py3-none-any.whl") as wheel:
         wheel.extractall(site)
@@ -159,21 +156,21 @@ def test_packages_for_videos_are_asked_for_by_a_flag(clone: Clone) -> None:
     assert clone.find("--video")[2] == ""
 
 
-def test_changed_lock_file_is_noticed(made: Clone) -> None:
+def test_a_changed_lock_file_updates_the_environment(made: Clone) -> None:
     made.lock("2.0")
-    status, _, said = made.find()
+    status, _, printed = made.find()
     assert status == 0
-    assert "updating" in said
+    assert "updating" in printed
     assert made.installed() == "2.0"
 
 
-def test_environment_that_lost_a_package_is_mended(made: Clone) -> None:
+def test_a_lost_package_is_installed_again(made: Clone) -> None:
     shutil.rmtree(next(made.venv.glob("lib/python3*/site-packages/tinypkg-*")))
     assert made.find()[0] == 0
     assert made.find()[2] == ""
 
 
-def test_active_python_with_the_packages_is_used_as_it_is(clone: Clone) -> None:
+def test_an_active_python_with_the_packages_is_used(clone: Clone) -> None:
     site = next(clone.python.parents[1].glob("lib/python3*/site-packages"))
     with zipfile.ZipFile(clone.wheels / "tinypkg-1.0-py3-none-any.whl") as wheel:
         wheel.extractall(site)
@@ -182,48 +179,22 @@ def test_active_python_with_the_packages_is_used_as_it_is(clone: Clone) -> None:
     assert not clone.venv.exists()
 
 
-def test_killed_while_pip_runs(clone: Clone) -> None:
-    with silent_server() as url:
-        process = clone.start(PIP_NO_INDEX="", PIP_INDEX_URL=url, PIP_FIND_LINKS="", PIP_TIMEOUT="60")
-        wait_for(clone.venv / "bin" / "pip")
-        time.sleep(0.3)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    assert clone.venv.joinpath(".incomplete").exists()
-    # What pip may have left half done has to go.
-    half = next(clone.venv.glob("lib/python3*/site-packages")) / "half_done"
-    half.mkdir()
-    status, python, said = clone.find()
-    assert (status, python) == (0, str(clone.venv / "bin/python"))
-    assert "creating" in said
-    assert clone.installed() == "1.0"
-    assert not half.exists()
-
-
-def test_killed_before_the_environment_has_a_python(clone: Clone) -> None:
-    clone.venv.joinpath("lib").mkdir(parents=True)
-    assert clone.find()[0] == 0
-    assert clone.installed() == "1.0"
-
-
 def test_two_at_once(clone: Clone) -> None:
+    clone.venv.joinpath("lib").mkdir(parents=True)  # left by a process that was killed before there was a Python
     processes = [clone.start(), clone.start()]
     results = [(process.communicate(timeout=120), process.returncode) for process in processes]
     assert [status for _, status in results] == [0, 0]
     assert {out.strip() for (out, _), _ in results} == {str(clone.venv / "bin/python")}
-    assert sorted("creating" in said for (_, said), _ in results) == [False, True]
+    assert sorted("creating" in printed for (_, printed), _ in results) == [False, True]
     assert clone.installed() == "1.0"
 
 
-def test_own_environment_of_the_user_gets_what_it_lacks_and_keeps_the_rest(made: Clone) -> None:
-    for path in (
-        made.venv / ".installed",
-        made.venv / ".lock",
-        *made.venv.glob("lib/python3*/site-packages/tinypkg.py"),
-    ):
+def test_an_environment_of_the_user_gets_what_it_lacks_and_keeps_the_rest(made: Clone) -> None:
+    site = next(made.venv.glob("lib/python3*/site-packages"))
+    for path in (made.venv / ".installed", made.venv / ".lock", site / "tinypkg.py"):
         path.unlink()
-    shutil.rmtree(next(made.venv.glob("lib/python3*/site-packages/tinypkg-*")))
-    kept = next(made.venv.glob("lib/python3*/site-packages")) / "precious"
+    shutil.rmtree(next(site.glob("tinypkg-*")))
+    kept = site / "precious"
     kept.write_text("data")
     assert made.find()[0] == 0
     assert made.installed() == "1.0"
@@ -232,21 +203,21 @@ def test_own_environment_of_the_user_gets_what_it_lacks_and_keeps_the_rest(made:
 
 def test_packages_that_pip_cannot_get(made: Clone) -> None:
     made.lock("9.9")
-    status, out, said = made.find()
+    status, out, printed = made.find()
     assert (status, out) == (2, "")
-    last = said.splitlines()[-1]
+    last = printed.splitlines()[-1]
     assert last.startswith(f"error: {made.folder}/requirements-lock.txt: pip could not install it")
-    assert "Traceback" not in said
+    assert "Traceback" not in printed
     assert made.venv.joinpath(".incomplete").exists()
 
 
-def test_named_python_that_is_none(clone: Clone) -> None:
-    status, _, said = clone.find(PYTHON="/no/such/python")
+def test_a_missing_python(clone: Clone) -> None:
+    status, _, printed = clone.find(PYTHON="/no/such/python")
     assert status == 2
-    assert re.fullmatch(r"error: expected Python 3.10 or newer, found /no/such/python: .*No such file.*\n", said)
+    assert re.fullmatch(r"error: expected Python 3.10 or newer, found /no/such/python: .*No such file.*\n", printed)
 
 
-def test_python_that_is_too_old(clone: Clone, tmp_path: Path) -> None:
+def test_an_old_python(clone: Clone, tmp_path: Path) -> None:
     old = tmp_path / "old"
     old.write_text('#!/bin/sh\nif [ "$1" = --version ]; then echo Python 3.9.2; else exit 1; fi\n')
     old.chmod(0o755)
@@ -254,21 +225,21 @@ def test_python_that_is_too_old(clone: Clone, tmp_path: Path) -> None:
     assert not clone.venv.exists()
 
 
-def test_named_python_of_another_version_than_the_environment(made: Clone) -> None:
+def test_a_python_of_another_version_than_the_environment(made: Clone) -> None:
     config = made.venv / "pyvenv.cfg"
     config.write_text(re.sub(r"version = \d+\.\d+", "version = 3.9", config.read_text()))
-    status, _, said = made.find(PYTHON=str(made.python))
+    status, _, printed = made.find(PYTHON=str(made.python))
     assert status == 2
-    assert f"{made.venv} holds Python 3.9: remove that folder or unset PYTHON" in said
+    assert f"{made.venv} holds Python 3.9: remove that folder or unset PYTHON" in printed
     assert made.find()[0] == 0
 
 
-def test_python_that_cannot_make_environments(clone: Clone) -> None:
+def test_a_python_without_ensurepip(clone: Clone) -> None:
     hook = next(clone.python.parents[1].glob("lib/python3*/site-packages")) / "hide.pth"
     hook.write_text("import sys; sys.modules['ensurepip'] = None\n")
-    status, _, said = clone.find()
+    status, _, printed = clone.find()
     assert status == 2
-    assert re.fullmatch(r"error: .*no module ensurepip, .*apt install python3-venv.*\n", said)
+    assert re.fullmatch(r"error: .*no module ensurepip, .*apt install python3-venv.*\n", printed)
 
 
 def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,11 +252,8 @@ def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     requirements.write_text("one>=1.9  # newer than 1.9\ntwo_and_a_half>=2.5\n\nthree\n")
     assert missing_packages(requirements) == []
     (tmp_path / "more.txt").write_text("-r requirements.txt\none>=1.11\nthree>=4\nfour\n")
-    assert missing_packages(tmp_path / "more.txt") == [
-        "one>=1.11 (found 1.10.2)",
-        "three>=4 (found 3.0rc1)",
-        "four (found none)",
-    ]
+    expected = ["one>=1.11 (found 1.10.2)", "three>=4 (found 3.0rc1)", "four (found none)"]
+    assert missing_packages(tmp_path / "more.txt") == expected
     requirements.write_text("one<2\n")
     with pytest.raises(ValueError, match="'one<2'"):
         missing_packages(requirements)

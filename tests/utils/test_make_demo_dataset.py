@@ -231,31 +231,31 @@ def test_broken_off_generation_is_begun_again(
     assert not list((tmp_path / "broken").rglob(".*.new"))
 
 
-@pytest.mark.parametrize("place", ["dataset/demo_i3d", "checkpoints/roberta-large"])
-def test_folders_of_others_are_refused_and_kept(tmp_path: Path, place: str) -> None:
-    (tmp_path / place).mkdir(parents=True)
-    (tmp_path / place / "precious").write_text("data")
-    with pytest.raises(InputError, match=re.escape(f"{tmp_path / place}: no demo (it has no demo.json)")):
+@pytest.mark.parametrize("path", ["dataset/demo_i3d", "checkpoints/roberta-large"])
+def test_folders_of_others_are_refused_and_kept(tmp_path: Path, path: str) -> None:
+    (tmp_path / path).mkdir(parents=True)
+    (tmp_path / path / "precious").write_text("data")
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path / path}: no demo (it has no demo.json)")):
         make_demo(tmp_path, replace(SMALL, tiny_roberta=True))
-    assert (tmp_path / place / "precious").read_text() == "data"
+    assert (tmp_path / path / "precious").read_text() == "data"
     assert sum(path.is_file() for path in tmp_path.rglob("*")) == 1
 
 
-@pytest.mark.parametrize(("place", "harm"), [
+@pytest.mark.parametrize(("name", "damage"), [
     ("dataset/demo_i3d/FeatureData/demo_clip_i3d_numpy.hdf5", "lost"),
     ("dataset/demo_i3d/TextData/demoval.caption.txt", "damaged"),
     ("checkpoints/roberta-large/config.json", "lost"),
     ("dataset/demo_i3d/demo.json", "of an earlier version"),
 ])  # fmt: skip
-def test_a_demo_that_is_not_whole_is_written_again(tmp_path: Path, place: str, harm: str) -> None:
+def test_an_incomplete_demo_is_written_again(tmp_path: Path, name: str, damage: str) -> None:
     settings = replace(SMALL, tiny_roberta=True)
     make_demo(tmp_path, settings)
-    before, path = content_of(tmp_path), tmp_path / place
-    (tmp_path / "dataset" / "demo_i3d" / "FeatureData" / "of a cache").write_text("of no harm")
+    before, path = content_of(tmp_path), tmp_path / name
+    (tmp_path / "dataset" / "demo_i3d" / "FeatureData" / "of a cache").write_text("x")
     assert not make_demo(tmp_path, settings)
-    if harm == "lost":
+    if damage == "lost":
         path.unlink()
-    elif harm == "damaged":
+    elif damage == "damaged":
         path.write_bytes(path.read_bytes()[:-2] + b"?\n")
     else:
         write_json(path, {name: value for name, value in read_json(path).items() if name != "files"})
@@ -272,14 +272,11 @@ def test_a_demo_on_a_poor_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert content_of(tmp_path / "poor") == content_of(tmp_path / "rich")
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--videos", "0"], "--videos 0: expected at least 1"),
-        (["--seed", "-1"], "--seed -1: expected at least 0"),
-        (["--tiny_roberta", "--q_feat_size", "50"], "--q_feat_size 50: expected a multiple of 4"),
-    ],
-)
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--videos", "0"], "--videos 0: expected at least 1"),
+    (["--seed", "-1"], "--seed -1: expected at least 0"),
+    (["--tiny_roberta", "--q_feat_size", "50"], "--q_feat_size 50: expected a multiple of 4"),
+])  # fmt: skip
 def test_settings_that_cannot_be(tmp_path: Path, flags: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         main(["--out", str(tmp_path), *flags])

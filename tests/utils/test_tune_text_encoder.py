@@ -72,7 +72,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="module")
-def said(world: World) -> str:
+def printed(world: World) -> str:
     """What the command printed; its result is in its place from now on."""
     with pytest.MonkeyPatch.context() as patch:
         lines: list[str] = []
@@ -81,15 +81,15 @@ def said(world: World) -> str:
     return "\n".join(lines)
 
 
-def test_the_loss_falls_and_the_result_is_called_an_approximation(said: str) -> None:
-    found = re.search(r"40 captions, masked-word loss from (\S+) to (\S+)", said)
+def test_the_loss_falls_and_the_result_is_called_an_approximation(printed: str) -> None:
+    found = re.search(r"40 captions, masked-word loss from (\S+) to (\S+)", printed)
     assert found
     first, last = map(float, found.groups())
     assert last < 0.7 * first
-    assert "an approximation: the encoder of TVR's token features was never released" in said
+    assert "an approximation: the encoder of TVR's token features was never released" in printed
 
 
-@pytest.mark.usefixtures("said")
+@pytest.mark.usefixtures("printed")
 def test_the_encoder_is_whole_and_not_the_base(world: World) -> None:
     before, after = (load_file(folder / "model.safetensors") for folder in (world.base, world.tuned))
     assert set(before) == set(after)
@@ -98,7 +98,7 @@ def test_the_encoder_is_whole_and_not_the_base(world: World) -> None:
     assert sorted(path.name for path in world.tuned.parent.iterdir()) == ["roberta-base", "roberta-base-tvr"]
 
 
-@pytest.mark.usefixtures("said")
+@pytest.mark.usefixtures("printed")
 def test_the_yaml_file_of_tvr_uses_it_as_tvr_was_made(
     world: World, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -167,18 +167,15 @@ def in_config(**values: object) -> Callable[[Path], None]:
     return change
 
 
-@pytest.mark.parametrize(
-    ("change", "more", "named"),
-    [
-        (shutil.rmtree, (), r"base: no such folder, .*download_roberta.py --model FacebookAI/roberta-base"),
-        (in_config(num_hidden_layers=3), (), "base: 16 weights missing, such as roberta.encoder.layer.2"),
-        (in_config(model_type="resnet"), (), "base: cannot be loaded"),
-        (None, ("--out", "checkpoints/roberta-base"), "roberta-base: already exists; .*--out"),
-        (None, ("--epochs", "0"), "--epochs 0: expected at least 1"),
-        (None, ("--bsz", "0"), "--bsz 0: expected at least 1"),
-        (None, ("--lr", "nan"), "--lr nan: expected"),
-    ],
-)
+@pytest.mark.parametrize(("change", "more", "named"), [
+    (shutil.rmtree, (), r"base: no such folder, .*download_roberta.py --model FacebookAI/roberta-base"),
+    (in_config(num_hidden_layers=3), (), "base: 16 weights missing, such as roberta.encoder.layer.2"),
+    (in_config(model_type="resnet"), (), "base: cannot be loaded"),
+    (None, ("--out", "checkpoints/roberta-base"), "roberta-base: already exists; .*--out"),
+    (None, ("--epochs", "0"), "--epochs 0: expected at least 1"),
+    (None, ("--bsz", "0"), "--bsz 0: expected at least 1"),
+    (None, ("--lr", "nan"), "--lr nan: expected"),
+])  # fmt: skip
 def test_mistakes_are_named(
     world: World, tmp_path: Path, change: Callable[[Path], object] | None, more: tuple[str, ...], named: str
 ) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import itertools
 import logging
-import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from method.data.cache import feature_cache
 from method.data.cache.cached_source import CachedSource
 from method.data.cache.feature_cache import with_cache
 from method.data.cache.rows_file import RowsFile
-from method.data.dataset import TOKENS, CorpusVideos, FeatureReader, Queries, TrainingVideos
+from method.data.dataset import CorpusVideos, FeatureReader, Queries, TrainingVideos
 from method.data.features import FeatureFile
 from method.data.preprocessing import FloatRows
 from method.data.ragged import Ragged
@@ -135,18 +133,6 @@ def test_the_folder_of_the_cache(small: SmallDataset, tmp_path: Path) -> None:
         assert beside[name].stat().st_size > 20 * 2 * width * 4
 
 
-def test_size_and_place_are_logged_first(small: SmallDataset, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
-        cache(small)
-    said = [message for message in caplog.messages if "caching" in message]
-    assert [message.split()[1] for message in said] == ["i3d_feat", "clip_feat", TOKENS]
-    assert all(str(path) in " ".join(said) for path in files(small.root).values())
-    caplog.clear()
-    with caplog.at_level(logging.INFO):
-        cache(small)
-    assert not caplog.messages
-
-
 # What makes it outdated
 
 
@@ -234,17 +220,6 @@ def test_a_split_uses_the_cache_of_both_and_both_extend_that_of_one(small: Small
     assert identities(small.root) == larger
 
 
-def test_splits_cached_in_turn_share_a_file(small: SmallDataset) -> None:
-    reader = make_reader(small)
-    training, evaluated = splits_of(small, reader)
-    for part in (training, evaluated):
-        with_cache(reader, [part], None, 0)
-    both = identities(small.root)
-    for part in (training, evaluated):
-        with_cache(reader, [part], None, 0)
-    assert identities(small.root) == both
-
-
 # Errors
 
 
@@ -314,24 +289,6 @@ def test_a_damaged_item_whose_source_has_changed(small: SmallDataset) -> None:
     assert torch.equal(table.gather(["T04"]).values, make_reader(small).gather_videos(["T04"])["action"].values)
     with pytest.raises(InputError, match=r"numpy\.hdf5: 'T05' has changed since it was cached; restart the run"):
         table.gather(["T05"])
-
-
-@contextlib.contextmanager
-def immutable(folder: Path) -> Iterator[None]:
-    """A file in place of a folder, in which not even root can write."""
-    folder.touch()
-    yield
-    folder.unlink()
-
-
-def test_an_unwritable_folder(small: SmallDataset, caplog: pytest.LogCaptureFixture) -> None:
-    place = small.features.with_name(f"{small.features.name}.cache")
-    with immutable(place):
-        assert_same_features(cache(small), small)
-        (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert line.startswith(f"no feature cache of i3d_feat, clip_feat ({place}: ")
-    assert "--feature_cache DIR" in line
-    assert set(files(small.root)) == {"tokens-3.rows"}
 
 
 def test_too_little_space(
@@ -406,14 +363,6 @@ def test_interrupted_and_restarted(small: SmallDataset) -> None:
     assert_same_features(cache(small), small)
 
 
-def test_leftovers_of_a_killed_process_are_removed(small: SmallDataset) -> None:
-    folder = small.features.with_name(f"{small.features.name}.cache")
-    folder.mkdir()
-    (folder / ".i3d_feat-6.rows.abc.part").write_bytes(b"half")
-    cache(small)
-    assert not list(folder.glob(".*.part"))
-
-
 # Files that a feature file links to
 
 
@@ -431,33 +380,6 @@ def test_a_changed_linked_file_rebuilds_the_cache(small: SmallDataset, way: str)
         after = identities(small.root)
         stale = set() if state == "nothing" else {"i3d_feat-6.rows", "clip_feat-6.rows"}
         assert {name for name in after if after[name] != before[name]} == stale, number
-
-
-def test_a_changed_link_rebuilds_the_cache(small: SmallDataset) -> None:
-    part = link(small.features, "chain")
-    cache(small)
-    with h5py.File(part.with_name("middle.hdf5"), "r+") as middle:
-        del middle["T03"]
-        middle["T03"] = h5py.ExternalLink(part.name, "T09")  # of as many rows
-    assert_same_features(cache(small), small)
-
-
-def test_a_changed_linked_file_of_other_items_does_not_matter(small: SmallDataset) -> None:
-    part = link(small.features, "external")
-    other = part.with_name("other.hdf5")
-    with h5py.File(part, "r+") as source, h5py.File(small.features, "r+") as file, h5py.File(other, "w") as target:
-        for video in [name for name in source if name.startswith("T")]:
-            source.copy(video, target)
-            del file[video]
-            file[video] = h5py.ExternalLink(other.name, video)
-    cache(small)
-    before = identities(small.root)
-    os.utime(other)
-    reader = make_reader(small)
-    with_cache(reader, splits_of(small, reader)[1:], None, 0)
-    assert identities(small.root) == before
-    cache(small)
-    assert identities(small.root) != before
 
 
 # Several datasets in one folder
@@ -522,25 +444,3 @@ def test_a_second_process_waits_for_the_first(small: SmallDataset, caplog: pytes
             with_cache(reader, splits_of(small, reader), None, 0)
     assert waited
     assert set(files(small.root)) == set(TABLES)
-
-
-def _make(small: SmallDataset, results: Any) -> None:
-    torch.set_num_threads(1)  # a forked process has no OpenMP threads
-    assert_same_features(cache(small), small)
-    results.put(identities(small.root))
-
-
-def test_several_processes_at_once(small: SmallDataset) -> None:
-    """One makes the cache, all read it."""
-    context = multiprocessing.get_context("fork")
-    results: Any = context.SimpleQueue()
-    processes = [context.Process(target=_make, args=(small, results)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    found = [results.get() for _ in processes]
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
-    assert set(found[-1]) == set(TABLES)
-    assert found[-1] == identities(small.root)
-    assert all(one[name] == found[-1][name] for one in found for name in one)
