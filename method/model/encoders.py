@@ -50,14 +50,16 @@ class SequenceEncoder(nn.Module):
 
     def forward(self, rows: Ragged) -> Ragged:
         """Encode rows (N, I) into (N, D)."""
-        return self.attention(rows.with_values(ops.map_videos(self._embed, rows)))
+        probability = self.input_dropout if self.training else 0.0
+        projected_ND = ops.normalized_linear(rows.values, self.input_norm, self.input, probability)
+        embedded_ND = ops.map_videos(self._add_positions, rows.with_values(projected_ND))
+        return self.attention(rows.with_values(embedded_ND))
 
-    def _embed(self, rows: Ragged) -> Tensor:
-        """Project rows (N, I) to the model's width and add their positions, (N, D)."""
-        projected_ND = self.input(ops.dropout(self.input_norm(rows.values), self.input_dropout, self.training))
-        return ops.checkpointed(self._add_positions, projected_ND, rows.layout.position_N)
+    def _add_positions(self, projected: Ragged) -> Tensor:
+        """Position embeddings added to the projected rows, (N, D)."""
+        return ops.checkpointed(self._embed, projected.values, projected.layout.position_N)
 
-    def _add_positions(self, projected_ND: Tensor, position_N: Tensor) -> Tensor:
+    def _embed(self, projected_ND: Tensor, position_N: Tensor) -> Tensor:
         embedded_ND = self.position_norm(F.relu(projected_ND) + self.positions(position_N))
         return ops.dropout(embedded_ND, self.dropout, self.training)
 

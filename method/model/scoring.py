@@ -1,6 +1,6 @@
 """Scores of queries against videos: a video scores as well as its best frame.
 
-Letters: Q queries, B videos, N valid frames of all of them, L the longest video, D width; X = 2Q.
+Letters: Q queries, B videos, N frames of all of them, D width.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from method.data.ragged import Layout, Ragged
+from method import ops
+from method.data.ragged import Ragged
 
 
 @dataclass(frozen=True)
@@ -35,24 +36,12 @@ def similarity(frames: Ragged, queries_QD: Tensor) -> Similarity:
     >>> scores.cosine_QB.tolist(), scores.raw_QB.tolist(), scores.best_frame_QB.tolist()
     ([[1.0, -1.0]], [[4.0, -12.0]], [[1, 0]])
     """
-    dots_NQ = (frames.values @ queries_QD.t()).float()
-    frame_norms_N1 = frames.values.float().norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    norms_N = frames.values.float().norm(dim=-1).clamp(min=1e-12)
     query_norms_Q = queries_QD.float().norm(dim=-1).clamp(min=1e-12)
-    with torch.no_grad():  # the best frames come first, so that only their scores are stored for the backward pass
-        best_BQ, raw_best_BQ = best_frames(dots_NQ, frame_norms_N1, frames.layout)
-        row_BQ, raw_row_BQ = (frames.layout.starts_B[:, None] + frame_BQ for frame_BQ in (best_BQ, raw_best_BQ))
-    best_dots_BQ, raw_BQ = dots_NQ.gather(0, torch.cat([row_BQ, raw_row_BQ])).chunk(2)
-    best_norms_BQ = frame_norms_N1[:, 0].gather(0, row_BQ.flatten()).view_as(best_dots_BQ)
-    return Similarity((best_dots_BQ / (best_norms_BQ * query_norms_Q)).t(), raw_BQ.t(), best_BQ.t())
-
-
-def best_frames(dots_NQ: Tensor, frame_norms_N1: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """The frame of each video with the largest cosine, and the one with the largest dot product, (B, Q)."""
-    scores_BLX = layout.pad(torch.cat([dots_NQ / frame_norms_N1, dots_NQ], 1), -torch.inf)
-    if layout.valid != layout.lengths:
-        scores_BLX = scores_BLX.masked_fill(~layout.valid_BL[..., None], -torch.inf)
-    best_BQ, raw_best_BQ = scores_BLX.max(dim=1).indices.chunk(2, 1)
-    return best_BQ, raw_best_BQ
+    (dots_BQ, raw_BQ), (best_BQ, _) = ops.best_dots(frames.values, norms_N.detach(), queries_QD, frames.layout)
+    row_BQ = frames.layout.starts_B[:, None] + best_BQ
+    best_norms_BQ = norms_N.gather(0, row_BQ.flatten()).view_as(dots_BQ)
+    return Similarity((dots_BQ / (best_norms_BQ * query_norms_Q)).t(), raw_BQ.t(), best_BQ.t())
 
 
 def normalized(frames: Ragged) -> Ragged:

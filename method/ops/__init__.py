@@ -5,7 +5,8 @@
 
 The environment variable A3PRVR_OPS=reference|cpu overrides the choice.
 
-Letters: N rows or query frames, D width, E = 3D, K context frames.
+Letters: N rows or query frames, I input width, D width, E = 3D, K context frames; Q queries, B videos, X = 2 choices of
+the best frame.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ __all__ = [
     "MLP",
     "SamplingPoints",
     "backend",
+    "best_dots",
     "checkpointed",
     "deformable_attention",
     "dropout",
     "feed_forward",
     "map_videos",
+    "normalized_linear",
     "relu_dropout",
     "self_attention",
 ]
@@ -88,6 +91,12 @@ def relu_dropout(values: Tensor, probability: float, training: bool) -> Tensor:
     return backend(values).relu_dropout(values, probability)
 
 
+def normalized_linear(rows_NI: Tensor, norm: nn.LayerNorm, layer: nn.Linear, probability: float) -> Tensor:
+    """`layer(dropout(norm(rows)))`, (N, D); fast where the rows are features, which need no gradient."""
+    chosen = reference if rows_NI.requires_grad else backend(rows_NI)
+    return chosen.normalized_linear(rows_NI, norm, layer, probability)
+
+
 def self_attention(projected_NE: Tensor, layout: Layout, heads: int, probability: float) -> Tensor:
     """Scaled dot-product attention of each row over the valid rows of its sequence, (N, D).
 
@@ -125,6 +134,20 @@ def deformable_attention(
     return backend(query_ND).deformable_attention(
         query_ND, context_KD, points, to_key, to_value, heads, scale, probability
     )
+
+
+def best_dots(frames_ND: Tensor, norms_N: Tensor, queries_QD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Dot products of queries with the best frame of each video: by largest cosine (0) and by largest product (1).
+
+    Args:
+        norms_N: lengths of the frames, without gradient.
+
+    Returns:
+        The dot products, float32 (X, B, Q), and the index of each frame in its video, (X, B, Q): the first of equals,
+        and a frame with NaN before any other.
+    """
+    layout.expect_rows(frames_ND)
+    return backend(frames_ND).best_dots(frames_ND, norms_N, queries_QD, layout)
 
 
 def map_videos(function: Callable[..., Tensor], *sequences: Ragged) -> Tensor:

@@ -1,6 +1,7 @@
 """What a backend provides, and the arguments of its operations.
 
-Letters: N query frames, J sampling points of each, G channel groups, K context frames, D width, E = 3D.
+Letters: N rows or query frames, I input width, J sampling points of each, G channel groups, K context frames,
+D width, E = 3D, Q queries.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ class Backend(Protocol):
 
     def relu_dropout(self, values: Tensor, probability: float) -> Tensor: ...  # noqa: D102
 
+    def normalized_linear(  # noqa: D102
+        self, rows_NI: Tensor, norm: nn.LayerNorm, layer: nn.Linear, probability: float
+    ) -> Tensor: ...
+
     def self_attention(self, projected_NE: Tensor, layout: Layout, heads: int, probability: float) -> Tensor: ...  # noqa: D102
 
     def feed_forward(self, rows_ND: Tensor, inner: nn.Linear, outer: nn.Linear, probability: float) -> Tensor: ...  # noqa: D102
@@ -63,3 +68,7 @@ class Backend(Protocol):
         scale: Tensor,
         probability: float,
     ) -> Tensor: ...
+
+    def best_dots(  # noqa: D102
+        self, frames_ND: Tensor, norms_N: Tensor, queries_QD: Tensor, layout: Layout
+    ) -> tuple[Tensor, Tensor]: ...

@@ -1,7 +1,7 @@
 """The reference backend: plain PyTorch. GPUs run it, since they prefer few large operations, and CPUs without Numba.
 
 Letters: N rows or query frames, L the longest sequence, D width, E = 3D; J sampling points of a query frame, K context
-frames, G channel groups; H heads, d = D / H.
+frames, G channel groups; H heads, d = D / H; Q queries, B videos, X = 2 choices of the best frame.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ class _ReluDropout(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (output,) = ctx.saved_tensors
         return torch.ops.aten.threshold_backward(grads[0], output, 0).mul_(ctx.scale), None
+
+
+def normalized_linear(rows_NI: Tensor, norm: nn.LayerNorm, layer: nn.Linear, probability: float) -> Tensor:
+    """`layer(dropout(norm(rows)))`."""
+    return layer(F.dropout(norm(rows_NI), probability))
 
 
 def self_attention(projected_NE: Tensor, layout: Layout, heads: int, probability: float) -> Tensor:
@@ -85,6 +90,18 @@ def deformable_attention(
     attn_NHJ = F.dropout(logits_NHJ.float().softmax(-1), probability).to(values_NJD.dtype)
     sum_HND = torch.bmm(attn_NHJ, values_NJD).transpose(0, 1).contiguous()  # the layout that two products read
     return project_sums(sum_HND, attn_NHJ.sum(-1).t(), to_value.second.weight, to_value.second.bias)
+
+
+def best_dots(frames_ND: Tensor, norms_N: Tensor, queries_QD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """The best frames come first, so that only their dot products are stored for the backward pass."""
+    dots_NQ = (frames_ND @ queries_QD.t()).float()
+    with torch.no_grad():
+        scores_BLX = layout.pad(torch.cat([dots_NQ / norms_N[:, None], dots_NQ], 1), -torch.inf)
+        if layout.valid != layout.lengths:
+            scores_BLX = scores_BLX.masked_fill(~layout.valid_BL[..., None], -torch.inf)
+        frame_XBQ = torch.stack(scores_BLX.max(dim=1).indices.chunk(2, 1))
+        row_XBQ = layout.starts_B[:, None] + frame_XBQ
+    return dots_NQ.gather(0, row_XBQ.flatten(0, 1)).view(row_XBQ.shape), frame_XBQ
 
 
 def interpolate(context_KD: Tensor, index_nG2: Tensor, weight_nG2: Tensor) -> Tensor:

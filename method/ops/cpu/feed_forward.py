@@ -61,17 +61,18 @@ class _FeedForward(torch.autograd.Function):
         grad_inner_F = grad_inner_FD.new_zeros(len(inner_FD))
         parts = (tensor.split(CHUNK_ROWS) for tensor in (rows_ND, grad_out_ND, grad_rows_ND))
         for hidden_nF, rows_nD, grad_out_nD, grad_rows_nD in zip(hidden, *parts, strict=True):
-            _add_product(grad_outer_DF, grad_out_nD.t(), hidden_nF)
+            add_product(grad_outer_DF, grad_out_nD.t(), hidden_nF)
             grad_hidden_nF = torch.mm(grad_out_nD, outer_DF, out=grad_hidden_MF[: len(hidden_nF)])
             relu_dropout_backward_(grad_hidden_nF, hidden_nF, ctx.scale)
-            _add_product(grad_inner_FD, grad_hidden_nF.t(), rows_nD)
+            add_product(grad_inner_FD, grad_hidden_nF.t(), rows_nD)
             grad_inner_F += grad_hidden_nF.sum(0)
             torch.mm(grad_hidden_nF, inner_FD, out=grad_rows_nD)
         found = (grad_rows_ND, grad_inner_FD, grad_inner_F, grad_outer_DF, grad_out_ND.sum(0))
         return *(grad.to(dtype) for grad, dtype in zip(found, ctx.dtypes, strict=True)), None, None
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add a product to a float32 sum."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:

@@ -1,6 +1,6 @@
 """Numba kernels of the CPU backend: loops that would read and write memory once per operation in PyTorch.
 
-`dropout`, `self_attention` and `deformable_attention` call them and document what they compute. Each kernel handles the
+The other modules of this folder call them and document what they compute. Each kernel handles the
 items from `start` to `stop` of its arrays and releases the GIL, so that threads can share the items. Kernels do not
 check indices.
 
@@ -11,8 +11,8 @@ Floats are float32, integers int64, indices of sampling points int32; bf16 numbe
 Arrays are contiguous. NaN and infinity propagate.
 
 Letters: V values; B videos, N query frames, J sampling points of each, G channel groups, P = 2G table rows that a point
-interpolates, T = G * (context frames) table rows, H heads, D width; b sequences of a bucket, M frames of the longest,
-d width of a head, E channels of a row.
+interpolates, T = G * (context frames) table rows, H heads, D width; I input width, X items or choices; Q queries;
+b sequences of a bucket, M frames of the longest, d width of a head, E channels of a row.
 """
 
 from __future__ import annotations
@@ -204,6 +204,75 @@ def relu_dropout_backward(output_V, scale, start, stop, grad_V):
     block_V, grad_block_V = output_V[first:end], grad_V[first:end]
     for v in range(block_V.shape[0]):
         grad_block_V[v] = grad_block_V[v] * scale if block_V[v] != _ZERO else _ZERO
+
+
+# LayerNorm and dropout of I-wide rows.
+
+
+@_inlined
+def _layer_norm(row_I, gain_I, bias_I, epsilon, scale, out_I):
+    """Write the LayerNorm of a row times `scale`."""
+    width = row_I.shape[0]
+    total, squares = _ZERO, _ZERO
+    for i in range(width):
+        total += row_I[i]
+    mean = total / np.float32(width)
+    for i in range(width):
+        squares += (row_I[i] - mean) * (row_I[i] - mean)
+    factor = scale / np.sqrt(squares / np.float32(width) + epsilon)
+    for i in range(width):
+        out_I[i] = (row_I[i] - mean) * factor * gain_I[i] + bias_I[i] * scale
+
+
+@kernel((_FLOATS_2, _FLOATS, _FLOATS, nb.float32, nb.float32, *_SEED, nb.int64, nb.int64, _FLOATS_2))
+def layer_norm_dropout(rows_NI, gain_I, bias_I, epsilon, scale, seed, thresholds, guide, start, stop, out_NI):
+    """Write dropout of the LayerNorm of rows; a stream per row."""
+    for n in range(start, stop):
+        _layer_norm(rows_NI[n], gain_I, bias_I, epsilon, scale, out_NI[n])
+        _zero_dropped(out_NI[n], _stream(seed, n), thresholds, guide)
+
+
+@_inlined
+def _add_rows(rows_ND, chosen, sum_D):
+    """Add chosen rows to a sum, four at a time, so that the sum is read and written a quarter as often."""
+    fours = chosen.shape[0] // 4 * 4
+    for c in range(0, fours, 4):
+        a_D, b_D = rows_ND[chosen[c]], rows_ND[chosen[c + 1]]
+        c_D, d_D = rows_ND[chosen[c + 2]], rows_ND[chosen[c + 3]]
+        for d in range(sum_D.shape[0]):
+            sum_D[d] += (a_D[d] + b_D[d]) + (c_D[d] + d_D[d])
+    for c in range(fours, chosen.shape[0]):
+        row_D = rows_ND[chosen[c]]
+        for d in range(sum_D.shape[0]):
+            sum_D[d] += row_D[d]
+
+
+@kernel((_FLOATS_2, *_SEED, nb.int64, nb.int64, nb.int64, _FLOATS_3))
+def add_where_dropped(rows_ND, seed, thresholds, guide, rows_per_item, start, stop, sums_XID):
+    """Add, for each channel, the rows in which `layer_norm_dropout` drops it; an item is `rows_per_item` rows."""
+    channels = sums_XID.shape[1]
+    for item in range(start, stop):
+        first, end = item * rows_per_item, min((item + 1) * rows_per_item, rows_ND.shape[0])
+        # Sort the dropped (row, channel) pairs by channel: count them, then place them.
+        ends_I = np.zeros(channels + 1, np.int64)
+        for n in range(first, end):
+            channel, state = _next_dropped(np.int64(-1), _stream(seed, n), thresholds, guide)
+            while channel < channels:
+                ends_I[channel + 1] += 1
+                channel, state = _next_dropped(channel, state, thresholds, guide)
+        for i in range(channels):
+            ends_I[i + 1] += ends_I[i]
+        dropped = np.empty(ends_I[channels], np.int64)
+        for n in range(first, end):
+            channel, state = _next_dropped(np.int64(-1), _stream(seed, n), thresholds, guide)
+            while channel < channels:
+                dropped[ends_I[channel]] = n
+                ends_I[channel] += 1  # ends where the next channel began
+                channel, state = _next_dropped(channel, state, thresholds, guide)
+        begin = np.int64(0)
+        for i in range(channels):
+            _add_rows(rows_ND, dropped[begin : ends_I[i]], sums_XID[item, i])
+            begin = ends_I[i]
 
 
 # Self-attention over a bucket of b sequences, padded to M.
@@ -502,3 +571,66 @@ def deformable_attention_backward(inputs, scale, seed, cu_queries, start, stop, 
                 _hidden_row_backward(
                     value_table_TD, *point, *value, grad_value_table_TD, grad_value_bias_BD[video], grad_weight_P
                 )
+
+
+# Scoring: two frames of each video for each query, that of the largest cosine (0) and of the largest dot product (1).
+
+
+@_inlined
+def _keep_best(score, frame, best_Q, frame_Q, q):
+    """Keep the higher of two scores, the first of equals; a NaN stays, as in a maximum."""
+    best = best_Q[q]
+    is_better = (score > best) | ((score != score) & (best == best))
+    best_Q[q] = score if is_better else best
+    frame_Q[q] = frame if is_better else frame_Q[q]
+
+
+@kernel((_FLOATS_2, _FLOATS, _INTS, _INTS, nb.int64, nb.int64, _INDICES_3, _FLOATS_3))
+def best_dots(dots_NQ, norms_N, starts_B, valid_B, start, stop, frame_XBQ, best_XBQ):
+    """Write both frames of the videos and their dot products."""
+    queries = dots_NQ.shape[1]
+    cosine_Q = np.empty(queries, np.float32)
+    for video in range(start, stop):
+        cosine_Q[:] = -np.inf
+        best_XBQ[1, video] = -np.inf
+        frame_XBQ[:, video] = 0
+        by_cosine_Q, by_dot_Q, largest_Q = frame_XBQ[0, video], frame_XBQ[1, video], best_XBQ[1, video]
+        for frame in range(valid_B[video]):
+            row_Q, norm, index = dots_NQ[starts_B[video] + frame], norms_N[starts_B[video] + frame], np.int32(frame)
+            for q in range(queries):
+                _keep_best(row_Q[q] / norm, index, cosine_Q, by_cosine_Q, q)
+            for q in range(queries):
+                _keep_best(row_Q[q], index, largest_Q, by_dot_Q, q)
+        for q in range(queries):
+            best_XBQ[0, video, q] = dots_NQ[starts_B[video] + by_cosine_Q[q], q]
+            best_XBQ[1, video, q] = dots_NQ[starts_B[video] + by_dot_Q[q], q]
+
+
+@_inlined
+def _add_multiple(factor, row_D, sum_D):
+    if factor != _ZERO:  # the triplet loss has a gradient for few pairs
+        for d in range(sum_D.shape[0]):
+            sum_D[d] += factor * row_D[d]
+
+
+_BEST_DOTS_BACKWARD = (_FLOATS_2, _INDICES_3, _FLOATS_3, _INTS, nb.int64, nb.int64, _FLOATS_2)
+
+
+@kernel(_BEST_DOTS_BACKWARD)
+def best_dots_backward_frames(queries_QD, frame_XBQ, grad_XBQ, starts_B, start, stop, grad_frames_ND):
+    """Add the gradients of all frames of the videos."""
+    for video in range(start, stop):
+        for x in range(2):
+            for q in range(queries_QD.shape[0]):
+                row = starts_B[video] + frame_XBQ[x, video, q]
+                _add_multiple(grad_XBQ[x, video, q], queries_QD[q], grad_frames_ND[row])
+
+
+@kernel(_BEST_DOTS_BACKWARD)
+def best_dots_backward_queries(frames_ND, frame_XBQ, grad_XBQ, starts_B, start, stop, grad_queries_QD):
+    """Add the gradients of the queries."""
+    for q in range(start, stop):
+        for x in range(2):
+            for video in range(starts_B.shape[0]):
+                row = starts_B[video] + frame_XBQ[x, video, q]
+                _add_multiple(grad_XBQ[x, video, q], frames_ND[row], grad_queries_QD[q])
