@@ -95,6 +95,8 @@ class BertAdam(torch.optim.Optimizer):
         norms = torch.stack(list(torch._foreach_norm(gradients)))
         self._norms.append(norms)
         factors = (TENSOR_CLIP / (norms + 1e-6)).clamp(max=1.0)
+        if norms.device.type == "cpu":
+            return torch._foreach_mul(gradients, factors.tolist())  # type: ignore[return-value]
         # One multiplication for all tensors: on a GPU, one launch per tensor would take longer.
         sizes = hardware.to_device_async(torch.tensor([gradient.numel() for gradient in gradients]), factors.device)
         joined = _flatten_dense_tensors(gradients)
