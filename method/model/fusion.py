@@ -121,7 +121,7 @@ class DeformableFusion(nn.Module):
 
     def _attend(self, query: Ragged, context: Ragged) -> Tensor:
         """Attention of the valid query frames to their sampling points, (n, D)."""
-        index, weight = ops.checkpointed(self._sampling_points, query.values, query.layout, context.layout)
+        index, weight = self._sampling_points(query.values, query.layout, context.layout)
         valid = query.valid()
         points = SamplingPoints(index, weight, valid.layout.lengths, context.layout.lengths)
         # The bias of the keys shifts all logits of a frame alike, which softmax ignores: its gradient is zero.
@@ -136,7 +136,7 @@ class DeformableFusion(nn.Module):
         """The two context frames around each sampling point and their interpolation weights, (n, J, G, 2)."""
         offsets = self._offsets(Ragged(query_ND, query))
         position_nGJ = offsets.layout.position_N[:, None, None] + offsets.values
-        return self._interpolation(position_nGJ.transpose(1, 2), offsets.layout, context)
+        return ops.checkpointed(self._interpolation, position_nGJ.transpose(1, 2), offsets.layout, context)
 
     def _offsets(self, query: Ragged) -> Ragged:
         """Depthwise convolution, GELU, 1x1 convolution and tanh, for each channel group; valid frames, (n, G, J)."""
