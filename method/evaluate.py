@@ -1,7 +1,8 @@
-"""Evaluate a checkpoint, trained here or published.
+"""Evaluate a checkpoint, trained here or published, or zero-shot CLIP.
 
     python method/evaluate.py --eval_ckpt results/charades/a3prvr/2026-01-31_12-00-00/model.ckpt
     python method/evaluate.py --dataset_name tvr --eval_ckpt checkpoints/tvr.ckpt
+    python method/evaluate.py --dataset_name charades --zero_shot
 
 A checkpoint trained here stores its options; a published one takes them from configs/<dataset>.yaml. Results go to a
 new run folder: metrics.json, with --save_scores scores.npz, and with --report report/index.html (figures, failure
@@ -61,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
                 arguments, "Evaluate a checkpoint of A3PRVR.", listed=_LISTED_FLAGS, saved=saved_options
             )
             be_quiet(options.quiet or not processes.is_first)
-            if options.eval_ckpt is None:
-                raise InputError("--eval_ckpt FILE is missing")
+            if not (options.eval_ckpt or options.zero_shot):
+                raise InputError("--eval_ckpt FILE or --zero_shot is missing")
             device = choose_device(options.device, options.device_ids, processes.local_rank)
         return evaluate_checkpoint(checkpoint_evaluation(options), device, plain(options), processes)
 

@@ -6,9 +6,11 @@
     python method/search.py --eval_ckpt ... --json < sentences.txt          # JSON lines, see method/serving/output.py
     python method/search.py --eval_ckpt ... --serve --video_dir videos      # a web page on http://127.0.0.1:8000
     python method/search.py "a man runs" --dataset_name charades --eval_ckpt checkpoints/charades.ckpt
+    python method/search.py "a man runs" --dataset_name charades --zero_shot              # CLIP, without a checkpoint
 
 A checkpoint trained here stores its options; a published one takes them from configs/<dataset>.yaml. The videos are
-encoded once, into an index beside the checkpoint; rebuild it with --rebuild when the checkpoint or the features change.
+encoded once, into an index beside the checkpoint, or for zero-shot CLIP beside the features; rebuild it with --rebuild
+when the checkpoint or the features change.
 """
 
 from __future__ import annotations
@@ -26,20 +28,27 @@ from easydict import EasyDict
 from method.config.architecture import make_architecture
 from method.config.options import read_options
 from method.config.parser import Parser, user_path
-from method.config.settings import dataset_files, encoder_settings, evaluation_settings
+from method.config.settings import dataset_files, encoder_settings, evaluation_settings, zero_shot_settings
 from method.ops.precision import enable_fast_matmul
 from method.runtime.errors import InputError, run_command
 from method.runtime.hardware import choose_device
 from method.runtime.processes import expect_one_process
 from method.runtime.progress import be_quiet
 from method.runtime.run_folder import log_to_terminal
-from method.serving.opening import ALL, SPLITS, SearchSettings, choose_split, open_searcher
+from method.serving.opening import (
+    ALL,
+    SPLITS,
+    SearchSettings,
+    choose_split,
+    open_searcher,
+    open_zero_shot_searcher,
+)
 from method.serving.prompt import Terminal, warn_without_encoder
 from method.serving.searcher import Searcher
 from method.training.checkpoint import load_model, log_model_options
 from method.training.resume import saved_options
 
-_LISTED_FLAGS = [
+LISTED_FLAGS = [
     "dataset_name",
     "config",
     "root_path",
@@ -57,6 +66,10 @@ _LISTED_FLAGS = [
     "neg_query_loss_branch",
     "text encoder",
     "eval_ckpt",
+    "zero_shot",
+    "zero_shot_weight",
+    "zero_shot_text",
+    "clip_encoder",
     "fusion_weight",
     "eval_context_bsz",
     "eval_memory_mb",
@@ -70,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     expect_one_process("search")  # several would build the same index
     log_to_terminal()
     options = read_options(
-        arguments, "Search videos with a sentence.", listed=_LISTED_FLAGS, extra=_add_flags, saved=saved_options
+        arguments, "Search videos with a sentence.", listed=LISTED_FLAGS, extra=add_flags, saved=saved_options
     )
     be_quiet(options.quiet)
     _check(options)
@@ -91,28 +104,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def load_searcher(options: EasyDict) -> Searcher:
-    """Load the checkpoint and open the search that the options describe."""
+    """Load what searches, a checkpoint, zero-shot CLIP or both, and open the search that the options describe."""
     device = choose_device(options.device, options.device_ids)
     enable_fast_matmul(device)
     files, architecture = dataset_files(options), make_architecture(options)
     options.split = choose_split(files, options.split)
-    loaded = load_model(options.eval_ckpt, architecture)
-    log_model_options(loaded, architecture, options)
     settings = SearchSettings(
         checkpoint=options.eval_ckpt,
+        zero_shot=zero_shot_settings(options),
         files=files,
         split=options.split,
         index_dir=options.index_dir,
         rebuild=options.rebuild,
+        rebuild_outdated=options.rebuild_outdated,
         moments=options.moments,
         moments_per_video=options.moments_per_video,
         evaluation=evaluation_settings(options),
         encoder=encoder_settings(options),
     )
+    if options.zero_shot:
+        return open_zero_shot_searcher(settings, device)
+    loaded = load_model(options.eval_ckpt, architecture)
+    log_model_options(loaded, architecture, options)
     return open_searcher(loaded.model.to(device), loaded.sha256, settings)
 
 
-def _add_flags(parser: Parser) -> None:
+def add_flags(parser: Parser) -> None:
+    """Add the flags of the search itself."""
     parser.add_argument("sentence", nargs="*", default=[], help="what to search for (default: ask at a prompt)")
     # Replaces the --topk that training ignores.
     parser.conflict_handler = "resolve"
@@ -128,11 +146,13 @@ def _add_flags(parser: Parser) -> None:
     )
     add("--json", action="store_true", default=False, help="print one line of JSON per query")
     add("--rebuild", action="store_true", default=False, help="rebuild the index")
+    add("--rebuild_outdated", action="store_true", default=False, help="rebuild the index if it is outdated")
     add(
         "--index_dir",
         type=user_path,
         metavar="DIR",
-        help="folder of the index (default: <checkpoint>.index beside the checkpoint)",
+        help="folder of the index (default: <checkpoint>.index beside the checkpoint; for zero-shot CLIP beside the "
+        "features)",
     )
     add("--serve", action="store_true", default=False, help="serve a web page")
     add("--host", default="127.0.0.1", help="address of the web page; other than loopback: reachable from the network")
@@ -147,8 +167,8 @@ def _add_flags(parser: Parser) -> None:
 
 
 def _check(options: EasyDict) -> None:
-    if options.eval_ckpt is None:
-        raise InputError("--eval_ckpt FILE is missing")
+    if options.eval_ckpt is None and not options.zero_shot:
+        raise InputError("--eval_ckpt FILE or --zero_shot is missing")
     if options.top_k < 1:
         raise InputError(f"--topk {options.top_k}: expected at least 1")
     if options.moments_per_video < 1:

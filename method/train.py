@@ -72,8 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         with processes.raise_on_all():
             options = read_options(arguments, saved=saved_options)
             be_quiet(options.quiet or not processes.is_first)
-            if options.eval_ckpt and not options.only_eval:
-                raise InputError("--eval_ckpt needs --only_eval; use --resume to continue a run")
+            for flag in ("eval_ckpt", "zero_shot"):
+                if options[flag] and not options.only_eval:
+                    raise InputError(f"--{flag} needs --only_eval; use --resume to continue a run")
             if options.debug:
                 options.n_epoch = DEBUG_EPOCHS
             device = choose_device(options.device, options.device_ids, processes.local_rank)

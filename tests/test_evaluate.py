@@ -62,7 +62,7 @@ def test_what_the_checkpoint_decides_is_said(finished: Path, caplog: pytest.LogC
 
 
 def test_evaluate_needs_a_checkpoint(shared: SmallDataset) -> None:
-    with pytest.raises(InputError, match="--eval_ckpt FILE is missing"):
+    with pytest.raises(InputError, match="--eval_ckpt FILE or --zero_shot is missing"):
         run_evaluate(shared.flags())
     with pytest.raises(InputError, match=r"nowhere\.ckpt: no such file"):
         run_evaluate(shared.flags("--eval_ckpt", "nowhere.ckpt"))

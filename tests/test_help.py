@@ -25,6 +25,7 @@ FLAGS = {action.dest for action in make_parser("")._actions} - {"help"}
 WIDTHS = {"visual_feat_dim", "visual_flow_feat_dim", "q_feat_size", "max_ctx_l", "max_desc_l"}
 # Read by all, by read_options itself, from a changed copy, or only for certain models.
 READ_ELSEWHERE = {"dataset_name", "config", "root_path", "cross_attn_head", "neg_query_loss_branch", *WIDTHS}
+READ_ELSEWHERE |= {"clip_encoder", "zero_shot_text"}
 TRAINING_ONLY = {"input_drop", "drop", "initializer_range"}  # of an architecture
 
 
@@ -86,6 +87,7 @@ SEARCH = {
     "split",
     "json",
     "rebuild",
+    "rebuild_outdated",
     "index_dir",
     "serve",
     "host",

@@ -257,7 +257,7 @@ def test_mistakes_are_named(trained: Trained, words: Sequence[str], message: str
 
 
 def test_the_checkpoint_is_required() -> None:
-    with own_log_handlers(), pytest.raises(InputError, match="--eval_ckpt FILE is missing"):
+    with own_log_handlers(), pytest.raises(InputError, match="--eval_ckpt FILE or --zero_shot is missing"):
         search.main(["a man", "--dataset_name", "demo"])
 
 

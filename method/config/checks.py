@@ -40,7 +40,7 @@ _AT_LEAST_ONE = [
 ]
 _AT_LEAST_ZERO = ["num_workers", "save_every_steps", "seed", "wd", "margin", "neg_query_loss_weight"]
 _POSITIVE = ["lr", "initializer_range"]
-_FRACTIONS = ["fusion_weight", "lr_warmup_proportion"]
+_FRACTIONS = ["fusion_weight", "lr_warmup_proportion", "zero_shot_weight"]
 _FRACTIONS_BELOW_ONE = ["input_drop", "drop", "neg_loss_label_smoothing", "holdout_fraction"]
 
 
@@ -84,7 +84,10 @@ def check_options(options: Mapping[str, Any]) -> None:
     require("losses", named, f"some of {','.join(loss_names())}, separated by commas, each once")
     for name in loss_names():
         require(f"{name}_weight", 0 <= options[f"{name}_weight"] < float("inf"), "at least 0")
-    require("only_eval", not options["only_eval"] or bool(options["eval_ckpt"]), "--eval_ckpt FILE beside it")
+    evaluated = options["eval_ckpt"] or options["zero_shot"]
+    require("only_eval", not options["only_eval"] or bool(evaluated), "--eval_ckpt FILE or --zero_shot beside it")
+    alone = not options["eval_ckpt"] and not options["zero_shot_weight"]
+    require("zero_shot", not options["zero_shot"] or alone, "no checkpoint; to fuse both, --zero_shot_weight alone")
     if options["device_ids"] is not None:
         require("device_ids", len(options["device_ids"]) == 1, "one GPU")
     if options["device"] is not None:

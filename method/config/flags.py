@@ -16,6 +16,8 @@ PER_CALL_FLAGS = [
     "description",
     "only_eval",
     "eval_ckpt",
+    "zero_shot",
+    "zero_shot_weight",
     "resume",
     "debug",
     "device",
@@ -218,6 +220,27 @@ def _add_evaluation(parser: Parser) -> None:
         choices=("off", "bf16", "fp16"),
         default="off",
         help="precision of the encoders and embeddings in evaluation and search; scores are float32",
+    )
+    add("--zero_shot", action="store_true", default=False, help="zero-shot CLIP instead of --eval_ckpt")
+    add(
+        "--zero_shot_weight",
+        type=float,
+        default=0.0,
+        metavar="W",
+        help="fuse the cosine of zero-shot CLIP with the score of --eval_ckpt, at this weight from 0 to 1",
+    )
+    add(
+        "--zero_shot_text",
+        type=user_path,
+        metavar="FILE",
+        help="HDF5 file with CLIP's embedding (1, D) of each caption, by caption id (default: made by --clip_encoder)",
+    )
+    add(
+        "--clip_encoder",
+        type=user_path,
+        default=Path("checkpoints/clip-vit-base-patch32"),
+        metavar="FOLDER",
+        help="CLIP ViT-B/32, which embeds sentences for zero-shot CLIP",
     )
     add("--save_scores", action="store_true", default=False, help="write scores.npz: every caption x every video")
     add("--report", action="store_true", default=False, help="write report/index.html with figures and failure cases")

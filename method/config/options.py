@@ -28,7 +28,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 VOCABULARY_FILES = ("id_action_dict", "total_action_dict", "id_object_dict", "total_object_dict")
 # May be missing, or null, where a YAML file names them, but not on the command line.
 _OPTIONAL_FILES = ("moments", "multi_gt", *VOCABULARY_FILES)
-_OF_A_DATASET = ["config", "moments", "multi_gt", "multi_gt_subset", *DATA_FILES, *VOCABULARY_FILES]
+_OF_A_DATASET = ["config", "moments", "multi_gt", "multi_gt_subset", "zero_shot_text", *DATA_FILES, *VOCABULARY_FILES]
 
 
 def read_options(
@@ -56,7 +56,7 @@ def read_options(
         extra(parser)
     actions = _actions(parser)
     defaults = {name: action.default for name, action in actions.items()}
-    given = _parse_given(parser, arguments)
+    given = given_flags(parser, arguments)
     root = given.get("root_path", Path()).absolute()
     if saved is not None and given.get("eval_ckpt"):
         given["eval_ckpt"] = find_model(given["eval_ckpt"], root)
@@ -152,7 +152,8 @@ def plain(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: text(name, value) for name, value in options.items()}
 
 
-def _parse_given(parser: Parser, arguments: Sequence[str] | None) -> dict[str, Any]:
+def given_flags(parser: Parser, arguments: Sequence[str] | None) -> dict[str, Any]:
+    """The flags of a command line by name, without those that were not given."""
     missing = object()
     namespace = parser.parse_args(arguments, _prefilled(parser, missing))
     return {name: value for name, value in vars(namespace).items() if value is not missing}

@@ -68,15 +68,43 @@ def evaluation_settings(options: Mapping[str, Any]) -> EvaluationSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointEvaluation:
-    """The evaluation of a checkpoint as a run of its own.
+class ZeroShotSettings:
+    """Zero-shot CLIP.
 
+    weight: in the fused score, beside a checkpoint. encoder: folder of the CLIP model.
+    text: file of the captions' embeddings, if any. max_frames: of a video.
+    """
+
+    weight: float
+    encoder: Path
+    text: Path | None
+    max_frames: int
+
+
+def zero_shot_settings(options: Mapping[str, Any]) -> ZeroShotSettings | None:
+    """The settings of zero-shot CLIP, alone or beside a checkpoint; None if it is not used."""
+    if not options["zero_shot"] and not options["zero_shot_weight"]:
+        return None
+    return ZeroShotSettings(
+        weight=options["zero_shot_weight"],
+        encoder=options["clip_encoder"],
+        text=options["zero_shot_text"],
+        max_frames=options["max_ctx_l"],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointEvaluation:
+    """The evaluation of a checkpoint, of zero-shot CLIP or of both as a run of its own.
+
+    checkpoint: None for zero-shot CLIP alone. zero_shot: None for a checkpoint alone.
     architecture: that the options describe, for a published checkpoint. moments: file of the annotated moments.
     multi_gt: file of labels with several right videos; with multi_gt_subset of some captions only.
     feature_cache: folder of the preprocessed features or 'off', None for one beside each feature file.
     """
 
-    checkpoint: Path
+    checkpoint: Path | None
+    zero_shot: ZeroShotSettings | None
     architecture: Architecture
     files: DatasetFiles
     moments: Path | None
@@ -93,6 +121,7 @@ def checkpoint_evaluation(options: Mapping[str, Any]) -> CheckpointEvaluation:
     """What is evaluated, and how."""
     return CheckpointEvaluation(
         checkpoint=options["eval_ckpt"],
+        zero_shot=zero_shot_settings(options),
         architecture=make_architecture(options),
         files=dataset_files(options),
         moments=options["moments"],

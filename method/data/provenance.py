@@ -124,6 +124,15 @@ def list_videos(path: Path, streams: Collection[str]) -> list[str]:
     return ids
 
 
+def stream_width(path: Path, key: str) -> int:
+    """Numbers in a row of a stream, as the first video that has it says. InputError if there is none."""
+    with _opened(path) as file:
+        for video_id in _groups_with(file, "", {key}):
+            shape = getattr(file[f"{video_id}/{key}"], "shape", None)
+            return int(shape[-1]) if shape else 0
+    raise InputError(f"{path}: no video with {key}")
+
+
 def _groups_with(group: h5py.Group, prefix: str, streams: set[str]) -> Iterator[str]:
     """Names of the groups below this one that hold arrays of these names; the id of a video in a folder has slashes."""
     names = list(group)

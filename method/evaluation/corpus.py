@@ -43,6 +43,12 @@ class Corpus:
         """Frame embeddings (n, D) of each branch of one video."""
         return {name: frames.video(index) for name, frames in self.frames.items()}
 
+    def joined(self, other: Corpus) -> Corpus:
+        """The same videos with the branches of another model, too."""
+        if self.video_ids != other.video_ids or self.frames.keys() & other.frames.keys():
+            raise ValueError("the models must encode the same videos with branches of different names")
+        return Corpus(self.video_ids, {**self.frames, **other.frames})
+
     def to(self, device: torch.device | str) -> Corpus:
         """The same videos on another device."""
         return Corpus(self.video_ids, {name: frames.to(device) for name, frames in self.frames.items()})
@@ -54,6 +60,12 @@ class QuerySet:
 
     captions: list[Caption]
     vectors: dict[str, Tensor]
+
+    def joined(self, other: QuerySet) -> QuerySet:
+        """The same captions with the branches of another model, too."""
+        if self.captions != other.captions or self.vectors.keys() & other.vectors.keys():
+            raise ValueError("the models must encode the same captions with branches of different names")
+        return QuerySet(self.captions, {**self.vectors, **other.vectors})
 
     def subset(self, indices: slice | Sequence[int]) -> QuerySet:
         """Some of the captions."""

@@ -71,6 +71,22 @@ class Evaluation:
         return recall_intervals(self.ranks, [caption.video_id for caption in self.queries.captions])
 
 
+Encoded = tuple[Corpus, QuerySet]
+
+
+def encode(
+    model: RetrievalModel,
+    videos: Iterable[VideoBatch],
+    queries: Iterable[QueryBatch],
+    device: torch.device,
+    precision: str,
+    processes: Processes,
+) -> Encoded:
+    """The videos and captions of all processes as a model in evaluation mode encodes them."""
+    corpus = encode_corpus(model, videos, device, precision, processes)
+    return corpus, encode_queries(model, queries, device, precision, processes)
+
+
 def evaluate(
     model: RetrievalModel,
     videos: Iterable[VideoBatch],
@@ -81,6 +97,7 @@ def evaluate(
     processes: Processes = SINGLE_PROCESS,
     right_videos: RightVideos | None = None,
     best_videos: int = 0,
+    also: Encoded | None = None,
 ) -> Evaluation:
     """Encode every video and every caption once and rank all videos for each caption.
 
@@ -96,6 +113,7 @@ def evaluate(
         processes: the process group that shares the work (`method.evaluation.sharding`); each rank gets the result.
         right_videos: labels with several right videos for a caption.
         best_videos: how many of the best videos of each caption to keep.
+        also: the same videos and captions by another model, whose branches are in `settings`, too.
 
     Raises:
         InputError: for scores that are not finite, or a caption whose video is not among the videos.
@@ -103,8 +121,9 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        corpus = encode_corpus(model, videos, device, settings.precision, processes)
-        query_set = encode_queries(model, queries, device, settings.precision, processes)
+        corpus, query_set = encode(model, videos, queries, device, settings.precision, processes)
+        if also is not None:
+            corpus, query_set = corpus.joined(also[0]), query_set.joined(also[1])
         return rank(corpus, query_set, settings, scores_in, processes, right_videos, best_videos)
     finally:
         model.train(was_training)

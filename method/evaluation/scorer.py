@@ -9,7 +9,7 @@ Letters: Q queries, q queries of a block, V videos, v videos of a block, L frame
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -59,6 +59,16 @@ class ScoringSettings:
         names = [name for name in model.branches if not model.branch(name).scores_by_cosine]
         heads = {name: model.branch(name).score for name in names}
         return cls(weights, memory_mb=settings.memory_mb, precision=settings.precision, heads=heads)
+
+    def with_branch(self, name: str, weight: float) -> ScoringSettings:
+        """The same with another branch, whose cosine has this weight; the weights of the others sum to the rest.
+
+        InputError if there is a branch of this name.
+        """
+        if name in self.weights:
+            raise InputError(f"the model has a branch {name} of its own, so that no other can be added")
+        weights = {other: own * (1 - weight) for other, own in self.weights.items()}
+        return replace(self, weights={**weights, name: weight})
 
     def fuse(self, scores: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of the branches' scores; of one branch, its scores themselves."""

@@ -19,7 +19,7 @@ from method.evaluation.moment_metrics import CORPUS_RECALL_AT, moment_metrics
 from method.evaluation.moments import TrueMoment, read_moments
 from method.evaluation.multi_gt import RightVideos, read_right_videos
 from method.evaluation.noise import interval_results, noise_lines
-from method.evaluation.ranking import Evaluation, evaluate
+from method.evaluation.ranking import Encoded, Evaluation, encode, evaluate
 from method.evaluation.ranks_file import write_ranks
 from method.evaluation.report import drawing
 from method.evaluation.report.input import ReportInput
@@ -75,8 +75,18 @@ class SplitEvaluator:
         own_captions = captions[shard_batches(len(captions), size, processes)]
         self.queries = Loader(Queries(reader, own_captions), size, settings.workers, pinned)
 
+    def encode(self, model: RetrievalModel) -> Encoded:
+        """The videos and captions as a model in evaluation mode encodes them."""
+        precision = self.settings.precision
+        return encode(model, self.videos, self.queries, self.device, precision, self.processes)
+
     def evaluate(
-        self, model: RetrievalModel, scores_in: Path | None = None, moments: Mapping[str, TrueMoment] | None = None
+        self,
+        model: RetrievalModel,
+        scores_in: Path | None = None,
+        moments: Mapping[str, TrueMoment] | None = None,
+        also: Encoded | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> Evaluation:
         """Evaluate a model.
 
@@ -84,17 +94,23 @@ class SplitEvaluator:
             model: to evaluate.
             scores_in: folder on whose disk the scores are stored, if given.
             moments: annotated moments; if there are any, what their metrics need is kept.
+            also: the same split encoded by another model.
+            weights: in the fused score, of each branch of that other model.
         """
+        settings = ScoringSettings.of(self.settings, model)
+        for name, weight in (weights or {}).items():
+            settings = settings.with_branch(name, weight)
         return evaluate(
             model,
             self.videos,
             self.queries,
             self.device,
-            ScoringSettings.of(self.settings, model),
+            settings,
             scores_in,
             self.processes,
             self.right_videos,
             BEST_VIDEOS if moments else 0,
+            also,
         )
 
 

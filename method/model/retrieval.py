@@ -76,12 +76,13 @@ class RetrievalModel(nn.Module):
 
     Args:
         architecture: the branches and sizes. ValueError or TypeError for a head that is none, as `find_head`.
+        head: of every branch; None: the one that the architecture names.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, head: type[Branch] | None = None) -> None:
         super().__init__()
         self.architecture = architecture
-        head, specs = find_head(architecture.head), architecture.branches
+        head, specs = head or find_head(architecture.head), architecture.branches
         self.branches = nn.ModuleDict({name: head(spec.width, architecture) for name, spec in specs.items()})
         # Keyed by the branch whose frames are the attention queries.
         self.fusions = nn.ModuleDict(
@@ -100,6 +101,11 @@ class RetrievalModel(nn.Module):
     def branch(self, name: str) -> Branch:
         """The branch of this name."""
         return cast(Branch, self.branches[name])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.parameters()).device
 
     def _initialize(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):

@@ -155,7 +155,7 @@ def _refuse_taken(path: Path, evaluation: bool) -> None:
 
 def is_evaluation(options: object) -> bool:
     """Whether these are the options of an evaluation, which cannot be resumed, and not of a training."""
-    return isinstance(options, Mapping) and options.get("eval_ckpt") is not None
+    return isinstance(options, Mapping) and bool(options.get("eval_ckpt") or options.get("zero_shot"))
 
 
 def environment_info() -> dict[str, Any]:

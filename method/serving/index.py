@@ -74,7 +74,13 @@ def fingerprint(
     return made_from
 
 
-def open_index(path: Path, made_from: MadeFrom, encode: Callable[[], Corpus], rebuild: bool = False) -> Corpus:
+def open_index(
+    path: Path,
+    made_from: MadeFrom,
+    encode: Callable[[], Corpus],
+    rebuild: bool = False,
+    rebuild_outdated: bool = False,
+) -> Corpus:
     """Read the index at `path`, and build it first if there is none or with `rebuild`.
 
     Of several processes one builds the index and the others wait for it.
@@ -84,6 +90,7 @@ def open_index(path: Path, made_from: MadeFrom, encode: Callable[[], Corpus], re
         made_from: the fingerprint that it must have.
         encode: encodes the videos.
         rebuild: build it even if there is one.
+        rebuild_outdated: build it again, instead of raising, if it is outdated or unreadable.
 
     Raises:
         InputError: for an index that is outdated or unreadable, and for embeddings that are not finite.
@@ -93,7 +100,13 @@ def open_index(path: Path, made_from: MadeFrom, encode: Callable[[], Corpus], re
         with exclusive_lock(path.with_suffix(".lock"), f"waiting for another process that is building {path}"):
             if rebuild or not path.exists():
                 _build(path, made_from, encode())
-    return _read(path, made_from)
+    try:
+        return _read(path, made_from)
+    except InputError as error:
+        if not rebuild_outdated or rebuild:
+            raise
+        log.info("%s", str(error).removesuffix(f"; {REMEDY}"))
+    return open_index(path, made_from, encode, rebuild=True)
 
 
 def _build(path: Path, made_from: MadeFrom, corpus: Corpus) -> None:

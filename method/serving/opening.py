@@ -10,18 +10,21 @@ from pathlib import Path
 
 import torch
 
-from method.config.settings import EvaluationSettings
+from method.config.settings import EvaluationSettings, ZeroShotSettings
 from method.data.batch import Loader
 from method.data.captions import Caption, group_by_video, read_captions
 from method.data.dataset import CorpusVideos, FeatureReader
 from method.data.dataset_files import DATA_FILES, DatasetFiles, open_features
 from method.data.provenance import check_recipe, list_videos, read_durations
-from method.evaluation.corpus import encode_corpus
+from method.evaluation.corpus import Corpus, encode_corpus
 from method.evaluation.moments import durations, read_moments
 from method.evaluation.scorer import ScoringSettings
+from method.evaluation.zero_shot import ZeroShot, open_zero_shot
 from method.model.retrieval import RetrievalModel
+from method.model.zero_shot import ZERO_SHOT
 from method.runtime.errors import InputError
 from method.serving.index import fingerprint, index_path, open_index
+from method.serving.queries import QueryEncoder
 from method.serving.searcher import Searcher
 from method.text.check import check_encoder
 from method.text.encoder import EncoderSettings, TextEncoder, open_text_encoder
@@ -36,16 +39,19 @@ SPLITS = {"test": ("test",), "train": ("train",), "both": ("test", "train")}
 class SearchSettings:
     """What is searched, and how.
 
-    checkpoint: file of the model. split: videos to search, a name in `SPLITS` or `ALL`.
-    index_dir: folder of the index, None for one beside the checkpoint. rebuild: the index, even if there is one.
+    checkpoint: file of the model; None for zero-shot CLIP alone. split: videos to search, in `SPLITS` or `ALL`.
+    index_dir: folder of the index, None for one beside the checkpoint or, for zero-shot CLIP, the features.
+    rebuild: the index, even if there is one. rebuild_outdated: it, if it is outdated.
     moments: file that durations are read from, if there. moments_per_video: at most so many are shown.
     """
 
-    checkpoint: Path
+    checkpoint: Path | None
+    zero_shot: ZeroShotSettings | None
     files: DatasetFiles
     split: str
     index_dir: Path | None
     rebuild: bool
+    rebuild_outdated: bool
     moments: Path | None
     moments_per_video: int
     evaluation: EvaluationSettings
@@ -62,8 +68,16 @@ def choose_split(files: DatasetFiles, asked: str | None) -> str:
     return asked or ("test" if files.has_captions else ALL)
 
 
+@dataclass(frozen=True)
+class _Videos:
+    """The videos that are searched, in order, and the captions of the dataset."""
+
+    ids: list[str]
+    captions: list[Caption]
+
+
 def open_searcher(model: RetrievalModel, sha256: str, settings: SearchSettings) -> Searcher:
-    """Read the index of the videos, and build it if there is none.
+    """Open the search by a checkpoint, or by it and zero-shot CLIP; builds an index if there is none.
 
     Args:
         model: in evaluation mode, on the device that computes.
@@ -73,40 +87,92 @@ def open_searcher(model: RetrievalModel, sha256: str, settings: SearchSettings) 
     Raises:
         InputError: for files that are missing, broken or do not match.
     """
-    evaluation, device = settings.evaluation, next(model.parameters()).device
-    files = settings.files
+    files, checkpoint = settings.files, settings.checkpoint
+    assert checkpoint is not None
     reader = open_features(files, model.architecture, DATA_FILES if files.has_captions else ["video_feat_path"])
-    check_recipe(reader, files.recipe, settings.checkpoint)
-    paths = {"test": files.caption_test_txt, "train": files.caption_train_txt}
-    captions = {split: read_captions(path) for split, path in paths.items() if path is not None}
-    if settings.split == ALL:
-        video_ids = list_videos(reader.videos.path, [key for key, _ in reader.streams.values()])
-    else:
-        video_ids = list(group_by_video([caption for split in SPLITS[settings.split] for caption in captions[split]]))
-    videos = Loader(CorpusVideos(reader, video_ids), evaluation.video_batch, evaluation.workers, pinned=False)
-    corpus = open_index(
-        index_path(settings.checkpoint, settings.split, settings.index_dir),
-        fingerprint(sha256, model.architecture, reader, video_ids, evaluation.video_batch, evaluation.precision),
-        partial(encode_corpus, model, videos, device, evaluation.precision),
-        settings.rebuild,
-    )
-    known = [*{caption.id: caption for own in captions.values() for caption in own}.values()]
-    moments = None
-    if settings.moments and settings.moments.exists():  # without them, moments are shown in frames, not in seconds
-        moments = read_moments(settings.moments, {caption.id for caption in known})
+    check_recipe(reader, files.recipe, checkpoint)
+    videos = _select(settings, reader)
+    index = index_path(checkpoint, settings.split, settings.index_dir)
+    corpus = _open_corpus(model, reader, videos, index, sha256, settings)
+    scoring, others = ScoringSettings.of(settings.evaluation, model), []
+    if settings.zero_shot is not None:
+        zero_shot = open_zero_shot(files, settings.zero_shot, model.device, ["video_feat_path"])
+        corpus = corpus.joined(_open_zero_shot_corpus(zero_shot, videos, settings))
+        scoring = scoring.with_branch(ZERO_SHOT, settings.zero_shot.weight)
+        others = [QueryEncoder(zero_shot.model, zero_shot.caption_reader, zero_shot.load_sentences)]
     # The model's own dimensions, whatever the flags say.
     width, max_tokens = model.architecture.query_width, model.architecture.max_words
     encoder = replace(settings.encoder, width=width, max_tokens=max_tokens)
     return Searcher(
         model,
         corpus,
-        known,
+        videos.captions,
         reader,
-        partial(_open_encoder, encoder, device, reader, known),
-        {**read_durations(reader.videos.path, video_ids), **durations(known, moments or {})},
-        ScoringSettings.of(evaluation, model),
+        partial(_open_encoder, encoder, model.device, reader, videos.captions),
+        _durations(settings, reader, videos),
+        scoring,
+        settings.moments_per_video,
+        others,
+    )
+
+
+def open_zero_shot_searcher(settings: SearchSettings, device: torch.device) -> Searcher:
+    """Open the search by zero-shot CLIP alone; builds its index if there is none. InputError as `open_searcher`."""
+    files = settings.files
+    assert settings.zero_shot is not None
+    needed = ["caption_test_txt", "caption_train_txt"] if files.has_captions else []
+    zero_shot = open_zero_shot(files, settings.zero_shot, device, ["video_feat_path", *needed])
+    videos = _select(settings, zero_shot.reader)
+    return Searcher(
+        zero_shot.model,
+        _open_zero_shot_corpus(zero_shot, videos, settings),
+        videos.captions,
+        zero_shot.caption_reader,
+        zero_shot.load_sentences,
+        _durations(settings, zero_shot.reader, videos),
+        ScoringSettings.of(settings.evaluation, zero_shot.model),
         settings.moments_per_video,
     )
+
+
+def _select(settings: SearchSettings, reader: FeatureReader) -> _Videos:
+    files = settings.files
+    paths = {"test": files.caption_test_txt, "train": files.caption_train_txt}
+    captions = {split: read_captions(path) for split, path in paths.items() if path is not None}
+    if settings.split == ALL:
+        video_ids = list_videos(reader.videos.path, [key for key, _ in reader.streams.values()])
+    else:
+        video_ids = list(group_by_video([caption for split in SPLITS[settings.split] for caption in captions[split]]))
+    return _Videos(video_ids, [*{caption.id: caption for own in captions.values() for caption in own}.values()])
+
+
+def _open_corpus(
+    model: RetrievalModel, reader: FeatureReader, videos: _Videos, index: Path, sha256: str, settings: SearchSettings
+) -> Corpus:
+    """The videos as a model encodes them, from its index, which is built if there is none."""
+    evaluation = settings.evaluation
+    loader = Loader(CorpusVideos(reader, videos.ids), evaluation.video_batch, evaluation.workers, pinned=False)
+    return open_index(
+        index,
+        fingerprint(sha256, model.architecture, reader, videos.ids, evaluation.video_batch, evaluation.precision),
+        partial(encode_corpus, model, loader, model.device, evaluation.precision),
+        settings.rebuild,
+        settings.rebuild_outdated,
+    )
+
+
+def _open_zero_shot_corpus(zero_shot: ZeroShot, videos: _Videos, settings: SearchSettings) -> Corpus:
+    reader = zero_shot.reader
+    index = index_path(reader.videos.path, f"{ZERO_SHOT}_{settings.split}", settings.index_dir)
+    return _open_corpus(zero_shot.model, reader, videos, index, ZERO_SHOT, settings)
+
+
+def _durations(settings: SearchSettings, reader: FeatureReader, videos: _Videos) -> dict[str, float]:
+    """Seconds of videos, as far as known; without them, moments are shown in frames."""
+    moments = None
+    if settings.moments and settings.moments.exists():
+        moments = read_moments(settings.moments, {caption.id for caption in videos.captions})
+    return {**read_durations(reader.videos.path, videos.ids), **durations(videos.captions, moments or {})}
 
 
 def _open_encoder(

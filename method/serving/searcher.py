@@ -15,17 +15,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from method.data.batch import Loader, QueryBatch
+from method.data.batch import QueryBatch
 from method.data.captions import Caption, group_by_video
-from method.data.dataset import FeatureReader, Queries
-from method.evaluation.corpus import Corpus, encode_queries
+from method.data.dataset import FeatureReader
+from method.evaluation.corpus import Corpus
 from method.evaluation.metrics import FUSED, non_finite_score, ranks_of
 from method.evaluation.moments import Moment, frame_timeline
 from method.evaluation.proposals import best_moments
 from method.evaluation.scorer import Scorer, ScoringSettings
 from method.model.retrieval import RetrievalModel
 from method.runtime.errors import InputError
-from method.text.encoder import TextEncoder
+from method.serving.queries import QueryEncoder, SentenceEncoder
 
 MAX_CHARACTERS = 500
 
@@ -73,13 +73,14 @@ class Searcher:
 
     Args:
         model: in evaluation mode, on the device that computes.
-        corpus: the videos, from an index.
+        corpus: the videos, from an index; of all models, if there are others.
         captions: of the dataset; can be used as queries, and are shown with the videos found.
-        reader: of the captions' token features.
+        reader: of the captions' token features; None: captions are encoded as sentences are.
         make_encoder: loads the text encoder; called for the first sentence, and again after a failure.
         durations: seconds of videos, as far as known.
         settings: how to score; `precision` is that of the corpus.
         moments_per_video: how many moments of a video to find at most.
+        others: encode queries for further models, whose branches are in the corpus and the settings, too.
     """
 
     def __init__(
@@ -87,20 +88,20 @@ class Searcher:
         model: RetrievalModel,
         corpus: Corpus,
         captions: Sequence[Caption],
-        reader: FeatureReader,
-        make_encoder: Callable[[], TextEncoder],
+        reader: FeatureReader | None,
+        make_encoder: Callable[[], SentenceEncoder],
         durations: Mapping[str, float],
         settings: ScoringSettings,
         moments_per_video: int = 1,
+        others: Sequence[QueryEncoder] = (),
     ) -> None:
-        self._model, self._reader, self._make_encoder = model, reader, make_encoder
+        self._encoders = [QueryEncoder(model, reader, make_encoder), *others]
         self._durations, self._settings = durations, settings
         self.moments_per_video = moments_per_video
-        self._device = next(model.parameters()).device
+        self._device = model.device
         self._corpus = corpus.to(self._device)
         self._scorer = Scorer(self._corpus, settings)
         self._index_of = {video_id: index for index, video_id in enumerate(corpus.video_ids)}
-        self._encoder: TextEncoder | None = None
         self._lock = threading.Lock()
         self.captions = {caption.id: caption for caption in captions}
         self.captions_of = {**{video_id: [] for video_id in corpus.video_ids}, **group_by_video(captions)}
@@ -109,12 +110,13 @@ class Searcher:
     def load_encoder(self) -> None:
         """Load the text encoder now. InputError if that fails; captions of the dataset still work as queries."""
         with self._lock:
-            self._text_encoder()
+            for encoder in self._encoders:
+                encoder.load()
 
     @property
     def has_encoder(self) -> bool:
         """Whether the text encoder is loaded."""
-        return self._encoder is not None
+        return all(encoder.is_loaded for encoder in self._encoders)
 
     def search(self, query: str, count: int) -> Answer:
         """Search with a caption id of the dataset or a sentence."""
@@ -134,13 +136,13 @@ class Searcher:
         if len(text) > MAX_CHARACTERS:
             raise InputError(f"a query of {len(text)} characters, expected at most {MAX_CHARACTERS}")
         with self._lock:
-            encoder = self._text_encoder()  # not counted in `seconds`
+            loaded = [encoder.load() for encoder in self._encoders]  # not counted in `seconds`
             started = time.perf_counter()
-            batch = QueryBatch((Caption("", "", text),), encoder.encode([text]))
+            batches = [encoder.sentence(text) for encoder in self._encoders]
             note = None
-            if len(batch.tokens.values) >= encoder.max_tokens:
-                note = f"the model reads the first {encoder.max_tokens} tokens of a query; later words hardly count"
-            return self._answer(batch, count, started, note)
+            if limits := [own.max_tokens for own in loaded if own.fills(text)]:
+                note = f"the model reads the first {min(limits)} tokens of a query; later words hardly count"
+            return self._answer(Caption("", "", text), batches, count, started, note)
 
     def search_caption(self, caption_id: str, count: int) -> Answer:
         """The best `count` videos for a caption, by its token features in the dataset. InputError for an unknown id."""
@@ -149,18 +151,17 @@ class Searcher:
             raise InputError(f"no caption {caption_id!r} in the dataset{example}")
         with self._lock:
             started = time.perf_counter()
-            (batch,) = Loader(Queries(self._reader, [self.captions[caption_id]]), 1, workers=0, pinned=False)
-            return self._answer(batch, count, started, None)
-
-    def _text_encoder(self) -> TextEncoder:
-        if self._encoder is None:
-            self._encoder = self._make_encoder()
-        return self._encoder
+            caption = self.captions[caption_id]
+            batches = [encoder.caption(caption) for encoder in self._encoders]
+            return self._answer(caption, batches, count, started, None)
 
     @torch.inference_mode()
-    def _answer(self, batch: QueryBatch, count: int, started: float, note: str | None) -> Answer:
-        (caption,) = batch.captions
-        vectors = encode_queries(self._model, [batch], self._device, self._settings.precision).vectors
+    def _answer(
+        self, caption: Caption, batches: Sequence[QueryBatch], count: int, started: float, note: str | None
+    ) -> Answer:
+        vectors: dict[str, Tensor] = {}
+        for encoder, batch in zip(self._encoders, batches, strict=True):
+            vectors |= encoder.embed(batch, self._settings.precision)
         scores, frames = self._scorer.scores_and_frames(vectors)
         bad = non_finite_score(scores)
         if bad is not None:

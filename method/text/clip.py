@@ -34,7 +34,7 @@ class ClipTextEncoder:
         with load_errors(folder, CLIP_REMEDY, "a CLIP model"), quiet_transformers():
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self.folder, self.device, self.width = folder, device, int(config.projection_dim)
-        self._max_tokens = int(config.max_position_embeddings)
+        self.max_tokens = int(config.max_position_embeddings)
         self._model = model.to(device, torch.float16 if device.type == "cuda" else torch.float32)
         if len(self._tokenizer) > config.vocab_size:
             found = f"the tokenizer has {len(self._tokenizer)} tokens, the model only {config.vocab_size}"
@@ -43,6 +43,10 @@ class ClipTextEncoder:
     def digest(self) -> str:
         """SHA-256 of the weights."""
         return clip_digest(self.folder)
+
+    def count_tokens(self, sentence: str) -> int:
+        """Tokens of a sentence, those that are truncated included."""
+        return len(self._tokenizer(sentence, verbose=False)["input_ids"])
 
     @torch.inference_mode()
     def encode(self, sentences: Sequence[str]) -> Tensor:
@@ -58,7 +62,7 @@ class ClipTextEncoder:
                 [sentences[index] for index in batch],
                 padding=True,
                 truncation=True,
-                max_length=self._max_tokens,
+                max_length=self.max_tokens,
                 return_tensors="pt",
             ).to(self.device)
             inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}

@@ -144,6 +144,10 @@ class TextEncoder:
         """N of these sentences, without encoding them; equal sentences count separately."""
         return sum(self._output_length(len(ids)) for ids in self._token_lists(list(sentences)))
 
+    def fills(self, sentence: str) -> bool:
+        """Whether a sentence has as many tokens as are kept, or more."""
+        return self.count_rows([sentence]) >= self.max_tokens
+
     def _output_length(self, length: int) -> int:
         """Number of rows of a sentence with `length` tokens."""
         return min(length - sum(self._dropped), self.max_tokens)

@@ -268,7 +268,7 @@ FUSED = ["--phrase_action_branch", "--cross_branch_fusion"]
     (["--seed", str(2**63)], f"--seed {2**63}: expected a number below"),
     (["--max_es_cnt", "-2"], "--max_es_cnt -2: expected -1 or more"),
     (["--hard_negative_start_epoch", "-1"], "--hard_negative_start_epoch -1: expected 0 or more"),
-    (["--only_eval"], "--only_eval True: expected --eval_ckpt FILE beside it"),
+    (["--only_eval"], "--only_eval True: expected --eval_ckpt FILE or --zero_shot beside it"),
     (["--device_ids", "0", "1"], r"--device_ids \[0, 1\]: expected one GPU"),
     (["--device", "-2"], "--device -2: expected the number of a GPU"),
     (["--root_path", "/no/such/folder"], "--root_path /no/such/folder: no such folder"),
@@ -342,6 +342,8 @@ def test_every_flag_of_a_file_or_folder_takes_a_path() -> None:
         "moments",
         "multi_gt",
         "feature_cache",
+        "clip_encoder",
+        "zero_shot_text",
     )
     assert sorted([*DATA_FILES, *config.VOCABULARY_FILES, *more]) == PATH_FLAGS
 

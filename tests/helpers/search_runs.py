@@ -45,6 +45,9 @@ class MadeUpText:
     def encode(self, sentences: Sequence[str]) -> Ragged:
         return Ragged.of([self.rows(sentence) for sentence in sentences])
 
+    def fills(self, sentence: str) -> bool:
+        return len(self.rows(sentence)) >= self.max_tokens
+
     def gather_queries(self, caption_ids: Sequence[str]) -> Ragged:
         return self.encode(caption_ids)
 

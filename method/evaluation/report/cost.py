@@ -40,7 +40,7 @@ class Cost:
 
 def costs(model: RetrievalModel, evaluation: Evaluation, split: Split) -> list[Cost]:
     """All costs of an evaluated model."""
-    device = next(model.parameters()).device
+    device = model.device
     return [
         *_sizes(model, evaluation.corpus),
         *_products(model, evaluation, split, device),
@@ -84,9 +84,9 @@ def _sizes(model: RetrievalModel, corpus: Corpus) -> list[Cost]:
     parameters = sum(weight.numel() for weight in model.parameters())
     size = sum(frames.values.numel() * frames.values.element_size() for frames in corpus.frames.values())
     frames = sum(len(frames.values) for frames in corpus.frames.values()) / len(corpus.video_ids)
-    width = model.architecture.hidden_size
+    widths = " or ".join(str(width) for width in sorted({own.values.shape[1] for own in corpus.frames.values()}))
     dtype = str(next(iter(corpus.frames.values())).values.dtype).removeprefix("torch.")
-    how = f"mean over the corpus: {frames:.1f} frame embeddings of all branches, {width} {dtype} values each"
+    how = f"mean over the corpus: {frames:.1f} frame embeddings of all branches, {widths} {dtype} values each"
     return [
         Cost("parameters", parameters, "", "all weights of the model, without the text encoder of free-text queries"),
         Cost("index, per video", size / len(corpus.video_ids), "bytes", how),
@@ -96,9 +96,10 @@ def _sizes(model: RetrievalModel, corpus: Corpus) -> list[Cost]:
 
 def _products(model: RetrievalModel, evaluation: Evaluation, split: Split, device: torch.device) -> list[Cost]:
     longest = model.architecture.max_frames
-    lengths = {name: round(float(np.median(frames.lengths))) for name, frames in evaluation.corpus.frames.items()}
+    medians = {name: round(float(np.median(frames.lengths))) for name, frames in evaluation.corpus.frames.items()}
+    lengths = {name: medians[name] for name in model.branches}  # without zero-shot CLIP, which encodes nothing
     tokens, shown = _median_tokens(model, split), " and ".join(f"{count} {name}" for name, count in lengths.items())
-    scoring = sum(lengths.values()) * model.architecture.hidden_size
+    scoring = sum(medians[name] * frames.values.shape[1] for name, frames in evaluation.corpus.frames.items())
     cases = {
         "encode a long video": (dict.fromkeys(lengths, longest), f"{longest} frames per branch"),
         "encode a median video": (lengths, f"{shown} frames"),
@@ -153,7 +154,7 @@ def _median_tokens(model: RetrievalModel, split: Split) -> int:
 
 
 def _frame_width(model: RetrievalModel, branch: str) -> int:
-    return model.branch(branch).frames.input.in_features
+    return model.architecture.branches[branch].width
 
 
 def _rows(count: int, width: int, device: torch.device) -> Ragged:
