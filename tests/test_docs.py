@@ -135,6 +135,8 @@ def check(command: Sequence[str]) -> None:
     if program == "torchrun":
         script = next(i for i, word in enumerate(rest) if word.endswith(".py"))
         expect_parses(rest[script], rest[script + 1 :])
+    elif program == "bash" and rest[0] == "do_search.sh":
+        expect_parses("utils/search_videos.py", rest[1:])
     elif program == "bash" and rest[0].startswith("do_"):
         assert exists(rest[0]), rest[0]
         expect_parses("method/train.py", ["--dataset_name", rest[0][3:-3], *rest[1:]])

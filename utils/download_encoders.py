@@ -49,7 +49,7 @@ I3D_FILES = {
     "rgb_imagenet.pt": "2609088c2e8c868187c9921c50bc225329a9057ed75e76120e0b4a397a2c7538",
 }
 
-_SIZES = {"clip": "610 MB", "i3d": "100 MB", "roberta-large": "1.4 GB"}
+SIZES = {"clip": "610 MB", "i3d": "100 MB", "roberta-large": "1.4 GB"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _read_arguments(arguments)
     folder = (options.root_path / "checkpoints").absolute()
     names = dict.fromkeys(options.names)
-    print(f"to {folder}: " + ", ".join(f"{name} (about {_SIZES[name]})" for name in names), flush=True)
+    print(f"to {folder}: " + ", ".join(f"{name} (about {SIZES[name]})" for name in names), flush=True)
     for name in names:
         if name == "clip":
             download(CLIP, CLIP_COMMIT, folder / "clip-vit-base-patch32", _check_clip, CLIP_DIGESTS)
@@ -99,14 +99,14 @@ def _check_clip(folder: Path) -> str:
 
 
 def _name(text: str) -> str:
-    if text not in _SIZES:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected {', '.join(_SIZES)}")
+    if text not in SIZES:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {', '.join(SIZES)}")
     return text
 
 
 def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description="Download the encoders of videos and sentences.")
-    names = ", ".join(_SIZES)
+    names = ", ".join(SIZES)
     parser.add_argument("names", nargs="*", type=_name, default=["clip", "i3d"], help=f"{names} (default: clip i3d)")
     parser.add_argument("--root_path", type=user_path, default=Path(), help="folder of checkpoints/")
     return parser.parse_args(arguments)

@@ -49,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with processes.raise_on_all():
             given = _read_arguments(arguments)
             be_quiet(given.quiet or not processes.is_first)
-            if importlib.util.find_spec("av") is None:
-                raise InputError("the package av is missing; run `pip install -r requirements-video.txt`")
+            require_decoder()
             path = own_features(given.root_path, given.dataset_name)
             held = _recipe_there(path)
             recipe = find_recipe(given.recipe or held or "charades")
@@ -78,6 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _print(summary, path, recipe.name)
     if summary.failed:
         raise SystemExit(SOME_FAILED)
+
+
+def require_decoder() -> None:
+    """InputError without the package that decodes videos."""
+    if importlib.util.find_spec("av") is None:
+        raise InputError("the package av is missing; run `pip install -r requirements-video.txt`")
 
 
 def yaml_values(description: dict[str, Any], features: Path) -> dict[str, Any]:

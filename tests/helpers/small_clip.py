@@ -9,8 +9,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 WIDTH = 16
 
 
-def make_clip(folder: Path, image_size: int = 64, seed: int = 0) -> Path:
-    """Save a model for images of this size and sentences of at most 24 tokens."""
+def make_clip(folder: Path, image_size: int = 64, seed: int = 0, width: int = WIDTH) -> Path:
+    """Save a model for images of this size, sentences of at most 24 tokens and embeddings of this width."""
     letters = sorted(ByteLevel.alphabet())
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: index for index, word in enumerate(words)}
@@ -19,7 +19,7 @@ def make_clip(folder: Path, image_size: int = 64, seed: int = 0) -> Path:
     start, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
     ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
     config = CLIPConfig(
-        projection_dim=WIDTH,
+        projection_dim=width,
         text_config={**size, **ids, "vocab_size": len(words), "max_position_embeddings": 24},
         vision_config={**size, "image_size": image_size, "patch_size": 32},
         initializer_factor=4.0,  # large enough for the input to matter in the embeddings
