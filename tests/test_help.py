@@ -16,10 +16,11 @@ from method.config.flags import IGNORED, make_parser
 from method.config.options import read_options
 from method.training.checkpoint import model_content
 from method.training.checkpoint_file import write_checkpoint
+from tests.helpers.own_videos import fake_tagger
 from tests.helpers.small_dataset import QUERY_WIDTH, SmallDataset
 from tests.helpers.small_models import lively_model
 from tests.helpers.tiny_text_encoder import make_text_encoder
-from utils import cache_negatives, check_dataset, convert_checkpoint
+from utils import cache_negatives, check_dataset, convert_checkpoint, make_vocabularies, search_videos
 
 FLAGS = {action.dest for action in make_parser("")._actions} - {"help"}
 WIDTHS = {"visual_feat_dim", "visual_flow_feat_dim", "q_feat_size", "max_ctx_l", "max_desc_l"}
@@ -121,6 +122,23 @@ def test_help_lists_what_is_read(
     assert {name for name in named - FLAGS if not name.startswith("no_")} == {*own, "dset_name", "help"}
 
 
+def test_help_of_the_vocabularies(
+    small: SmallDataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make_vocabularies, "open_tagger", lambda model: fake_tagger)
+    found = reads(make_vocabularies, small.flags("--overwrite"), monkeypatch)
+    named = listed(make_vocabularies, capsys)
+    assert found & FLAGS <= named & FLAGS <= found | READ_ELSEWHERE
+    assert named - FLAGS == {"overwrite", "tagger", "dset_name", "help"}
+
+
+def test_help_of_the_search_of_a_folder_is_that_of_the_search(capsys: pytest.CaptureFixture[str]) -> None:
+    named, of_search = listed(search_videos, capsys), listed(search, capsys)
+    assert named < of_search
+    assert {*SEARCH, "eval_ckpt", "zero_shot_weight", "recipe", "dataset_name", "device", "topk"} <= named
+    assert not named & {"caption_test_txt", "video_feat_path", "text_feat_path", "hidden_size"}
+
+
 def test_training_lists_and_reads_every_flag(
     small: SmallDataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,4 +146,5 @@ def test_training_lists_and_reads_every_flag(
     assert listed(train, capsys) >= FLAGS
     write_encoder(small)
     unread = FLAGS - reads(train, small.flags(*NEGATIVES, "--n_epoch", "1"), monkeypatch)
-    assert unread == {*IGNORED, "best_frame_loss", "cross_attn_head", "config"}
+    of_zero_shot = {"zero_shot_weight", "zero_shot_text", "clip_encoder"}  # with --only_eval
+    assert unread == {*IGNORED, *of_zero_shot, "best_frame_loss", "cross_attn_head", "config"}

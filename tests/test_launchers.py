@@ -247,3 +247,30 @@ def test_a_clone_with_windows_line_ends_keeps_those_of_scripts(tmp_path: Path) -
         subprocess.run(["git", *identity, *words], cwd=origin, check=True)
     subprocess.run(["git", "clone", "-q", "-c", "core.autocrlf=true", origin, clone], check=True)
     assert {name for name in files if (clone / name).read_bytes() != (REPOSITORY / name).read_bytes()} == set()
+
+
+# The search of a folder of videos
+
+
+@pytest.mark.parametrize("shell", ["bash", *SHELLS])
+def test_the_search_is_that_of_the_repository(stub: Path, shell: str, tmp_path: Path) -> None:
+    script = str(REPOSITORY / "utils" / "search_videos.py")
+    words = ["two words", "a dog's $HOME", "--topk", "3"]
+    assert launch(stub, "do_search.sh", *words, shell=shell) == [
+        [script, "two words", "--root_path", str(REPOSITORY), *words[1:]]
+    ]
+    assert launch(stub, "do_search.sh", "videos", shell=shell, ROOT_PATH=str(tmp_path)) == [
+        [script, "videos", "--root_path", str(tmp_path)]
+    ]
+    for alone in ([], ["--help"]):
+        assert launch(stub, "do_search.sh", *alone, shell=shell) == [[script, *alone]]
+
+
+def test_the_search_needs_what_reads_videos(stub: Path) -> None:
+    noting = STUB.replace('*/utils/environment.py) echo "$0"', '*/utils/environment.py) echo "$*" >&2; echo "$0"')
+    stub.write_text(noting)
+    done = subprocess.run(
+        ["bash", REPOSITORY / "do_search.sh", "videos"],
+        env={**os.environ, "PYTHON": str(stub), "NOTES": os.devnull}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stderr.split()[-1] == "--video"

@@ -195,3 +195,43 @@ def test_own_videos_of_another_recipe_are_not_searched(trained: tuple[SmallDatas
     own.extract("other", "--recipe", "activitynet")
     with pytest.raises(InputError, match=r"features of recipe activitynet, but .* needs features of recipe charades"):
         run_search("--dataset_name", "other", "--root_path", str(own.root), "--eval_ckpt", str(trained[1]), "a door")
+
+
+@pytest.mark.parametrize("streams", [["clip_feat"], ["i3d_feat"], ["i3d_feat", "clip_feat"]])
+def test_features_and_sentences_by_one_command(
+    own: Own, streams: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract_features, "find_tagger", lambda model: None)
+    own.videos = tmp_path / "videos"
+    for number in range(4):
+        own.write(f"clips/{number}", "x" * (30 + number))
+    own.write("clips/broken", "bad")
+    rows = [{"video": f"clips/{number}", "sentence": "a person opens the door"} for number in (0, 1, 2, 3, "broken")]
+    table = tmp_path / "sentences.jsonl"
+    table.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    name = "_".join(streams)
+    with pytest.raises(SystemExit):  # the sentence about the video that failed is left out
+        own.extract(name, "--captions", str(table), "--streams", *streams)
+    assert "training videos with" in capsys.readouterr().out
+    flags = ["--dataset_name", name, "--root_path", str(own.root), "--device", "-1", "--num_workers", "0"]
+    with own_log_handlers():
+        check_dataset.main(flags)  # a model of these streams alone
+    assert ("clip_feat" in capsys.readouterr().out) == ("clip_feat" in streams)
+    if len(streams) == 1:
+        small = ["--hidden_size", "16", "--bsz", "2", "--n_epoch", "1", "--eval_context_bsz", "3"]
+        run = run_train([*flags, *small])
+        run_search("--eval_ckpt", str(run / "model.ckpt"), "a person opens the door")
+
+
+def test_sentences_that_cannot_be_added_are_refused_before_the_extraction(own: Own, tmp_path: Path) -> None:
+    table = tmp_path / "sentences.csv"
+    table.write_text("video,sentence\nclips/0,a person opens the door\n")
+    for more, message in (
+        (["--captions", "nowhere.csv"], "nowhere.csv: no such file"),
+        (["--captions", str(table), "--text_encoder", "nowhere"], "nowhere: no such folder, expected a text encoder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            own.extract("never", *more)
+    with pytest.raises(InputError, match="--captions: charades is a dataset of configs/"):
+        own.extract("charades", "--captions", str(table))
+    assert not (own.root / "dataset" / "never_i3d").exists()

@@ -32,7 +32,8 @@ from method.data.captions import group_by_video
 from method.data.dataset import FeatureReader
 from method.data.dataset_files import open_features
 from method.data.edits import KINDS, Kind, NegativeSource
-from method.data.provenance import check_recipe
+from method.data.features import ACTION_KEY, OBJECT_KEY
+from method.data.provenance import check_recipe, has_stream
 from method.data.splits import Split, check_content, check_split, warn_train_test_overlap
 from method.evaluation.multi_gt import read_right_videos
 from method.negatives.editor import CaptionEditor
@@ -85,10 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(
         words, "Check a dataset: check_dataset.py NAME [flags]", listed=_LISTED_FLAGS, extra=_add_flags
     )
-    streams = {}
-    if options.action_branch or options.phrase_action_branch:  # both published streams, even for an ablation
-        streams = {"action_branch": True, "phrase_action_branch": True, "flow_feat": True}
-    architecture = make_architecture({**options, **streams})
+    architecture = make_architecture({**options, **_published_streams(options)})
     reader = open_features(dataset_files(options), architecture)
     check_recipe(reader, options.recipe, f"dataset {options.dataset_name}")
     splits = [
@@ -110,6 +108,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(right_videos.describe())
     if not options.quick:
         _check_encoder(settings.encoder, choose_device(options.device, options.device_ids), reader, splits)
+
+
+def _published_streams(options: Mapping[str, Any]) -> dict[str, bool]:
+    """Flags for both published streams, even for an ablation; without one that neither videos nor the model have."""
+    flags = {"action_branch": ACTION_KEY, "phrase_action_branch": OBJECT_KEY, "flow_feat": OBJECT_KEY}
+    if not options["action_branch"] and not options["phrase_action_branch"]:
+        return {}
+    path = options["video_feat_path"]
+    there = {key: path is None or not path.exists() or has_stream(path, key) for key in {*flags.values()}}
+    return {flag: options[flag] or there[key] for flag, key in flags.items()}
 
 
 def read_everything(split: Split, reader: FeatureReader) -> None:

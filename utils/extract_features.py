@@ -2,6 +2,7 @@
 
     python utils/extract_features.py VIDEOS --dataset_name holiday
     python utils/extract_features.py VIDEOS --dataset_name holiday --recipe activitynet --streams clip_feat
+    python utils/extract_features.py VIDEOS --dataset_name holiday --captions sentences.csv  # and add_captions.py
     torchrun --nproc_per_node 2 utils/extract_features.py VIDEOS --dataset_name holiday       # a GPU each
 
 writes dataset/holiday_i3d/FeatureData/holiday_clip_i3d_numpy.hdf5 and, for `--dataset_name holiday` of the other
@@ -16,12 +17,15 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import method  # noqa: F401 (sets OpenMP variables before torch is imported)
+
+import torch
 
 from method.config.options import known_datasets
 from method.config.own_dataset import own_features, own_yaml, update_yaml
@@ -32,8 +36,12 @@ from method.runtime.hardware import choose_device
 from method.runtime.process_group import joined_processes
 from method.runtime.progress import be_quiet
 from method.runtime.run_folder import log_to_terminal
+from method.text.encoder_files import require_parts
 from method.video.feature_store import FeatureStore
 from method.video.recipes import Recipe, find_recipe
+from utils.captions.dataset import CaptionSettings, add_captions
+from utils.captions.table import read_table
+from utils.captions.tagger import find_tagger
 
 if TYPE_CHECKING:
     from method.video.extraction import Summary
@@ -50,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given = _read_arguments(arguments)
             be_quiet(given.quiet or not processes.is_first)
             require_decoder()
+            _check_captions(given)
             path = own_features(given.root_path, given.dataset_name)
             held = _recipe_there(path)
             recipe = find_recipe(given.recipe or held or "charades")
@@ -60,12 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
             from method.video import encode, extraction  # here, because they import the package av
 
+            device = choose_device(given.device, local_rank=processes.local_rank)
             encoders = encode.open_encoders(
                 recipe,
                 clip_folder=given.root_path / given.clip_encoder,
                 i3d_weights=_i3d_weights(given, recipe),
                 streams=given.streams,
-                device=choose_device(given.device, local_rank=processes.local_rank),
+                device=device,
             )
             description = encoders.description()
             store = FeatureStore(path, description)
@@ -75,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 yaml_path = own_yaml(given.root_path, given.dataset_name)
                 update_yaml(yaml_path, yaml_values(description, path.relative_to(given.root_path)))
             _print(summary, path, recipe.name)
+            if given.captions is not None and path.exists():
+                _add_captions(given, device, skip_missing=bool(summary.failed))
     if summary.failed:
         raise SystemExit(SOME_FAILED)
 
@@ -96,6 +108,30 @@ def yaml_values(description: dict[str, Any], features: Path) -> dict[str, Any]:
         values |= {"action_branch": "i3d_feat" in made, "phrase_action_branch": "clip_feat" in made}
         values["cross_branch_fusion"] = False
     return values
+
+
+def _check_captions(given: argparse.Namespace) -> None:
+    """InputError for sentences that could not be added, before the videos are encoded."""
+    if given.captions is None:
+        return
+    if given.dataset_name in known_datasets():
+        raise InputError(f"--captions: {given.dataset_name} is a dataset of configs/, expected a new --dataset_name")
+    read_table(given.root_path / given.captions)
+    require_parts(given.root_path / given.text_encoder)
+
+
+def _add_captions(given: argparse.Namespace, device: torch.device, skip_missing: bool) -> None:
+    """Add the sentences as utils/add_captions.py does; those of videos that failed are left out for now."""
+    settings = CaptionSettings(
+        table=given.root_path / given.captions,
+        name=given.dataset_name,
+        root=given.root_path,
+        encoder=given.root_path / given.text_encoder,
+        device=device,
+        skip_missing=skip_missing,
+    )
+    for line in add_captions(settings, partial(find_tagger, None)):
+        print(line)
 
 
 def _i3d_weights(given: argparse.Namespace, recipe: Recipe) -> Path | None:
@@ -139,6 +175,9 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="weights of I3D (default: the recipe's, in checkpoints/i3d/)",
     )
     add("--streams", nargs="+", choices=list(_WIDTHS), default=list(_WIDTHS), help="streams to extract")
+    add("--captions", type=user_path, metavar="FILE", help="table of sentences to add, see utils/add_captions.py")
+    default = Path("checkpoints/roberta-large")
+    add("--text_encoder", type=user_path, default=default, metavar="DIR", help="text encoder of the sentences")
     add("--device", type=int, help="GPU index, -1 for the CPU (default: the first GPU, or the CPU if there is none)")
     add("--quiet", action="store_true", help="no progress bars; log warnings only")
     given = parser.parse_args(arguments)

@@ -124,6 +124,12 @@ def list_videos(path: Path, streams: Collection[str]) -> list[str]:
     return ids
 
 
+def has_stream(path: Path, key: str) -> bool:
+    """Whether any video of a feature file has a stream."""
+    with _opened(path) as file:
+        return any(True for _ in _groups_with(file, "", {key}))
+
+
 def stream_width(path: Path, key: str) -> int:
     """Numbers in a row of a stream, as the first video that has it says. InputError if there is none."""
     with _opened(path) as file:

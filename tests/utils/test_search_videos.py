@@ -240,18 +240,8 @@ def test_a_checkpoint_needs_its_text_encoder(collection: Collection, checkpoint:
 
 
 def test_the_launcher(collection: Collection) -> None:
-    command = [
-        "bash",
-        REPOSITORY / "do_search.sh",
-        collection.videos,
-        SENTENCE,
-        "--device",
-        "-1",
-        "--topk",
-        "2",
-        "--quiet",
-    ]
+    command = ["bash", str(REPOSITORY / "do_search.sh"), str(collection.videos), SENTENCE, "--device", "-1", "--quiet"]
     environment = {**os.environ, "PYTHON": sys.executable, "ROOT_PATH": str(collection.root)}
-    done = subprocess.run([*command, "--quiet"], env=environment, capture_output=True, text=True)
+    done = subprocess.run([*command, "--topk", "2"], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"^  1  clip \d  0\.\d{4}  \d+\.\d-\d+\.\d s of \d", done.stdout, re.MULTILINE)
