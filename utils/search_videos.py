@@ -38,8 +38,8 @@ from method.training.resume import saved_options
 from method.video.recipes import find_recipe
 from utils import download_encoders, extract_features
 
-# CLIP's cosines with different videos differ by a few hundredths, those of a trained model by a few tenths, because its
-# loss has a margin of 0.2. With this weight both have about the same say.
+# CLIP's cosines with different videos differ by a few hundredths, those of a trained model by more: its loss asks for a
+# margin of 0.2. This weight is meant to give both about the same say.
 WEIGHT = 0.8
 _NOT_LISTED = {"config", "caption_train_txt", "caption_test_txt", "text_feat_path", "video_feat_path", "moments"}
 _NOT_LISTED |= {"model", "neg_query_loss", "neg_query_loss_branch"}

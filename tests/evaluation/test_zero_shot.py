@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPModel
 
+from method import search
 from method.data.captions import Caption
 from method.data.preprocessing import preprocess_stream
 from method.runtime.errors import InputError
@@ -21,7 +23,7 @@ from method.runtime.files import read_json
 from method.training.checkpoint import model_content
 from method.training.checkpoint_file import write_checkpoint
 from tests.helpers.small_clip import make_clip
-from tests.helpers.small_dataset import WIDTHS, SmallDataset, metrics, run_evaluate, run_train
+from tests.helpers.small_dataset import WIDTHS, SmallDataset, metrics, own_log_handlers, run_evaluate, run_train
 from tests.helpers.small_models import lively_model
 from tests.test_own_videos import describe, set_description
 
@@ -190,3 +192,31 @@ def test_frames_of_another_clip_are_refused(tmp_path: Path) -> None:
         world.run("--zero_shot")
     set_description(world.features, None)
     world.run("--zero_shot")
+
+
+@pytest.mark.parametrize("weight", [None, 0.3])
+def test_a_search_scores_as_the_evaluation(
+    world: World, weight: float | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caption, videos = world.captions()[4], world.videos_of(world.test_txt)
+    more = (
+        ["--zero_shot"] if weight is None else ["--eval_ckpt", str(world.checkpoint), "--zero_shot_weight", str(weight)]
+    )
+    scores = scores_of(world.run(*more))
+    flags = world.flags("--max_ctx_l", str(FRAMES), "--json", "--index_dir", str(tmp_path), *more)
+    capsys.readouterr()
+    with own_log_handlers():
+        search.main([*flags, "--query_id", caption.id])
+    answer = json.loads(capsys.readouterr().out)
+    for hit in answer["results"]:
+        for name, own in hit["scores"].items():
+            assert own == pytest.approx(scores[name][4][videos.index(hit["video_id"])], abs=2e-6)
+    assert answer["query"]["right_rank"] == world.ranks(scores["fused"])[4]
+    assert (tmp_path / "zero_shot_test.pt").exists()
+    if weight is None:  # the caption by its words instead of its id, and more of them than CLIP reads
+        with own_log_handlers():
+            search.main([*flags, caption.text])
+            search.main([*flags, "a person " * 30])
+        first, second = map(json.loads, capsys.readouterr().out.splitlines())
+        assert [hit["scores"] for hit in first["results"]] == [hit["scores"] for hit in answer["results"]]
+        assert (first["note"], second["note"][:36]) == (None, "the model reads the first 24 tokens ")
