@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Everything that has to hold before a change lands: lint, format, types, tests. Words given here go to pytest:
+# All checks of a change: lint, format, types, tests. Further arguments are passed to pytest:
 #   bash tests/run.sh
 #   bash tests/run.sh -k fusion
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../utils/environment.sh"
 python="$(find_python --dev)"
 cd "$repository"
-export OMP_WAIT_POLICY=passive # of the threads of PyTorch, of which each test process has some
+export OMP_WAIT_POLICY=passive # idle threads of PyTorch sleep: every test process has some
 
 failed=()
 section() {

@@ -1,4 +1,4 @@
-"""What tests of gradients share."""
+"""Helpers of tests of gradients."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def loss(result: Tensor) -> Tensor:
-    """What gives every number of a result another gradient."""
+    """A sum that gives every value of a result another gradient."""
     return (result * torch.arange(result.numel()).view_as(result).cos()).sum()
 
 
 def slope(value: Callable[[], Tensor], weight: Tensor, direction: Tensor, step: float) -> Tensor:
-    """How much a value changes along a direction of a weight, by finite differences; the weight ends as it was."""
+    """Derivative of a value along a direction of a weight, by finite differences; the weight is restored."""
     around = []
     with torch.no_grad():
         for sign in (1, -1):

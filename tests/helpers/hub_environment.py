@@ -1,4 +1,4 @@
-"""The network's part of the environment, for tests that set it."""
+"""The network variables of the environment, for tests that set them."""
 
 import os
 
@@ -6,7 +6,7 @@ import pytest
 
 
 def clear_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away what the tester's own environment says of the network."""
+    """Remove the network variables of the tester's environment."""
     for name in list(os.environ):
         if name.lower().endswith("_proxy") or name.startswith(("SSL", "HF_HUB", "HF_ENDPOINT")):
             monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""The launchers, started for real with a stand-in for Python that notes what they run."""
+"""Launchers started with a stub in place of Python that records the command lines."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.helpers.paths import REPOSITORY
 
-# A stand-in for Python: finds itself when it is asked for an interpreter, and notes every other command line.
+# Prints its own path when asked for an interpreter, and records every other command line.
 STUB = """#!/usr/bin/env bash
 case "$1" in
   -c | */utils/environment.py) echo "$0" ;;
@@ -17,7 +17,7 @@ exit "${STUB_STATUS:-0}"
 
 
 def write_stub(folder: Path) -> Path:
-    """Write the stand-in to a folder of its own in `folder`."""
+    """Write the stub to a folder of its own in `folder`."""
     path = folder / "stub" / "python"
     path.parent.mkdir()
     path.write_text(STUB)

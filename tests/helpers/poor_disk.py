@@ -1,4 +1,4 @@
-"""A file system that refuses what the content of a file does not depend on, pretended by the calls that would fail."""
+"""A file system that lacks operations which the content of files does not depend on, simulated by failing calls."""
 
 from __future__ import annotations
 

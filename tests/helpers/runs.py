@@ -44,7 +44,7 @@ def assert_same_run(run: Path, reference: Path) -> None:
 
 
 class Crash(Exception):
-    """As if the program was killed: nothing is saved."""
+    """Ends a program without saving anything, as a kill does."""
 
 
 def crash() -> None:

@@ -121,7 +121,7 @@ def _noisy(random: np.random.Generator, rows: Rows) -> Rows:
 
 @contextlib.contextmanager
 def own_log_handlers() -> Iterator[None]:
-    """Take the log handlers that a command adds away again: they would outlive the test's standard error.
+    """Remove the log handlers that a command adds, which would outlive the standard error of the test.
 
     Only those of a command: pytest has its own, of other classes, which come and go meanwhile.
     """
@@ -139,7 +139,7 @@ def own_log_handlers() -> Iterator[None]:
 def run_train(arguments: Sequence[str], figures: bool = False) -> Path:
     """`python method/train.py` in this process; returns the folder of the run.
 
-    TensorBoard gets its figures only if asked for: drawing them takes longer than the training.
+    Figures for TensorBoard take longer than the training and are drawn only with `figures`.
     """
     with pytest.MonkeyPatch.context() as patch:
         if not figures:

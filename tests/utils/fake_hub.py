@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on the loopback: a few small repositories, served the way the real one serves them, and faults.
+"""A Hugging Face Hub on the loopback that serves a few small repositories, with faults.
 
 Small files come from the hub itself. Large ones (by their suffix) are announced by the hub, together with the headers
 of its Xet storage, and come from another origin, so that a client that speaks plain HTTP follows a redirect.
