@@ -31,7 +31,7 @@ from benchmarks.step_profile import profiled
 from method.config.training_settings import LoopSettings
 from method.data.batch import EpochBatches, EpochIndices, Loader, VideoBatch
 from method.data.captions import Caption
-from method.data.edits import NegativeSource
+from method.data.edits import KINDS, NegativeSource
 from method.data.preprocessing import normalize_rows
 from method.data.ragged import Ragged
 from method.model.architecture import Architecture
@@ -156,6 +156,7 @@ def make_training(
         amp=amp,
         losses=LOSSES,
         seed=0,
+        edit_kinds={kind: kind for kind in KINDS if kind in model.temperatures},
     )
     return Training(model, settings, Schedule(peak=2.5e-4, warmup=0.01, steps=1000), 0.01, device, source)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from method.config.yaml_values import BRANCH_FLAGS
+from method.data.edits import KINDS, Kind
 from method.data.features import ACTION_KEY, OBJECT_KEY
 from method.model.architecture import Architecture, Fusion
 from method.model.branch_spec import BranchSpec, two_branches
@@ -33,7 +34,7 @@ def make_architecture(options: Mapping[str, Any]) -> Architecture:
         offset_groups=options["deformable_offset_groups"],
         offset_count=options["deformable_offset_num"],
         offset_kernel=options["deformable_offset_kernel_size"],
-        temperatures=negative_branches(options),
+        temperatures=tuple(edit_kinds(options)),
         head=options["head"],
     )
 
@@ -47,13 +48,23 @@ def make_branches(options: Mapping[str, Any]) -> dict[str, BranchSpec]:
         options["cross_attn_q"] if options["cross_branch_fusion"] else None,
         options["deformable_offset_scale"],
     )
-    scale = {"offset_scale": options["deformable_offset_scale"]}
-    return branches | {name: BranchSpec(**(scale | spec)) for name, spec in options["branches"].items()}
+    for name, given in options["branches"].items():
+        spec = {"offset_scale": options["deformable_offset_scale"], **given}
+        spec.pop("edits", None)  # of the training
+        branches[name] = BranchSpec(**spec)
+    return branches
 
 
-def negative_branches(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """The branches that are trained with hard negative queries, in order."""
-    if options["neg_query_loss"] is None:
-        return ()
-    chosen = {"i3d": ("action",), "clip": ("object",), "both": ("action", "object")}[options["neg_query_loss_branch"]]
-    return tuple(branch for branch in chosen if options[BRANCH_FLAGS[branch]])
+def edit_kinds(options: Mapping[str, Any]) -> dict[str, Kind]:
+    """For each branch that is trained with hard negative queries, in order, the kind of edits that it gets.
+
+    With both kinds, the action branch gets verbs and the object branch nouns; with one kind, both get that. A branch of
+    `--branches` gets the kind that it names, if that is selected.
+    """
+    loss = options["neg_query_loss"]
+    if loss is None:
+        return {}
+    chosen = {"i3d": KINDS[:1], "clip": KINDS[1:], "both": KINDS}[options["neg_query_loss_branch"]]
+    kinds = {branch: branch if loss == "both" else loss for branch in chosen if options[BRANCH_FLAGS[branch]]}
+    own = {name: spec.get("edits") for name, spec in options["branches"].items()}
+    return kinds | {name: kind for name, kind in own.items() if kind and loss in (kind, "both")}

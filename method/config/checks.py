@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from method.config.architecture import make_branches
+from method.config.architecture import edit_kinds, make_branches
 from method.config.flags import loss_names
 from method.config.yaml_values import place_of_branches
 from method.model.branch_spec import check_branches, fused_weights
@@ -110,9 +110,9 @@ def _check_model(options: Mapping[str, Any], require: Callable[[str, bool, str],
     if options["fusion_positions"] and options["cross_branch_fusion"] and options["deformable_attn"]:
         require("max_ctx_l", options["max_ctx_l"] <= 128, "at most 128 with --fusion_positions")
     published = options["action_branch"] or options["phrase_action_branch"]
-    require(
-        "neg_query_loss", not options["neg_query_loss"] or published, "--action_branch or --phrase_action_branch on"
-    )
+    trained = published or edit_kinds(options)
+    expected = "--action_branch or --phrase_action_branch on, or a branch with such edits"
+    require("neg_query_loss", not options["neg_query_loss"] or bool(trained), expected)
     if options["neg_query_loss"] and options["neg_query_loss_branch"] != "both":
         flag = {"i3d": "action_branch", "clip": "phrase_action_branch"}[options["neg_query_loss_branch"]]
         require("neg_query_loss_branch", options[flag], f"a branch that is on (--{flag})")

@@ -145,8 +145,8 @@ def _add_model(parser: Parser) -> None:
         type=branch_table,
         default={},
         metavar="YAML",
-        help="further branches by name: key and width of the stream, optionally attends_to, weight and offset_scale, "
-        "as in 'audio: {key: audio_feat, width: 128}' (default: none)",
+        help="further branches by name: key and width of the stream, optionally attends_to, weight, offset_scale and "
+        "edits, as in 'audio: {key: audio_feat, width: 128}' (default: none)",
     )
     add("--head", default="frames", help="how frames become the embeddings that queries are compared with")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from method.config.architecture import make_architecture, negative_branches
+from method.config.architecture import edit_kinds, make_architecture
 from method.data.dataset_files import DatasetFiles
 from method.data.edits import KINDS, Kind
 from method.model.architecture import Architecture
@@ -158,8 +158,7 @@ def negatives_settings(options: Mapping[str, Any]) -> NegativesSettings:
     """The settings of hard negative queries."""
     loss = options["neg_query_loss"]
     kinds = tuple(kind for kind in KINDS if loss in (kind, "both"))
-    # With both kinds, each branch uses its own kind; the kind of a branch without the loss is not needed.
-    trained = negative_branches(options) if loss == "both" else kinds
+    trained = edit_kinds(options).values()
     return NegativesSettings(
         kinds=kinds,
         needed=tuple(kind for kind in kinds if kind in trained),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from method.config.architecture import edit_kinds
+from method.data.edits import Kind
 from method.model.losses import NEGATIVE_QUERIES, LossSettings
 
 _DEBUG_STEPS = 2
@@ -19,6 +21,7 @@ class StepSettings:
     grad_clip: largest norm of all gradients together; 0 or less for none.
     amp: 'off', 'bf16' or 'fp16'.
     seed: of the random negatives, with the epoch and the step, so that all ranks draw the same.
+    edit_kinds: for each branch that is trained with hard negative queries the kind of edits that it gets.
     """
 
     hard_from_epoch: int
@@ -26,6 +29,7 @@ class StepSettings:
     amp: str
     losses: LossSettings
     seed: int
+    edit_kinds: Mapping[str, Kind] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,7 @@ def training_settings(options: Mapping[str, Any]) -> TrainingSettings:
         amp=options["amp"],
         losses=losses,
         seed=options["seed"],
+        edit_kinds=edit_kinds(options),
     )
     return TrainingSettings(
         loop=loop,

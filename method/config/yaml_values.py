@@ -11,13 +11,14 @@ from typing import Any
 import yaml
 
 from method.config.parser import boolean
+from method.data.edits import KINDS
 from method.model.branch_spec import check_branch_name
 from method.runtime.errors import InputError, shown
 from method.runtime.files import read_text
 
 BASE = "base"  # key of a YAML file, and the name of the file in configs/ that is no dataset
 BRANCH_FLAGS = {"action": "action_branch", "object": "phrase_action_branch"}  # the branches that flags make
-_KEYS = ("key", "width", "attends_to", "weight", "offset_scale")
+_KEYS = ("key", "width", "attends_to", "weight", "offset_scale", "edits")
 _REQUIRED = ("key", "width")
 
 Table = dict[str, dict[str, Any]]
@@ -126,6 +127,8 @@ def branch_table(value: str | Mapping[Any, Any], source: Path | str = "--branche
             raise InputError(
                 f"{where}.{name}: --{BRANCH_FLAGS[name]} makes the branch of this name, expected another name"
             )
+        if (edits := spec.get("edits")) not in (None, *KINDS):
+            raise InputError(f"{where}.{name}.edits: expected one of {', '.join(KINDS)}, found {shown(edits)}")
         table[name] = {key: value for key, value in spec.items() if value is not None}
     return table
 

@@ -184,13 +184,8 @@ class TrainStep:
             return {}
         assert batch.edits is not None, "the loader prepares the edits of a batch"
         by_kind = self._negatives.queries(batch.edits, self._device)
-        edits = {}
-        for branch in self._model.architecture.temperatures:
-            # With both kinds each branch gets its own: verbs the action branch, nouns the object branch.
-            queries = by_kind[branch] if len(by_kind) == 2 else next(iter(by_kind.values()), None)  # type: ignore[index]
-            if queries is not None:
-                edits[branch] = queries
-        return edits
+        edits = {branch: by_kind[kind] for branch, kind in self._settings.edit_kinds.items()}
+        return {branch: queries for branch, queries in edits.items() if queries is not None}
 
     def _raise_non_finite(self, values: Mapping[str, float], batch: VideoBatch, where: str) -> None:
         self._optimizer.zero_grad(set_to_none=True)

@@ -7,6 +7,9 @@ import pytest
 from method.config import options as config
 from method.config.architecture import make_architecture
 from method.config.options import plain, read_options
+from method.config.settings import negatives_settings
+from method.config.training_settings import training_settings
+from method.data.edits import KINDS
 from method.model.architecture import Architecture
 from method.model.branch_spec import BranchSpec, fused_weights
 from method.runtime.errors import InputError
@@ -78,7 +81,7 @@ def test_branches_travel_with_a_run(mine: Path) -> None:
     ("branches: {audio: {key: a}}", ".audio: width missing"),
     ("branches: {audio: {}}", ".audio: key and width missing"),
     ("branches: {audio: {key: a, widht: 3}}",
-        ".audio: widht: no such key, expected key, width, attends_to, weight, offset_scale"),
+        ".audio: widht: no such key, expected key, width, attends_to, weight, offset_scale, edits"),
     ("branches: {audio: {key: a, width: x}}", ".audio.width: expected a whole number from 1 to 1048576, found 'x'"),
     ("branches: {audio: {key: a, width: 0}}", ".audio.width: expected a whole number from 1 to 1048576, found 0"),
     ("branches: {audio: {key: i3d_feat, width: 5}}",
@@ -91,6 +94,8 @@ def test_branches_travel_with_a_run(mine: Path) -> None:
         ".audio.attends_to: expected one of the branches action, found 'object'"),
     ("branches: {audio: {key: a, width: 3, weight: -1}}",
         ".audio.weight: expected a number from 0 to 1048576, found -1"),
+    ("branches: {audio: {key: a, width: 3, edits: both}}",
+        ".audio.edits: expected one of action, object, found 'both'"),
     ("branches: {my-audio: {key: a, width: 3}}",
         ".'my-audio': expected a name of letters, digits and _ that begins with a letter"),
     ("branches: {7: {key: a, width: 3}}", ".7: expected a name of letters, digits and _ that begins with a letter"),
@@ -117,7 +122,9 @@ def test_wrong_branches_are_named(mine: Path, content: str, message: str) -> Non
     (NO_PUBLISHED + "branches: {a: {key: a, width: 3}}", ["--cross_branch_fusion"],
         "--cross_branch_fusion True: expected both branches on .* or a branch with attends_to"),
     (NO_PUBLISHED + "branches: {a: {key: a, width: 3}}", ["--neg_query_loss", "both"],
-        "--neg_query_loss both: expected --action_branch or --phrase_action_branch on"),
+        "--neg_query_loss both: expected --action_branch or --phrase_action_branch on, or a branch with such edits"),
+    (NO_PUBLISHED + "branches: {a: {key: a, width: 3, edits: object}}", ["--neg_query_loss", "action"],
+        "--neg_query_loss action: expected"),
     ("branches: {a: {key: a, width: 3, weight: 0}}", ["--fusion_weight", "0"],
         r"--fusion_weight 0\.0: the weights of the branches action, a in the fused score are all 0"),
     ("{}", ["--losses", "triplet,x"], "--losses triplet,x: expected some of triplet,nce, separated by commas"),
@@ -150,3 +157,21 @@ def test_weights_of_the_fused_score(mine: Path) -> None:
 def architecture_of(mine: Path, content: str, *flags: str) -> dict[str, BranchSpec]:
     mine.write_text(content)
     return architecture(*flags).branches
+
+
+@pytest.mark.parametrize(("flags", "kinds"), [
+    ([], {}),
+    (["--neg_query_loss", "both"], {"action": "action", "object": "object", "audio": "object"}),
+    (["--neg_query_loss", "object"], {"action": "object", "object": "object", "audio": "object"}),
+    (["--neg_query_loss", "action"], {"action": "action", "object": "action"}),
+    (["--neg_query_loss", "both", "--neg_query_loss_branch", "i3d"], {"action": "action", "audio": "object"}),
+    (["--neg_query_loss", "both", "--no_action_branch", "--no_phrase_action_branch"], {"audio": "object"}),
+], ids=" ".join)  # fmt: skip
+def test_the_kind_of_edits_of_each_branch(mine: Path, flags: list[str], kinds: dict[str, str]) -> None:
+    mine.write_text(
+        "phrase_action_branch: true\nbranches: {audio: {key: a, width: 3, edits: object}, b: {key: b, width: 4}}"
+    )
+    options = read_options(["--dataset_name", "mine", *flags])
+    assert training_settings(options).loop.edit_kinds == kinds
+    assert make_architecture(options).temperatures == tuple(kinds)
+    assert negatives_settings(options).needed == tuple(kind for kind in KINDS if kind in kinds.values())

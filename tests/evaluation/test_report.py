@@ -17,6 +17,7 @@ from matplotlib import rc_context, rcParams
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
+from method.data.ragged import Ragged
 from method.evaluation.bounds import best_branch, duplicates
 from method.evaluation.metrics import RECALL_AT, RECALLS, retrieval_metrics
 from method.evaluation.report import drawing
@@ -27,6 +28,7 @@ from method.evaluation.report.failures import timelines, worst_captions
 from method.evaluation.report.figures import figures_for_tensorboard
 from method.evaluation.report.input import ReportInput
 from method.evaluation.report.write import WINNERS, WORST, write_report
+from method.model.retrieval import HEADS, Branch
 from method.runtime.files import read_json
 from tests.evaluation.reported import evaluation_of, report_input, some_captions, some_moments
 from tests.helpers.small_dataset import SmallDataset, run_evaluate, run_train
@@ -229,6 +231,27 @@ def test_costs_are_those_of_the_model_and_the_corpus(tmp_path: Path) -> None:
     long, median = (by_name[f"encode a {kind} video", "M multiply-adds"] for kind in ("long", "median"))
     assert long.value > median.value
     assert long.how.startswith("24 frames per branch")
+
+
+class EverySecondFrame(Branch):
+    """A head with fewer keys than frames."""
+
+    def encode_videos(self, frames: Ragged) -> Ragged:
+        keys = super().encode_videos(frames)
+        return Ragged.of([rows[::2] for rows in keys.values.split(list(keys.layout.lengths))])
+
+
+def test_costs_of_another_head_count_frames_and_keys_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HEADS, "halves", EverySecondFrame)
+    given = report_input(some_captions(4), {}, tmp_path, head="halves", **ONE_BRANCH)
+    by_name = {cost.what: cost for cost in costs(given.model, given.evaluation, given.split)}
+    frames = round(float(np.median(list(given.split.frames["action"].values()))))
+    streams = {"action": random_rows([frames], 10)}
+    encoding, scoring = by_name["encode a median video"], by_name["score a query against a median video"]
+    assert encoding.how.startswith(f"{frames} action frames")
+    assert encoding.value * 1e6 == multiply_adds(lambda: given.model.encode_videos(streams))
+    assert scoring.how.startswith(f"{-(-frames // 2)} action embeddings")
+    assert scoring.value * 1e6 == -(-frames // 2) * 16
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

@@ -75,7 +75,14 @@ def training_of(
     model: RetrievalModel, device: torch.device, hard: bool = False, amp: str = "off", losses: LossSettings = LOSSES
 ) -> Training:
     settings = LoopSettings(
-        epochs=100, early_stop=10, hard_from_epoch=0 if hard else 20, grad_clip=1.0, amp=amp, losses=losses, seed=0
+        epochs=100,
+        early_stop=10,
+        hard_from_epoch=0 if hard else 20,
+        grad_clip=1.0,
+        amp=amp,
+        losses=losses,
+        seed=0,
+        edit_kinds=dict(zip(KINDS, KINDS, strict=True)),
     )
     return Training(model, settings, Schedule(peak=0.01, warmup=0.0, steps=300), 0.01, device, Edits())
 

@@ -6,7 +6,7 @@ Letters: Q captions, V videos.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,7 +43,7 @@ def costs(model: RetrievalModel, evaluation: Evaluation, split: Split) -> list[C
     device = model.device
     return [
         *_sizes(model, evaluation.corpus),
-        *_products(model, evaluation, split, device),
+        *_products(model, split, device),
         *_encoding_time(model, split, device, evaluation.settings.precision),
         *_scoring_times(evaluation, device),
     ]
@@ -82,11 +82,12 @@ def _wait(device: torch.device) -> None:
 
 def _sizes(model: RetrievalModel, corpus: Corpus) -> list[Cost]:
     parameters = sum(weight.numel() for weight in model.parameters())
-    size = sum(frames.values.numel() * frames.values.element_size() for frames in corpus.frames.values())
-    frames = sum(len(frames.values) for frames in corpus.frames.values()) / len(corpus.video_ids)
-    widths = " or ".join(str(width) for width in sorted({own.values.shape[1] for own in corpus.frames.values()}))
-    dtype = str(next(iter(corpus.frames.values())).values.dtype).removeprefix("torch.")
-    how = f"mean over the corpus: {frames:.1f} frame embeddings of all branches, {widths} {dtype} values each"
+    keys = [frames.values for frames in corpus.frames.values()]
+    size = sum(values.numel() * values.element_size() for values in keys)
+    mean = sum(map(len, keys)) / len(corpus.video_ids)
+    widths = " or ".join(str(width) for width in sorted({values.shape[1] for values in keys}))
+    dtype = str(keys[0].dtype).removeprefix("torch.")
+    how = f"mean over the corpus: {mean:.1f} embeddings of all branches, {widths} {dtype} values each"
     return [
         Cost("parameters", parameters, "", "all weights of the model, without the text encoder of free-text queries"),
         Cost("index, per video", size / len(corpus.video_ids), "bytes", how),
@@ -94,33 +95,34 @@ def _sizes(model: RetrievalModel, corpus: Corpus) -> list[Cost]:
     ]
 
 
-def _products(model: RetrievalModel, evaluation: Evaluation, split: Split, device: torch.device) -> list[Cost]:
-    longest = model.architecture.max_frames
-    medians = {name: round(float(np.median(frames.lengths))) for name, frames in evaluation.corpus.frames.items()}
-    lengths = {name: medians[name] for name in model.branches}  # without zero-shot CLIP, which encodes nothing
-    tokens, shown = _median_tokens(model, split), " and ".join(f"{count} {name}" for name, count in lengths.items())
-    scoring = sum(medians[name] * frames.values.shape[1] for name, frames in evaluation.corpus.frames.items())
-    cases = {
-        "encode a long video": (dict.fromkeys(lengths, longest), f"{longest} frames per branch"),
-        "encode a median video": (lengths, f"{shown} frames"),
+def _products(model: RetrievalModel, split: Split, device: torch.device) -> list[Cost]:
+    longest, tokens = model.architecture.max_frames, _median_tokens(model, split)
+    median = {
+        name: round(float(np.median([min(count, longest) for count in counts.values()])))
+        for name, counts in split.frames.items()
+        if name in model.branches  # zero-shot CLIP beside the model encodes nothing
     }
+    shown = " and ".join(f"{count} {name}" for name, count in median.items())
     counted = "; matrix products, convolutions and attention, without element-wise operations"
-    rows = []
-    for what, (counts, how) in cases.items():
-        streams = {name: _rows(count, _frame_width(model, name), device) for name, count in counts.items()}
-        products = multiply_adds(lambda streams=streams: model.encode_videos(streams))  # type: ignore[misc]
-        rows.append(Cost(what, products / 1e6, "M multiply-adds", how + counted))
+
+    def cost(what: str, run: Callable[[], object], how: str) -> Cost:
+        return Cost(what, multiply_adds(run) / 1e6, "M multiply-adds", how + counted)
+
+    long_video, video = _streams(model, dict.fromkeys(median, longest), device), _streams(model, median, device)
     query = _rows(tokens, model.architecture.query_width, device)
-    products = multiply_adds(lambda: model.encode_queries(query))
-    how = f"{tokens} tokens (the median), from token features" + counted
+    with torch.inference_mode():
+        keys, vectors = model.encode_videos(video), model.encode_queries(query)
+    compared = " and ".join(f"{len(rows.values)} {name}" for name, rows in keys.items())
     return [
-        *rows,
-        Cost("encode a query", products / 1e6, "M multiply-adds", how),
-        Cost(
+        cost("encode a long video", lambda: model.encode_videos(long_video), f"{longest} frames per branch"),
+        cost("encode a median video", lambda: model.encode_videos(video), f"{shown} frames"),
+        cost(
+            "encode a query", lambda: model.encode_queries(query), f"{tokens} tokens (the median), from their features"
+        ),
+        cost(
             "score a query against a median video",
-            scoring / 1e6,
-            "M multiply-adds",
-            "one dot product per frame embedding",
+            lambda: [model.branch(name).score(rows, vectors[name]) for name, rows in keys.items()],
+            f"{compared} embeddings",
         ),
     ]
 
@@ -153,8 +155,9 @@ def _median_tokens(model: RetrievalModel, split: Split) -> int:
     return round(float(np.median([min(count, model.architecture.max_words) for count in split.tokens.values()])))
 
 
-def _frame_width(model: RetrievalModel, branch: str) -> int:
-    return model.architecture.branches[branch].width
+def _streams(model: RetrievalModel, counts: Mapping[str, int], device: torch.device) -> dict[str, Ragged]:
+    """A video with so many frames of each branch."""
+    return {name: _rows(count, model.architecture.branches[name].width, device) for name, count in counts.items()}
 
 
 def _rows(count: int, width: int, device: torch.device) -> Ragged:
