@@ -30,7 +30,7 @@ from method.config.options import read_options
 from method.config.parser import Parser, user_path
 from method.config.settings import dataset_files, encoder_settings, evaluation_settings, zero_shot_settings
 from method.ops.precision import enable_fast_matmul
-from method.runtime.errors import InputError, run_command
+from method.runtime.errors import InputError, expect_standard_output, run_command
 from method.runtime.hardware import choose_device
 from method.runtime.processes import expect_one_process
 from method.runtime.progress import be_quiet
@@ -87,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     be_quiet(options.quiet)
     _check(options)
+    if not options.serve:
+        expect_standard_output()
     searcher = load_searcher(options)
     terminal = Terminal(searcher, top_k=options.top_k, json=options.json, split=options.split)
     if options.serve:

@@ -269,6 +269,27 @@ def test_a_long_sentence_without_quotes_is_noted(trained: Trained, capsys: pytes
     assert len(answer["results"]) == 2
 
 
+def test_a_mistyped_caption_id_is_noted(
+    trained: Trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained.search("E01#enc#99", "--json")
+    (answer,) = answers(capsys)
+    assert answer["note"] == "no caption 'E01#enc#99' in the dataset, so this is the answer to a sentence"
+    assert (answer["query"]["text"], answer["query"]["caption_id"]) == ("E01#enc#99", None)
+    pipe(monkeypatch, b"E01#enc#99\nE01#enc#0\n")  # without text encoder the other line is answered
+    with pytest.raises(InputError, match="1 of 2 queries could not be answered"):
+        trained.search("--json", "--text_encoder", "nowhere")
+    failed, found = answers(capsys)
+    assert failed["error"].startswith("line 1: no caption 'E01#enc#99' in the dataset, and not found as a sentence: ")
+    assert found["query"]["caption_id"] == "E01#enc#0"
+
+
+def test_a_closed_standard_output_is_an_error(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(InputError, match="standard output is closed"):
+        trained.search("--query_id", "E01#enc#0")
+
+
 def pipe(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), "ascii"))  # whatever the locale says
 

@@ -14,9 +14,8 @@ from __future__ import annotations
 import logging
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -29,7 +28,7 @@ from method.config.options import VOCABULARY_FILES, read_options
 from method.config.parser import Parser
 from method.config.settings import NegativesSettings, dataset_files, negatives_settings
 from method.data.captions import group_by_video
-from method.data.dataset import FeatureReader
+from method.data.dataset import TOKENS, FeatureReader
 from method.data.dataset_files import open_features
 from method.data.edits import KINDS, Kind, NegativeSource
 from method.data.features import ACTION_KEY, OBJECT_KEY
@@ -121,18 +120,28 @@ def _published_streams(options: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def read_everything(split: Split, reader: FeatureReader) -> None:
-    """Read every feature of a split. InputError names the first five that are unreadable or not finite."""
-    problems: list[str] = []
+    """Read every feature of a split; warn of rows that are all zeros.
 
-    def read_all(names: Sequence[str], read: Callable[[str], Any], what: str) -> None:
-        for name in progress_bar(names, f"{split.name}: {what}", "item"):
+    InputError names the first five features that are unreadable or not finite.
+    """
+    problems: list[str] = []
+    for key, source in reader.hdf5_sources.items():
+        ids = [caption.id for caption in split.captions] if key == TOKENS else split.video_ids
+        rows, zeros = 0, {}
+        for name in progress_bar([source.names.format(item) for item in ids], f"{split.name}: {key}", "item"):
             try:
-                read(name)
+                found = source.file.read(name, source.width)
             except InputError as error:
                 problems.append(str(error))
-
-    read_all(split.video_ids, reader.read_video, "videos")
-    read_all([caption.id for caption in split.captions], reader.read_query, "captions")
+                continue
+            rows += len(found)
+            if count := len(found) - int(found.any(1).sum()):
+                zeros[name] = count
+        if zeros:
+            log.warning(
+                "%s: %d of %d rows of %s of the %s are all zeros, in %d arrays, the first is %r",
+                *(source.file.path, sum(zeros.values()), rows, key, split.name, len(zeros), next(iter(zeros))),
+            )
     if problems:
         raise InputError(summarize(problems))
 

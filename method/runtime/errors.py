@@ -145,6 +145,12 @@ def run_command(main: Callable[[], object]) -> None:
             atexit.register(signal.signal, number, signal.SIG_DFL)
 
 
+def expect_standard_output() -> None:
+    """InputError if standard output is closed, for a program whose answers go nowhere else."""
+    if sys.stdout is None or getattr(sys.stdout, "name", None) == os.devnull:  # what `run_command` opens in its place
+        raise InputError("standard output is closed, and the answers would go there")
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(message in str(error) for message in _OUT_OF_MEMORY)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from method.runtime.errors import InputError
 from method.runtime.text import decoded_lines
 from method.serving.output import ASCII_BLOCKS, BLOCKS, as_json, as_text, failure_as_json
-from method.serving.searcher import MAX_CHARACTERS, Answer, Searcher, clean
+from method.serving.searcher import MAX_CHARACTERS, Answer, Searcher, clean, looks_like_an_id
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Terminal:
                 continue
             queries += 1
             if error is None:
-                if line.strip() not in self.searcher.captions:
+                if line.strip() not in self.searcher.captions and not looks_like_an_id(line.strip()):
                     self.searcher.load_encoder()  # a missing encoder fails the program, not the line
                 try:
                     self.answer(line)

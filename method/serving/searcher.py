@@ -7,10 +7,11 @@ Letters: V videos, T frames of a timeline.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -119,9 +120,18 @@ class Searcher:
         return all(encoder.is_loaded for encoder in self._encoders)
 
     def search(self, query: str, count: int) -> Answer:
-        """Search with a caption id of the dataset or a sentence."""
+        """Search with a caption id of the dataset or a sentence; a note says if it looks like an id but is none."""
         query = query.strip()
-        return self.search_caption(query, count) if query in self.captions else self.search_sentence(query, count)
+        if query in self.captions:
+            return self.search_caption(query, count)
+        if not looks_like_an_id(query):
+            return self.search_sentence(query, count)
+        unknown = f"no caption {query!r} in the dataset"
+        try:
+            answer = self.search_sentence(query, count)
+        except InputError as error:
+            raise InputError(f"{unknown}, and not found as a sentence: {error}") from error
+        return replace(answer, note=f"{unknown}, so this is the answer to a sentence")
 
     def search_sentence(self, sentence: str, count: int) -> Answer:
         """The best `count` videos for a sentence.
@@ -197,6 +207,15 @@ class Searcher:
             self._durations.get(video_id),
             tuple(further),
         )
+
+
+def looks_like_an_id(query: str) -> bool:
+    """Whether a query has the form of a caption id, VIDEOID#enc#K, known or not.
+
+    >>> [looks_like_an_id(query) for query in ("v01#enc#99", "v01#enc", "#cooking", "the track #1")]
+    [True, True, False, False]
+    """
+    return re.fullmatch(r"[^\s#]+#\S+", query) is not None
 
 
 def _is_unicode(text: str) -> bool:

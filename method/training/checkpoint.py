@@ -91,6 +91,8 @@ def load_model(path: Path, architecture: Architecture) -> Loaded:
     check_weights(skeleton, weights, path)
     if published:
         check_scales(weights, architecture, str(path))
+    if rounded := sorted({str(weight.dtype).removeprefix("torch.") for weight in weights.values()} - {"float32"}):
+        log.warning("%s: has weights in %s; they are used in float32", path, " and ".join(rounded))
     with torch.random.fork_rng(devices=[]):  # initial weights must not advance the generator
         model = RetrievalModel(architecture)
     model.load_state_dict(weights)

@@ -70,6 +70,19 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     assert process.wait(30) == 0
 
 
+def test_a_closed_standard_output_is_an_error_where_answers_go_there() -> None:
+    code = "from method.runtime.errors import expect_standard_output, run_command; run_command(expect_standard_output)"
+    for redirection, status, said in (
+        (">&-", 2, "error: standard output is closed, and the answers would go there\n"),
+        ("> /dev/null", 0, ""),
+    ):
+        done = subprocess.run(
+            f'exec "{sys.executable}" -c "{code}" {redirection}',
+            shell=True, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (status, said)
+
+
 def test_summaries_show_the_first_and_count_the_rest() -> None:
     assert summarize(["a"]) == "a"
     assert summarize(list("abcde")) == "a; b; c; d; e"

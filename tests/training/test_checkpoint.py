@@ -68,12 +68,16 @@ def test_weights_that_have_become_nan_are_not_saved() -> None:
         model_content(model, 4, OPTIONS)
 
 
-def test_half_precision_weights_are_read(tmp_path: Path) -> None:
+def test_half_precision_weights_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     content = model_content(lively_model(), 0, OPTIONS)
+    write_checkpoint(tmp_path / "m.ckpt", content)
+    load_model(tmp_path / "m.ckpt", SMALL)
+    assert not caplog.messages
     content["model"] = {name: weight.half() for name, weight in content["model"].items()}
     write_checkpoint(tmp_path / "m.ckpt", content)
     for name, weight in load_model(tmp_path / "m.ckpt", SMALL).model.state_dict().items():
         assert torch.equal(weight, content["model"][name].float())
+    assert caplog.messages == [f"{tmp_path / 'm.ckpt'}: has weights in float16; they are used in float32"]
 
 
 def altered(**changes: Any) -> dict[str, Any]:

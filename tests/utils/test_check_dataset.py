@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import h5py
 import pytest
 
 from method.config import options as config
@@ -59,6 +60,21 @@ def test_labels_with_several_right_videos_are_checked(
     assert "2 captions have no labels and are left out" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"--multi_gt .*nowhere\.jsonl: no such file"):
         main(arguments(small, "--multi_gt", "nowhere.jsonl"))
+
+
+def test_rows_that_are_all_zeros_are_counted(small: SmallDataset, caplog: pytest.LogCaptureFixture) -> None:
+    main(arguments(small))
+    assert not [said for said in caplog.messages if "all zeros" in said]
+    with h5py.File(small.features, "r+") as videos:
+        names = [f"{video}/i3d_feat" for video in small.videos_of(small.train_txt)[:2]]
+        rows = sum(len(videos[f"{video}/i3d_feat"]) for video in small.videos_of(small.train_txt))
+        videos[names[0]][:4] = 0
+        videos[names[1]][-1] = 0
+    main(arguments(small))
+    (said,) = [said for said in caplog.messages if "all zeros" in said]
+    assert said.endswith(
+        f": 5 of {rows} rows of i3d_feat of the training split are all zeros, in 2 arrays, the first is {names[0]!r}"
+    )
 
 
 def test_a_mistyped_vocabulary_is_an_error(small: SmallDataset) -> None:
