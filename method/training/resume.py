@@ -27,7 +27,7 @@ NO_EFFECT = {
     *("root_path", "results_root", "exp_id", "description", "resume", "save_every_steps", "num_workers", "pin_memory"),
     *("device", "device_ids", "only_eval", "eval_ckpt", "save_scores", "eval_memory_mb", "topk", "visual_feature"),
     *("zero_shot", "zero_shot_weight", "zero_shot_text", "clip_encoder"),
-    *("report", "moments", "quiet", "feature_cache", "features_on_device", "config"),
+    *("report", "moments", "quiet", "feature_cache", "features_on_device", "config", "multi_gt", "multi_gt_subset"),
     "recipe",  # the features themselves are compared
 }
 

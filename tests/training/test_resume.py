@@ -219,6 +219,13 @@ def test_changed_options_are_refused_by_name(finished: Path, change: list[str], 
     RunFolder(run).close()  # the refused attempt keeps no lock
 
 
+def test_labels_of_several_right_videos_may_change() -> None:
+    check_same_options(
+        {"lr": 0.01, "multi_gt": None, "multi_gt_subset": False},
+        {"lr": 0.01, "multi_gt": "labels.jsonl", "multi_gt_subset": True},
+    )
+
+
 def test_more_epochs_continue_a_finished_run(finished: Path, interrupt: Interruption) -> None:
     """Its results are archived before anything changes, so that they are not mistaken for the longer run's."""
     run = copy_of(finished, "longer")
