@@ -69,6 +69,21 @@ def test_what_differs_makes_the_name(tmp_path: Path, capsys: pytest.CaptureFixtu
     ]
 
 
+def test_rows_of_several_datasets_have_the_dataset_and_what_differs_within(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "demo", 20.0, multi_gt="labels.jsonl", multi_gt_subset=True)
+    write_run(tmp_path / "demo2", 21.0, seed=2)
+    of_tvr = plain(read_options(["--dataset_name", "tvr"]))
+    write_run(tmp_path / "tvr", 20.0, **of_tvr)
+    write_run(tmp_path / "wide", 20.0, **{**of_tvr, "hidden_size": 512})
+    assert [(row["configuration"], row["runs"]) for row in rows_of(capsys, tmp_path)] == [
+        ("demo", "2"),
+        ("tvr, hidden_size=384", "1"),
+        ("tvr, hidden_size=512", "1"),
+    ]
+
+
 def test_runs_of_before_an_option_had_its_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "new", 20.0, seed=1)
     old = write_run(tmp_path / "old", 22.0, seed=2)

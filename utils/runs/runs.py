@@ -32,7 +32,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one configuration, by seed; `name`: the options that tell the groups apart."""
+    """Runs of one configuration, by seed; `name`: the options that tell the groups of a dataset apart."""
 
     name: str
     configuration: dict[str, Any]
@@ -109,12 +109,15 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
 
 
 def _names(configurations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """For each configuration the options that are not the same in all of them, else the dataset."""
-    differ = [
-        name for name, value in configurations[0].items() if any(other[name] != value for other in configurations[1:])
-    ]
+    """For each configuration the options that are not the same in all of its dataset.
+
+    The dataset comes first if there are several, or if nothing differs.
+    """
     for own in configurations:
-        yield ", ".join(f"{name}={_shown(own[name])}" for name in differ) or str(own["dataset_name"])
+        peers = [other for other in configurations if other["dataset_name"] == own["dataset_name"]]
+        differ = [name for name, value in own.items() if any(other[name] != value for other in peers)]
+        words = [f"{name}={_shown(own[name])}" for name in differ]
+        yield ", ".join(words if words and len(peers) == len(configurations) else [str(own["dataset_name"]), *words])
 
 
 def _shown(value: Any) -> str:
