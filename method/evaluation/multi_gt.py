@@ -94,7 +94,8 @@ def _read_lines(path: Path) -> dict[str, _Line]:
             problems.append(f"line {number}: {error}")
             continue
         if name in lines:
-            problems.append(f"line {number}: query_id {name!r} occurs a second time, after line {lines[name].number}")
+            before = lines[name].number
+            problems.append(f"line {number}: query_id {shown(name)} occurs a second time, after line {before}")
         lines.setdefault(name, line)
     if problems:
         raise InputError(f"{path}: {summarize(problems)}")
@@ -111,13 +112,14 @@ def _parse(text: str, number: int) -> tuple[str, _Line]:
         raise ValueError(f"expected {_EXPECTED}, found {text[:60]!r}")
     name, caption, videos = row["query_id"], row.get("caption"), row.get("gt_video_ids")
     if not isinstance(caption, str | None):
-        raise ValueError(f"caption of {name!r} is {shown(caption)}, expected text")
+        raise ValueError(f"caption of {shown(name)} is {shown(caption)}, expected text")
     if not isinstance(videos, list) or not videos or not all(isinstance(video, str) for video in videos):
-        found = "an empty list" if videos == [] else shown(videos)
-        raise ValueError(f"gt_video_ids of {name!r} is {found}, expected a list of at least one video id")
+        other = [video for video in videos if not isinstance(video, str)] if isinstance(videos, list) else []
+        found = f"has {shown(other[0])}" if other else "is an empty list" if videos == [] else f"is {shown(videos)}"
+        raise ValueError(f"gt_video_ids of {shown(name)} {found}, expected a list of at least one video id, as text")
     twice = [video for video, count in Counter(videos).items() if count > 1]
     if twice:
-        raise ValueError(f"gt_video_ids of {name!r} has {twice[0]!r} more than once")
+        raise ValueError(f"gt_video_ids of {shown(name)} has {shown(twice[0])} more than once")
     return name, _Line(number, caption, videos)
 
 
@@ -130,11 +132,11 @@ def _check_captions(path: Path, lines: Mapping[str, _Line], texts: Mapping[str, 
             f"{path}: no line for {len(missing)} of the {len(texts)} evaluated captions, the first is {missing[0]!r}; "
             "--multi_gt_subset leaves them out"
         )
-    unknown = [repr(name) for name in lines if name not in texts]
+    unknown = [shown(name) for name in lines if name not in texts]
     if unknown:
         log.warning("%s: captions that are not evaluated (%d): %s", path, len(unknown), summarize(unknown))
     other = [
-        f"{name!r} is {shown(texts[name])}, the label's is {shown(line.caption)}"
+        f"{shown(name)} is {shown(texts[name])}, the label's is {shown(line.caption)}"
         for name, line in lines.items()
         if name in texts and line.caption is not None and _words(line.caption) != _words(texts[name])
     ]
@@ -149,7 +151,7 @@ def _words(text: str) -> list[str]:
 
 def _check_videos(path: Path, lines: Mapping[str, _Line], candidates: set[str]) -> None:
     absent = [
-        f"{video!r} of caption {name!r} (line {line.number})"
+        f"{shown(video)} of caption {shown(name)} (line {line.number})"
         for name, line in lines.items()
         for video in line.videos
         if video not in candidates

@@ -71,8 +71,8 @@ def _nine_digits(score: np.float32) -> float:
 def read_ranks(path: Path) -> RankTable:
     """Read a ranks.csv; further columns are ignored.
 
-    InputError for a file that is missing, not text or without captions, a column that is missing, a line that is cut
-    off, a caption that occurs twice, and a rank that is not a whole number from 1.
+    InputError for a file that is missing, not text or without captions, a column that is missing or occurs twice, a
+    line that is cut off, a caption that occurs twice, and a rank that is not a whole number from 1.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""))
     try:
@@ -81,6 +81,9 @@ def read_ranks(path: Path) -> RankTable:
         reason = error if isinstance(error, csv.Error) else "empty"
         raise InputError(f"{path}: not a table of ranks ({reason})") from error
     names = [column.removeprefix(_RANK) for column in header if column.startswith(_RANK)]
+    twice = [column for column, count in Counter(header).items() if count > 1]
+    if twice:
+        raise InputError(f"{path}: column {shown(twice[0])} occurs twice")
     missing = [column for column in _CAPTION[:2] if column not in header] + ([] if names else [f"{_RANK}NAME"])
     if missing:
         raise InputError(f"{path}: no column {', '.join(missing)}, expected the {RANKS} of an evaluation")

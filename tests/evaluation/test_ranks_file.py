@@ -107,6 +107,7 @@ GOOD = "caption_id,video_id,rank_fused\na,v,1\n"
     ("caption_id,video_id,rank_fused\n", "no captions"),
     ("caption_id,rank_fused\na,1\n", "no column video_id"),
     ("caption_id,video_id,fused\na,v,1\n", "no column rank_NAME"),
+    ("caption_id,video_id,rank_fused,rank_fused\na,v,1,2\n", "column 'rank_fused' occurs twice"),
     (GOOD + "b,v\n", "2 columns in the line of 'b', expected 3; is the file cut off?"),
     (GOOD + "a,v,2\n", "caption 'a' occurs twice"),
     (GOOD + "b,v,0\n", "rank '0' of caption 'b', expected a number from 1"),
@@ -115,7 +116,7 @@ GOOD = "caption_id,video_id,rank_fused\na,v,1\n"
     (GOOD + "b,v,²\n", "rank '²'"),
     (GOOD + f"b,v,{'9' * 5000}\n", "rank '999"),
     (GOOD + f'b,v,"{"x" * 200_000}"\n', "not a table of ranks (field larger"),
-], ids=range(12))  # fmt: skip
+], ids=range(13))  # fmt: skip
 def test_files_that_are_refused(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "ranks.csv"
     path.write_text(content, encoding="utf-8")
