@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,9 @@ def test_an_evaluation_with_labels_and_moments(
 
     page = " ".join((run / "report" / "index.html").read_text().split())
     assert "<h3 id=\"several\">Several right videos</h3>" in page  # fmt: skip
+    wide = [table for table in re.findall(r"<table(.*?)</thead>", page, re.DOTALL) if table.count("<th ") > 8]
+    assert wide
+    assert all(table.startswith(' class="wide"') for table in wide)  # else it does not fit on a page
     assert "<h3 id=\"vcmr\">Video corpus moment retrieval</h3>" in page  # fmt: skip
     right = shared.right_videos()
     with (run / "report" / "worst_captions.csv").open() as file:
