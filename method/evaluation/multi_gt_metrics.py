@@ -1,8 +1,7 @@
 """Ranks and recall where a caption has several right videos.
 
-A ranking is the worst that the scores allow: among equal scores the wrong videos come first, so that a tie counts
-against the caption. Of P right videos, the one with the j-th highest score has rank j + (wrong videos that score at
-least as much). With P = 1 that is the rank of `method.evaluation.metrics`.
+The rank of a right video is that of `method.evaluation.metrics`: the number of videos, right or wrong, that score at
+least as much. Any tie counts against the caption, so right videos with equal scores share the last of their ranks.
 
 Letters: Q captions, q captions of a block, V videos, C captions with labels, N right videos of all captions, n of a
 block.
@@ -65,7 +64,10 @@ def multi_gt_metrics(ranks_N: Ranks, first_C: Indices) -> dict[str, float]:
     (25.0, 100.0, 50.0, 1.5, 0.625)
     """
     counts_C = np.diff(np.append(first_C, len(ranks_N)))
-    place_N = np.arange(len(ranks_N)) - np.repeat(first_C, counts_C) + 1  # j, the right videos at or above each
+    caption_N = np.repeat(np.arange(len(first_C)), counts_C)
+    # Right videos at or above each: of equals, all.
+    last_N = np.append((ranks_N[1:] != ranks_N[:-1]) | (caption_N[1:] != caption_N[:-1]), True)
+    above_N = np.flatnonzero(last_N)[np.cumsum(last_N) - last_N] - first_C[caption_N] + 1
     best_C = ranks_N[first_C]
 
     def mean_of_captions(values_N: npt.NDArray[np.float64]) -> float:
@@ -78,26 +80,8 @@ def multi_gt_metrics(ranks_N: Ranks, first_C: Indices) -> dict[str, float]:
         **{f"hit{k}": 100.0 * int(np.sum(best_C <= k)) / len(best_C) for k in RECALL_AT},
         "medr": float(np.median(best_C)),
         "meanr": float(np.mean(best_C)),
-        "map": mean_of_captions(place_N / ranks_N),
+        "map": mean_of_captions(above_N / ranks_N),
     }
-
-
-def worst_ranks(scores_N: npt.NDArray[np.float32], at_least_N: Indices, first_C: Indices) -> Ranks:
-    """Ranks of right videos, rising within each caption, (N,); see above.
-
-    Args:
-        scores_N: score of each right video.
-        at_least_N: how many videos, right ones and itself included, score at least as much for the caption.
-        first_C: index of each caption's first right video.
-    """
-    caption_N = np.repeat(np.arange(len(first_C)), np.diff(np.append(first_C, len(scores_N))))
-    order_N = np.lexsort((-scores_N, caption_N))
-    scores_N, at_least_N = scores_N[order_N], at_least_N[order_N]
-    place_N = np.arange(len(scores_N)) - first_C[caption_N] + 1
-    # Right videos that score at least as much: up to the last one of equals.
-    last_N = np.append((scores_N[1:] != scores_N[:-1]) | (caption_N[1:] != caption_N[:-1]), True)
-    right_at_least_N = place_N[last_N][np.cumsum(last_N) - last_N]
-    return at_least_N - right_at_least_N + place_N
 
 
 class RightScores:
@@ -124,8 +108,7 @@ class RightScores:
         self._caption_N = np.array([index for index, _ in pairs], np.int64)
         self._rows_N = hardware.to_device_async(torch.tensor([index for index, _ in pairs]), device)
         self._videos_N = hardware.to_device_async(torch.tensor([video for _, video in pairs]), device)
-        self._scores = {name: torch.empty(len(pairs), device=device) for name in names}
-        self._at_least = {name: torch.empty_like(self._videos_N) for name in self._scores}
+        self._ranks = {name: torch.empty_like(self._videos_N) for name in names}
 
     def add(self, block: slice, scores: Mapping[str, Tensor]) -> None:
         """Take the scores (q, V) of the captions of `block`, which are finite."""
@@ -135,18 +118,15 @@ class RightScores:
             for name, scores_qV in scores.items():
                 scores_Vn = scores_qV.t().index_select(1, self._rows_N[part] - block.start)  # contiguous, as scored
                 own_n = scores_Vn.gather(0, self._videos_N[part][None])[0]
-                self._scores[name][part] = own_n
-                self._at_least[name][part] = (scores_Vn >= own_n).sum(0)
+                self._ranks[name][part] = (scores_Vn >= own_n).sum(0)
 
     def ranks(self, own: slice, processes: Processes) -> RightRanks:
         """The ranks, once each process has added the blocks of its captions, `own`. Every process gets all."""
         pairs = self._pairs_of(own)
-        shards = processes.gather({name: [values[name][pairs].to("cpu", copy=True) for values in
-            (self._scores, self._at_least)] for name in self._scores})  # fmt: skip
+        shards = processes.gather({name: ranks_N[pairs].to("cpu", copy=True) for name, ranks_N in self._ranks.items()})
         first_C = np.unique(self._caption_N, return_index=True)[1]
-        joined = {name: [torch.cat(parts).numpy() for parts in zip(*(shard[name] for shard in shards), strict=True)]
-            for name in self._scores}  # fmt: skip
-        ranks = {name: worst_ranks(scores_N, counts_N, first_C) for name, (scores_N, counts_N) in joined.items()}
+        joined = {name: torch.cat([shard[name] for shard in shards]).numpy() for name in self._ranks}
+        ranks = {name: ranks_N[np.lexsort((ranks_N, self._caption_N))] for name, ranks_N in joined.items()}
         return RightRanks(self.labels, first_C, ranks)
 
     def _pairs_of(self, captions: slice) -> slice:
