@@ -14,7 +14,6 @@ are listed with the reason, and are tried again next time.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -38,6 +37,7 @@ from method.runtime.progress import be_quiet
 from method.runtime.run_folder import log_to_terminal
 from method.text.encoder_files import require_parts
 from method.video.feature_store import FeatureStore
+from method.video.files import require_decoder
 from method.video.recipes import Recipe, find_recipe
 from utils.captions.dataset import CaptionSettings, add_captions
 from utils.captions.table import read_table

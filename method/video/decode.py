@@ -24,10 +24,9 @@ from torch import Tensor
 
 from method.runtime.errors import InputError
 from method.video.container import RGB, VideoError, VideoFile, to_rgb
+from method.video.files import SUFFIXES
 
 __all__ = ["SUFFIXES", "Sampling", "VideoError", "find_videos", "read_frames"]
-
-SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif")
 
 _AHEAD = 64  # samples that are decoded before they are consumed
 _MAX_THREADS = 8

@@ -16,12 +16,12 @@ from method.data.features import ACTION_KEY, OBJECT_KEY, FeatureFile, open_hdf5
 from method.data.provenance import DURATION
 from method.evaluation.moments import TrueMoment
 from method.runtime.errors import InputError, shown, summarize
+from method.video.files import SUFFIXES
 from utils.captions.table import Row, Split, refuse
 
 log = logging.getLogger(__name__)
 
 _STREAMS = (ACTION_KEY, OBJECT_KEY)
-_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif")
 # Annotators round, and containers state durations that differ from their last frame.
 _TOLERANCE = 1.0  # seconds
 
@@ -85,7 +85,7 @@ def find_videos(path: Path, names: Iterable[str]) -> Videos:
 def _look_up(file: Any, name: str) -> tuple[str, frozenset[str]]:
     """Id and streams of a video by its id, or by the name of its file; no streams if there is no such video."""
     path = PurePosixPath(name)
-    candidates = [path, path.with_suffix("")] if path.suffix.lower() in _SUFFIXES else [path]
+    candidates = [path, path.with_suffix("")] if path.suffix.lower() in SUFFIXES else [path]
     for video_id in map(str, candidates):
         streams = {key for key in _STREAMS if isinstance(file.get(f"{video_id}/{key}"), h5py.Dataset)}
         if streams and not path.is_absolute() and path.name:
