@@ -91,12 +91,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(SOME_FAILED)
 
 
-def require_decoder() -> None:
-    """InputError without the package that decodes videos."""
-    if importlib.util.find_spec("av") is None:
-        raise InputError("the package av is missing; run `pip install -r requirements-video.txt`")
-
-
 def yaml_values(description: dict[str, Any], features: Path) -> dict[str, Any]:
     """The keys of a dataset's YAML file that follow from its video features."""
     made = description["streams"]

@@ -35,6 +35,7 @@ from method.runtime.pretrained import clip_files
 from method.runtime.run_folder import log_to_terminal
 from method.text.encoder_files import has_tokenizer, require_parts
 from method.training.resume import saved_options
+from method.video.files import require_decoder
 from method.video.recipes import find_recipe
 from utils import download_encoders, extract_features
 
@@ -102,7 +103,7 @@ def _search(folder: Path, words: Sequence[str], given: Mapping[str, Any]) -> int
 
 def _find_videos(folder: Path) -> dict[str, Path]:
     """The videos of the folder by id. InputError without any, or without the package that reads them."""
-    extract_features.require_decoder()
+    require_decoder()
     from method.video.decode import SUFFIXES, find_videos
 
     videos = find_videos(folder)

@@ -34,7 +34,8 @@ def noise_lines(evaluation: Evaluation, limits: Mapping[str, Any]) -> Iterator[s
         yield f"the better branch for each caption: {_listed(limits['best_branch'])}"
     ceiling = limits["duplicates"]
     if ceiling["captions"]:
-        yield f"{ceiling['captions']} captions describe several videos word for word; a ranking by words alone has at most {_listed(ceiling)}"
+        what = f"{ceiling['captions']} captions describe several videos word for word"
+        yield f"{what}; a ranking by words alone has at most {_listed(ceiling)}"
 
 
 def _listed(values: Mapping[str, Any]) -> str:

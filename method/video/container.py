@@ -7,8 +7,9 @@ players do, if they are at most 1% of the packets; otherwise the file is refused
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -54,13 +55,13 @@ class VideoFile:
 
     def __init__(self, path: Path, threads: int) -> None:
         self._path = path
-        self._container = _open(path)
+        self.container = _open(path)
         try:
-            self.stream = _video_stream(self._container)
+            self.stream = _video_stream(self.container)
             self.stream.thread_type = "AUTO"
             self.stream.codec_context.thread_count = threads
         except BaseException:
-            self._container.close()
+            self.container.close()
             raise
         self.time_base: Fraction = self.stream.time_base or Fraction(1, 1000)
         self.frame_seconds = 1 / self.stream.average_rate if self.stream.average_rate else Fraction(0)
@@ -71,16 +72,16 @@ class VideoFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._container.close()
+        self.container.close()
 
-    def frames(self) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
+    def frames(self) -> Generator[tuple[Fraction, Fraction, VideoFrame]]:
         """Start in seconds, duration in seconds (0 if unknown) and content of every frame, in the order shown.
 
         VideoError if the file is truncated, encrypted, damaged or without any frame.
         """
         shown, packets, damaged, last = 0, 0, 0, None
         try:
-            for packet in self._container.demux():
+            for packet in self.container.demux():
                 self._note_end(packet)
                 if packet.stream.index != self.stream.index:
                     continue
@@ -110,23 +111,46 @@ class VideoFile:
         if not shown:
             raise VideoError("no frames")
 
+    def seek(self, time: Fraction) -> None:
+        """Let the next packets be those from a keyframe at or before a time on, or all of them where that fails."""
+        for place in (max(round(time / self.time_base), self.stream.start_time or 0), self.stream.start_time or 0):
+            try:
+                self.container.seek(place, stream=self.stream, backward=True)
+                return
+            except av.FFmpegError:
+                continue
+        raise VideoError("its frames cannot be found by time")
+
+    def seconds(self) -> Fraction:
+        """The duration of the video that the file declares."""
+        if self.stream.duration:
+            return self.stream.duration * self.time_base
+        before = self.container.start_time if "matroska" in self.container.format.name else 0  # counted by Matroska
+        return Fraction((self.container.duration or 0) - (before or 0), av.time_base)
+
+    def first_frame(self) -> tuple[Fraction, VideoFrame]:
+        """The first frame, and when it is shown: times are counted from then on. VideoError as `frames`."""
+        with contextlib.closing(self.frames()) as frames:
+            start, _, frame = next(frames)
+        return start, frame
+
     def _note_end(self, packet: av.Packet[Stream]) -> None:
         time = packet.pts if packet.pts is not None else packet.dts
         if time is not None and packet.time_base is not None:
             self._reached = max(self._reached, (time + (packet.duration or 0)) * packet.time_base)
 
     def _refuse_truncated(self) -> None:
-        name = self._container.format.name
+        name = self.container.format.name
         if name == "gif":
             if not _last_bytes(self._path, 64).rstrip(b"\0").endswith(_GIF_TRAILER):
                 raise VideoError("truncated: the end of the GIF is missing")
             return
-        declared = Fraction(self._container.duration or 0, av.time_base)
+        declared = Fraction(self.container.duration or 0, av.time_base)
         if name == "avi":  # of which FFmpeg estimates the duration by the size; the header has the number of frames
             declared = max(declared, self.stream.frames * self.frame_seconds)
         reached = self._reached
         if "matroska" not in name:  # whose duration counts from zero, wherever its first packet is
-            reached -= Fraction(self._container.start_time or 0, av.time_base)
+            reached -= Fraction(self.container.start_time or 0, av.time_base)
         if declared - reached > max(_SLACK, _SLACK_SHARE * declared, 2 * self._longest):
             raise VideoError(f"truncated: it ends at {float(reached):.1f} s of {float(declared):.1f} s")
 

@@ -45,9 +45,13 @@ def write_video(
     container: dict[str, str] | None = None,
     turned: int = 0,
     audio_seconds: float = 0.0,
+    audio_codec: str = "pcm_s16le",
     **more: Any,
 ) -> Path:
-    """Write frames 0, 1, ... that are shown from these milliseconds on; `turned` by quarters counterclockwise."""
+    """Write frames 0, 1, ... that are shown from these milliseconds on; `turned` by quarters counterclockwise.
+
+    The sound is silent in its first half and loud in its second.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     steps = [after - before for before, after in itertools.pairwise(times)] or [100]
     with av.open(str(path), "w", options=container or {}, **more) as file:
@@ -55,7 +59,7 @@ def write_video(
         height, width = size[::-1] if turned % 2 else size
         stream.height, stream.width, stream.pix_fmt = height, width, pixels
         stream.codec_context.time_base = stream.time_base = _TICK
-        sound = file.add_stream("pcm_s16le", rate=8000) if audio_seconds else None
+        sound = file.add_stream(audio_codec, rate=8000, layout="mono") if audio_seconds else None
         for number, time in enumerate(times):
             image = np.ascontiguousarray(np.rot90(numbered_image(number, *size), turned))
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
@@ -63,10 +67,13 @@ def write_video(
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
         if sound is not None:
-            samples = np.zeros((1, int(8000 * audio_seconds)), np.int16)
-            silence = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
-            silence.sample_rate, silence.pts, silence.time_base = 8000, 0, Fraction(1, 8000)
-            file.mux(sound.encode(silence))
+            half = int(4000 * audio_seconds)
+            samples = np.resize(np.array([8000, -8000], np.int16), (1, 2 * half))
+            samples[:, :half] = 0
+            for at in range(0, 2 * half, 1024):
+                part = av.AudioFrame.from_ndarray(samples[:, at : at + 1024].copy(), format="s16", layout="mono")
+                part.sample_rate, part.pts, part.time_base = 8000, at, Fraction(1, 8000)
+                file.mux(sound.encode(part))
             file.mux(sound.encode())
     return path
 
