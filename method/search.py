@@ -5,6 +5,7 @@
     python method/search.py --eval_ckpt ...                                 # a prompt; an empty line ends it
     python method/search.py --eval_ckpt ... --json < sentences.txt          # JSON lines, see method/serving/output.py
     python method/search.py --eval_ckpt ... --serve --video_dir videos      # a web page on http://127.0.0.1:8000
+    python method/search.py --eval_ckpt ... --video_dir videos --save_clips clips "a person opens the fridge"
     python method/search.py "a man runs" --dataset_name charades --eval_ckpt checkpoints/charades.ckpt
     python method/search.py "a man runs" --dataset_name charades --zero_shot              # CLIP, without a checkpoint
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -35,6 +37,7 @@ from method.runtime.hardware import choose_device
 from method.runtime.processes import expect_one_process
 from method.runtime.progress import be_quiet
 from method.runtime.run_folder import log_to_terminal
+from method.serving.index import index_path
 from method.serving.opening import (
     ALL,
     SPLITS,
@@ -45,8 +48,13 @@ from method.serving.opening import (
 )
 from method.serving.prompt import Terminal, warn_without_encoder
 from method.serving.searcher import Searcher
+from method.serving.videos import VideoFolder
 from method.training.checkpoint import load_model, log_model_options
 from method.training.resume import saved_options
+from method.video.files import require_decoder
+
+if TYPE_CHECKING:
+    from method.serving.clips import ClipFolder
 
 LISTED_FLAGS = [
     "dataset_name",
@@ -90,7 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.serve:
         expect_standard_output()
     searcher = load_searcher(options)
-    terminal = Terminal(searcher, top_k=options.top_k, json=options.json, split=options.split)
+    terminal = Terminal(
+        searcher, top_k=options.top_k, json=options.json, split=options.split, clips=_clips(searcher, options)
+    )
     if options.serve:
         _serve(searcher, options)
     elif options.query_id is not None:
@@ -163,8 +173,14 @@ def add_flags(parser: Parser) -> None:
         "--video_dir",
         type=user_path,
         metavar="DIR",
-        help="folder, searched recursively at start-up, of the videos that the web page plays: <video id>.mp4, .webm, "
-        "...",
+        help="folder, searched recursively at start-up, of the videos that the web page plays and clips are cut from: "
+        "<video id>.mp4, .webm, ...",
+    )
+    add(
+        "--save_clips",
+        type=user_path,
+        metavar="DIR",
+        help="cut the moments that are found from the files of --video_dir, as MP4 files in this folder",
     )
 
 
@@ -185,15 +201,39 @@ def _check(options: EasyDict) -> None:
     given = [name for name, is_given in queries.items() if is_given]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} given, expected one of them")
+    if options.video_dir is not None and not options.video_dir.is_dir():
+        raise InputError(f"--video_dir {options.video_dir}: no such folder")
+    if options.save_clips is not None:
+        if options.serve:
+            raise InputError("--save_clips and --serve given, expected one of them")
+        if options.video_dir is None:
+            raise InputError("--save_clips needs --video_dir DIR, the folder of the videos to cut")
+        if options.save_clips.exists() and not options.save_clips.is_dir():
+            raise InputError(f"--save_clips {options.save_clips}: a file, expected a folder")
+        require_decoder()
+
+
+def _clips(searcher: Searcher, options: EasyDict) -> ClipFolder | None:
+    if options.save_clips is None:
+        return None
+    from method.serving.clips import ClipFolder  # here, because it imports the package av
+
+    if not any(searcher.duration(video_id) for video_id in searcher.video_ids):
+        raise InputError(
+            "--save_clips: the durations of these videos are unknown, and moments are in frames; name a file of "
+            "moments with --moments, or extract the features with utils/extract_features.py"
+        )
+    return ClipFolder(options.save_clips, VideoFolder(options.video_dir))
 
 
 def _serve(searcher: Searcher, options: EasyDict) -> None:
     from method.serving.web.server import make_app, serve  # Flask is only needed here
 
     warn_without_encoder(searcher)
-    if options.video_dir is not None and not options.video_dir.is_dir():
-        raise InputError(f"--video_dir {options.video_dir}: no such folder")
-    serve(make_app(searcher, options.host, options.top_k, options.video_dir), options.host, options.port)
+    # Beside the index; that of no checkpoint is beside the features.
+    index = index_path(options.eval_ckpt or options.video_feat_path, options.split, options.index_dir)
+    app = make_app(searcher, options.host, options.top_k, options.video_dir, index.with_name("extracts"))
+    serve(app, options.host, options.port)
 
 
 if __name__ == "__main__":

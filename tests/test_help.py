@@ -94,6 +94,7 @@ SEARCH = {
     "host",
     "port",
     "video_dir",
+    "save_clips",
 }
 
 

@@ -25,6 +25,7 @@ from tests.helpers.paths import REPOSITORY
 from tests.helpers.search_runs import kitchen
 from tests.helpers.small_dataset import WIDTHS, SmallDataset, own_log_handlers, run_evaluate, run_train
 from tests.helpers.small_models import SMALL, lively_model
+from tests.helpers.small_videos import write_video
 from tests.helpers.tiny_text_encoder import make_text_encoder
 from utils import check_dataset, extract_features
 
@@ -180,6 +181,25 @@ def test_own_videos_are_searched_without_captions(
     own.extract()
     with pytest.raises(InputError, match="another feature file; rebuild it with --rebuild"), own_log_handlers():
         search.main([*flags, "a door", "--device", "-1"])
+
+
+def test_moments_of_own_videos_are_cut(
+    trained: tuple[SmallDataset, Path], own: Own, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own.extract()
+    write_video(own.videos / "some" / "video #3.mp4", list(range(0, 11500, 500)))
+    flags = ["--dataset_name", "own", "--root_path", str(own.root), "--eval_ckpt", str(trained[1])]
+    flags += ["--index_dir", str(tmp_path / "index"), "--video_dir", str(own.videos)]
+    capsys.readouterr()
+    run_search(*flags, "--save_clips", str(tmp_path / "clips"), "a person opens the door")
+    answer = json.loads(capsys.readouterr().out)
+    (clip,) = (tmp_path / "clips").iterdir()
+    for hit in answer["results"]:
+        is_real = hit["video_id"] == "some/video #3"
+        assert hit["moment"]["clip"] == (str(clip) if is_real else None)
+        if is_real:
+            seconds = f"{hit['moment']['start_seconds']:.1f}-{hit['moment']['end_seconds']:.1f}"
+            assert clip.name.endswith(f"_{seconds}.mp4")
 
 
 def test_all_videos_of_a_dataset_with_captions(

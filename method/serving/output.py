@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from method.data.captions import Caption
 from method.evaluation.metrics import FUSED
 from method.evaluation.moments import Moment
 from method.serving.searcher import Answer, Hit, clean
+
+Clips: TypeAlias = Mapping[tuple[int, int], Path]  # rank of the video and place of its moment, both from 1 -> file
 
 SCHEMA = "a3prvr.search/1"
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -17,7 +20,9 @@ ASCII_BLOCKS = "_.:-=+*#"  # for terminals without block characters
 _MAX_COLUMNS, _MIN_COLUMNS = 48, 8
 
 
-def as_json(answer: Answer, split: str, videos: int, several: bool = False) -> dict[str, Any]:
+def as_json(
+    answer: Answer, split: str, videos: int, several: bool = False, clips: Clips | None = None
+) -> dict[str, Any]:
     """The result of one query as JSON values.
 
         schema      "a3prvr.search/1"; the number changes with the fields
@@ -30,7 +35,8 @@ def as_json(answer: Answer, split: str, videos: int, several: bool = False) -> d
         results     best first: rank, video_id, score, scores (of each branch and 'fused'), duration (seconds or null),
                     best_frames: of each branch, the centre of its best frame, as a fraction of the video
                     moment: start, end and peak as fractions of the video, the timeline's score at the peak, and
-                    start_seconds, end_seconds, peak_seconds, null without a duration
+                    start_seconds, end_seconds, peak_seconds, null without a duration; if clips were saved: clip,
+                    the path of the file, or null
                     moments: only if several a video were requested: `moment` and the further ones, best first
                     timeline: fused scores of T equal frames of the video
 
@@ -39,6 +45,7 @@ def as_json(answer: Answer, split: str, videos: int, several: bool = False) -> d
         split: name of the searched split.
         videos: number of searched videos.
         several: whether several moments a video were requested.
+        clips: those that were saved, if they were to be.
     """
     caption = answer.caption
     return {
@@ -52,7 +59,7 @@ def as_json(answer: Answer, split: str, videos: int, several: bool = False) -> d
         "corpus": {"split": split, "videos": videos},
         "note": answer.note,
         "seconds": answer.seconds,
-        "results": [_hit_as_json(hit, several) for hit in answer.hits],
+        "results": [_hit_as_json(hit, several, clips) for hit in answer.hits],
     }
 
 
@@ -62,8 +69,12 @@ def failure_as_json(query: str, message: str, split: str, videos: int) -> dict[s
     return {**as_json(failed, split, videos), "error": message}
 
 
-def _hit_as_json(hit: Hit, several: bool) -> dict[str, Any]:
+def _hit_as_json(hit: Hit, several: bool, clips: Clips | None) -> dict[str, Any]:
     moments = [_moment_as_json(moment, hit.duration) for moment in (hit.moment, *hit.further)]
+    if clips is not None:
+        for place, moment in enumerate(moments, start=1):
+            path = clips.get((hit.rank, place))
+            moment["clip"] = None if path is None else str(path)
     return {
         "rank": hit.rank,
         "video_id": hit.video_id,

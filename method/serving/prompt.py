@@ -9,11 +9,15 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from method.runtime.errors import InputError
 from method.runtime.text import decoded_lines
 from method.serving.output import ASCII_BLOCKS, BLOCKS, as_json, as_text, failure_as_json
 from method.serving.searcher import MAX_CHARACTERS, Answer, Searcher, clean, looks_like_an_id
+
+if TYPE_CHECKING:
+    from method.serving.clips import ClipFolder  # imports the package av, which is optional
 
 log = logging.getLogger(__name__)
 
@@ -25,16 +29,18 @@ class Terminal:
     """Prints the results of a searcher.
 
     top_k: number of videos to show. json: a line of JSON per query instead of text. split: name of the searched split.
+    clips: where to save the moments, if they are to be.
     """
 
     searcher: Searcher
     top_k: int
     json: bool
     split: str
+    clips: ClipFolder | None = None
 
-    def answer(self, query: str) -> None:
-        """Answer a sentence or a caption id of the dataset."""
-        self.show(self.searcher.search(query, self.top_k))
+    def answer(self, query: str, number: int | None = None) -> None:
+        """Answer a sentence or a caption id of the dataset; `number`: of the query, if there are several."""
+        self.show(self.searcher.search(query, self.top_k), number)
 
     def answer_lines(self) -> None:
         """Answer every line of standard input that is not blank.
@@ -50,7 +56,7 @@ class Terminal:
                 if line.strip() not in self.searcher.captions and not looks_like_an_id(line.strip()):
                     self.searcher.load_encoder()  # a missing encoder fails the program, not the line
                 try:
-                    self.answer(line)
+                    self.answer(line, queries)
                     continue
                 except InputError as caught:
                     error = InputError(f"line {number}: {caught}")
@@ -68,18 +74,19 @@ class Terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  gives input() a history and editing keys
         warn_without_encoder(self.searcher)
-        for line in _typed_lines():
+        for number, line in enumerate(_typed_lines(), start=1):
             try:
-                self.answer(line)
+                self.answer(line, number)
             except InputError as error:
                 print(f"error: {error}", file=sys.stderr)
 
-    def show(self, answer: Answer) -> None:
-        """Print the result of a query."""
+    def show(self, answer: Answer, number: int | None = None) -> None:
+        """Save the clips of an answer and print it."""
+        clips = self.clips.save(answer, number) if self.clips else None
         videos = len(self.searcher.video_ids)
         if self.json:
             several = self.searcher.moments_per_video > 1
-            print(json.dumps(as_json(answer, self.split, videos, several), allow_nan=False), flush=True)
+            print(json.dumps(as_json(answer, self.split, videos, several, clips), allow_nan=False), flush=True)
             return
         encoding = sys.stdout.encoding or "ascii"
         try:

@@ -208,6 +208,10 @@ class Searcher:
             tuple(further),
         )
 
+    def duration(self, video_id: str) -> float | None:
+        """Seconds of a video, if known."""
+        return self._durations.get(video_id)
+
 
 def looks_like_an_id(query: str) -> bool:
     """Whether a query has the form of a caption id, VIDEOID#enc#K, known or not.

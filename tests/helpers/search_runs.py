@@ -106,8 +106,9 @@ import sys
 from pathlib import Path
 from method.serving.web.server import make_app, serve
 from tests.helpers.search_runs import kitchen, make_searcher
-searcher = make_searcher({**kitchen(), sys.argv[2]: [sys.argv[2]]}, moments=3)
-serve(make_app(searcher, "127.0.0.1", 5, Path(sys.argv[1])), "127.0.0.1", 0)
+folder = Path(sys.argv[1])
+searcher = make_searcher({**kitchen(), sys.argv[2]: [sys.argv[2]]}, {"v03": 6.0}, moments=3)
+serve(make_app(searcher, "127.0.0.1", 5, folder, folder / ".extracts"), "127.0.0.1", 0)
 """
 
 

@@ -17,6 +17,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.helpers import small_videos
 from tests.helpers.search_runs import kitchen, make_searcher, serving, write_video
 
 CHROMIUM = next(
@@ -73,8 +74,9 @@ class Page:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     for video_id in kitchen():
-        if video_id not in ("v00", "v01"):
+        if video_id not in ("v00", "v01", "v03"):
             write_video(folder / f"{video_id}.webm")
+    small_videos.write_video(folder / "v03.avi", list(range(0, 6000, 100)), codec="mpeg4")
     (folder / "v01.mp4").write_bytes(b"no film")
     return folder
 
@@ -235,6 +237,41 @@ def test_a_file_that_cannot_be_played_is_offered(page: Page) -> None:
     page.wait(lambda: article.find_element(By.CSS_SELECTOR, ".unplayable").is_displayed())
 
 
+def result(page: Page, video_id: str) -> Any:
+    """The article of a video, in view."""
+    page.open("?id=v03%23enc%230&top=15")
+    article = page.driver.find_element(By.ID, f"r{page.results.index(video_id) + 1}")
+    page.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", article)
+    return article
+
+
+def is_shown(page: Page, picture: Any) -> bool:
+    return bool(page.driver.execute_script("return arguments[0].complete && arguments[0].naturalWidth > 0", picture))
+
+
+def test_moments_have_pictures(page: Page) -> None:
+    for video_id, size in (("v05", [64, 48]), ("v01", [160, 90])):  # of the broken file, a placeholder
+        pictures = result(page, video_id).find_elements(By.CSS_SELECTOR, ".still")
+        assert pictures
+        for picture in pictures:
+            page.wait(partial(is_shown, page, picture))
+            script = "return [arguments[0].naturalWidth, arguments[0].naturalHeight]"
+            assert page.driver.execute_script(script, picture) == size
+    assert not result(page, "v00").find_elements(By.CSS_SELECTOR, ".still")
+    assert page.js("[...document.querySelectorAll('.still')].every(one => one.loading === 'lazy')")
+
+
+def test_a_clip_is_played_instead_of_an_avi_file(page: Page) -> None:
+    article = result(page, "v03")
+    article.find_element(By.CSS_SELECTOR, ".play").click()
+    state = "const v = arguments[0].querySelector('video'); return [v.currentSrc, v.currentTime, v.duration]"
+    page.wait(lambda: "/clip/" in page.driver.execute_script(state, article)[0])
+    page.wait(lambda: page.driver.execute_script(state, article)[1] > 0)
+    start, end = (int(part) / 10_000 for part in page.driver.execute_script(state, article)[0].split("/")[4:6])
+    assert page.driver.execute_script(state, article)[2] == pytest.approx(6 * (end - start), abs=0.3)
+    assert "cannot play the .avi file. The moment is played as a clip instead." in article.text
+
+
 def test_markup_is_shown_and_not_run(page: Page) -> None:
     page.driver.find_element(By.ID, "q").send_keys(HOSTILE, Keys.ENTER)
     page.wait(lambda: len(page.results) == 5)
@@ -243,7 +280,7 @@ def test_markup_is_shown_and_not_run(page: Page) -> None:
     page.open("?q=x&top=15")
     assert HOSTILE in page.results
     assert page.driver.title.startswith("x ")
-    assert page.js("document.images.length") == 0
+    assert page.js("[...document.images].every(one => one.className === 'still')")
 
 
 @pytest.mark.parametrize("address_rest", ["", "?q=a+man&top=15", "?id=v05%23enc%230", "?q=" + "x" * 600])

@@ -21,9 +21,9 @@ from werkzeug.test import TestResponse
 from method.runtime.errors import InputError
 from method.serving.output import as_json
 from method.serving.searcher import MAX_CHARACTERS, Searcher
+from method.serving.videos import VideoFolder
 from method.serving.web.server import make_app, serve
 from method.serving.web.timeline import draw
-from method.serving.web.videos import VideoFolder
 from tests.helpers.search_runs import MISSING_ENCODER, kitchen, make_searcher, serving, write_video
 
 SECRET = b"not for anybody"
@@ -399,8 +399,8 @@ def test_the_choice_among_several_files_is_fixed(tmp_path: Path) -> None:
     (["v01.mp4", "sub/v02.MP4"], "2 of 14 videos have a file in {folder}"),
     (["film1.mp4"], "0 of 14 videos have a file in {folder}: it has files such as 'film1.mp4', expected names such as "
         "'v00.mp4'"),
-    (["v01.avi", "notes.txt"], "0 of 14 videos have a file in {folder}: it has no .mp4, .m4v, .webm, .ogv, .mov, .mkv "
-        "file, expected names such as 'v00.mp4'"),
+    (["v01.mpg", "notes.txt"], "0 of 14 videos have a file in {folder}: it has no .mp4, .m4v, .webm, .ogv, .mov, .mkv, "
+        ".avi, .gif file, expected names such as 'v00.mp4'"),
 ])  # fmt: skip
 def test_the_number_of_videos_with_a_file_is_logged_at_the_start(
     tmp_path: Path, searcher: Searcher, names: list[str], message: str, caplog: pytest.LogCaptureFixture

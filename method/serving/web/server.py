@@ -20,8 +20,9 @@ from werkzeug.exceptions import HTTPException, SecurityError
 
 from method.runtime.errors import InputError
 from method.serving.searcher import Searcher
+from method.serving.videos import VideoFolder
 from method.serving.web.pages import Pages
-from method.serving.web.videos import VideoFolder
+from method.video.files import can_open_videos
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,9 @@ _SECURITY = {
 }
 
 
-def make_app(searcher: Searcher, host: str, results: int, video_dir: Path | None) -> Flask:
+def make_app(
+    searcher: Searcher, host: str, results: int, video_dir: Path | None, extracts_dir: Path | None = None
+) -> Flask:
     """The page as a WSGI application.
 
     Args:
@@ -48,6 +51,8 @@ def make_app(searcher: Searcher, host: str, results: int, video_dir: Path | None
             read the page by DNS rebinding.
         results: number of videos to show.
         video_dir: folder of the video files, if any.
+        extracts_dir: folder to keep pictures and clips of moments in. Without it, without `video_dir` or without the
+            package av, the page has none.
     """
     app = Flask(__name__)
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
@@ -55,10 +60,18 @@ def make_app(searcher: Searcher, host: str, results: int, video_dir: Path | None
     if video_dir is not None:
         found, line = videos.describe(searcher.video_ids)
         log.log(logging.INFO if found else logging.WARNING, "%s", line)
-    pages = Pages(searcher, results, videos)
+    extracts = None
+    if video_dir is not None and extracts_dir is not None and can_open_videos():
+        from method.serving.web.extracts import Extracts  # here, because it imports the package av
+
+        extracts = Extracts(extracts_dir)
+    pages = Pages(searcher, results, videos, extracts)
     app.before_request(partial(_refuse_other_hosts, host))
     app.add_url_rule("/", "page", pages.search)
     app.add_url_rule("/video/<path:video_id>", "video", pages.video)
+    if extracts is not None:
+        app.add_url_rule("/picture/<int:at>/<path:video_id>", "picture", pages.picture)
+        app.add_url_rule("/clip/<int:start>/<int:end>/<path:video_id>", "clip", pages.clip)
     app.register_error_handler(HTTPException, pages.failed)
     app.after_request(_secure)
     return app
@@ -72,7 +85,7 @@ def serve(app: Flask, host: str, port: int) -> None:
     except OSError as error:
         raise InputError(f"--host {host} --port {port}: cannot listen there ({error.strerror})") from error
     with listening:
-        server = create_server(app, sockets=[listening], threads=8, ident=None, max_request_body_size=1 << 16,
+        server = create_server(app, sockets=[listening], threads=16, ident=None, max_request_body_size=1 << 16,
             outbuf_high_watermark=_UNSENT_BYTES)  # fmt: skip
         if not _is_loopback(host):
             log.warning("anyone who can reach this machine can use the page (no password)")

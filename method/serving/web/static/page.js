@@ -4,13 +4,20 @@
 const box = document.getElementById("q");
 const results = [...document.querySelectorAll("article")];
 
-// Seek to a fraction 0..1 of a result's video and play it.
-function play(result, fraction) {
+// Seek to a fraction 0..1 of a result's video and play it; or play a clip if the browser cannot play the video.
+function play(result, fraction, clip = result.dataset.clip) {
   const video = result.querySelector("video");
   if (!video) return;
   for (const other of document.querySelectorAll("video")) if (other !== video) other.pause();
+  video.wanted = clip;
+  if (video.playsClips) {
+    if (video.getAttribute("src") !== clip) video.src = clip;
+    video.currentTime = 0;
+    video.play().catch(() => {});
+    return;
+  }
   const go = () => {
-    video.currentTime = fraction * video.duration;
+    video.currentTime = fraction * secondsOf(result, video);
     video.play().catch(() => {}); // the browser may require a click on the player
   };
   if (video.readyState >= HTMLMediaElement.HAVE_METADATA) {
@@ -22,7 +29,23 @@ function play(result, fraction) {
   }
 }
 
+// The duration by which moments were found; that of the file may count sound that is longer.
+function secondsOf(result, video) {
+  return Number(result.dataset.seconds) || video.duration;
+}
+
+// The server may be busy with other pictures.
+function retry(picture) {
+  let tries = 0;
+  const again = () => {
+    if (tries++ < 8) setTimeout(() => { picture.src = picture.getAttribute("src"); }, 700 * tries);
+  };
+  picture.addEventListener("error", again);
+  if (picture.complete && !picture.naturalWidth && picture.currentSrc) again();
+}
+
 function prepare(result) {
+  result.querySelectorAll(".still").forEach(retry);
   const video = result.querySelector("video");
   if (!video) return;
   const start = Number(result.dataset.start);
@@ -33,7 +56,7 @@ function prepare(result) {
     mark.addEventListener("click", (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return; // opens the file elsewhere
       event.preventDefault();
-      play(result, Number(mark.dataset.start));
+      play(result, Number(mark.dataset.start), mark.dataset.clip);
     });
   }
   result.querySelector(".timeline").addEventListener("click", (event) => {
@@ -42,13 +65,20 @@ function prepare(result) {
   });
   video.addEventListener("error", () => {
     result.querySelector(".unplayable").hidden = false;
+    const hasClip = Boolean(result.dataset.clip) && !video.playsClips;
+    result.querySelector(".as-clip").hidden = !hasClip;
+    if (!hasClip) return;
+    video.playsClips = true;
+    video.preload = "none"; // a clip is made when it is played
+    video.src = result.dataset.clip;
+    if (video.wanted) play(result, start, video.wanted);
   });
   // Show a still of the moment once the result scrolls into view.
   new IntersectionObserver((entries, observer) => {
     if (!entries.some((entry) => entry.isIntersecting)) return;
     observer.disconnect();
     video.addEventListener("loadedmetadata", () => {
-      if (video.paused) video.currentTime = start * video.duration;
+      if (video.paused && !video.playsClips) video.currentTime = start * secondsOf(result, video);
     }, { once: true });
     video.preload = "metadata";
   }).observe(video);

@@ -1,4 +1,4 @@
-"""The video files that the web page may show: those in one folder and below, each named after a video id."""
+"""The video files that are shown and cut: those in one folder and below, each named after a video id."""
 
 from __future__ import annotations
 
@@ -7,16 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-# In order of browser support.
-_TYPES = {
-    ".mp4": "video/mp4",
-    ".m4v": "video/mp4",
-    ".webm": "video/webm",
-    ".ogv": "video/ogg",
-    ".mov": "video/quicktime",
-    ".mkv": "video/x-matroska",
-}
-_ORDER = list(_TYPES)
+from method.video.files import MIME_TYPES, SUFFIXES
 
 
 class VideoFolder:
@@ -50,7 +41,7 @@ class VideoFolder:
             except (OSError, RuntimeError):  # removed, or a cycle of links
                 continue
             if path.is_relative_to(self._root) and path.is_file():
-                return path, _TYPES[_suffix(file)]
+                return path, MIME_TYPES[_suffix(file)]
         return None
 
     def describe(self, video_ids: Iterable[str]) -> tuple[int, str]:
@@ -59,8 +50,8 @@ class VideoFolder:
         found = sum(self.find(video_id) is not None for video_id in ids)
         line = f"{found} of {len(ids)} videos have a file in {self.path}"
         if ids and not found:
-            there = f"files such as {self.files[0]!r}" if self.files else f"no {', '.join(_TYPES)} file"
-            line += f": it has {there}, expected names such as {ids[0] + _ORDER[0]!r}"
+            there = f"files such as {self.files[0]!r}" if self.files else f"no {', '.join(SUFFIXES)} file"
+            line += f": it has {there}, expected names such as {ids[0] + SUFFIXES[0]!r}"
         return found, line
 
 
@@ -70,12 +61,12 @@ def _video_files(root: Path) -> Iterator[str]:
         inside[:] = [name for name in inside if not name.startswith(".")]
         relative = Path(folder).relative_to(root)
         for name in files:
-            if not name.startswith(".") and _suffix(name) in _TYPES:
+            if not name.startswith(".") and _suffix(name) in MIME_TYPES:
                 yield (relative / name).as_posix()
 
 
 def _preference(file: str) -> tuple[int, int, str]:
-    return file.count("/"), _ORDER.index(_suffix(file)), file
+    return file.count("/"), SUFFIXES.index(_suffix(file)), file
 
 
 def _names(file: str) -> set[str]:
