@@ -358,8 +358,8 @@ def test_ids_may_begin_with_dashes(trained: Trained) -> None:
                 trained.search(*words)
         with pytest.MonkeyPatch.context() as patch:
             asked: list[str] = []
-            patch.setattr(Searcher, "search", lambda self, query, count, asked=asked: asked.append(query))
-            patch.setattr(Terminal, "show", lambda self, answer: None)
+            patch.setattr(Searcher, "search", lambda self, query, *_, asked=asked: asked.append(query))
+            patch.setattr(Terminal, "show", lambda *_: None)
             trained.search(caption_id, "--topk", "1")
             assert asked == [caption_id]
     with pytest.raises(InputError, match="unrecognized arguments: --video_dri=a#b"):

@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
 from types import FrameType
-from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -37,7 +36,7 @@ from method.config.parser import AUTO, Parser
 from method.config.settings import run_name
 from method.runtime.errors import InputError, PeerFailed, Stopped, run_command
 from method.runtime.run_folder import REPOSITORY, log_to_terminal
-from method.runtime.signals import FORWARDED, SIGNALS
+from method.runtime.signals import FORWARDED, SIGNALS, StopRequests
 from method.training.resume import finished_run, saved_options
 from utils.summarize_runs import print_summary
 
@@ -62,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = training_options(flags)
     log_to_terminal()
     failed: dict[int, int] = {}
-    with Trainings(own.nproc_per_node) as trainings:
+    trainings = Trainings(own.nproc_per_node)
+    with trainings:
         for number, seed in enumerate(own.seeds, start=1):
             log.info("seed %d, training %d of %d", seed, number, len(own.seeds))
             status = trainings.run([*flags, "--seed", str(seed), *name_flags(options, seed)])
@@ -121,7 +121,7 @@ def stop_signal(status: int) -> int | None:
     return next((number for number in SIGNALS if status == 128 + number), None)
 
 
-class Trainings:
+class Trainings(StopRequests):
     """Runs trainings as processes, and stops the running one when this process gets SIGINT or SIGTERM.
 
     From a terminal or a queue the training gets the signal too, and ignores to be told twice. A second SIGINT ends it
@@ -129,21 +129,12 @@ class Trainings:
     """
 
     def __init__(self, processes: int | None) -> None:
-        self.received: int | None = None
+        super().__init__()
         self._again = False
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         self._command = [sys.executable, *(torchrun if processes else []), str(TRAIN)]
         # torchrun ends its processes itself, unless it is killed.
         self._last = signal.SIGTERM if processes else signal.SIGKILL
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Trainings:
-        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:

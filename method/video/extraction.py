@@ -63,7 +63,8 @@ def extract(
     others = [video_id for rank in range(processes.count) if rank != processes.rank
               for video_id in pending[rank :: processes.count]]  # fmt: skip
     try:
-        work.run([*own, *others])
+        with processes.raise_on_all():  # until all are done, so that nobody holds a lock below
+            work.run([*own, *others])
     except (KeyboardInterrupt, SystemExit):
         log.info("stopped; what is extracted is kept, and the same command continues")
         raise

@@ -38,6 +38,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "text_encoder": make_text_encoder(folder / "encoder", [caption.text for caption in CAPTIONS]),
         "neg_query_loss": "both",
         "neg_query_loss_branch": "both",
+        "branches": {},
         "action_branch": True,
         "phrase_action_branch": True,
         "neg_action_num": 3,
