@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from method.runtime.errors import InputError
@@ -115,7 +116,7 @@ def read_frames(path: Path, samplings: Sequence[Sampling]) -> Generator[tuple[in
 
 def _sample(path: Path, samplings: Sequence[Sampling]) -> Generator[tuple[int, Tensor]]:
     threads = min(_MAX_THREADS, torch.get_num_threads(), os.cpu_count() or 1)
-    taken = [0] * len(samplings)
+    taken, converter = [0] * len(samplings), VideoReformatter()
     with VideoFile(path, threads) as video:
         for frame, until, is_last in _shown_until(video):
             image: RGB | None = None
@@ -123,7 +124,7 @@ def _sample(path: Path, samplings: Sequence[Sampling]) -> Generator[tuple[int, T
                 wanted = taken[index] + 1 if rate is None else _samples_before(until, rate)
                 count = max(wanted, 1 if is_last else 0) - taken[index]
                 if count > 0:
-                    image = to_rgb(frame) if image is None else image
+                    image = to_rgb(frame, converter) if image is None else image
                     prepared = prepare(image)
                     yield from [(index, prepared)] * count
                     taken[index] += count

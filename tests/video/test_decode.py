@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.video.reformatter import VideoReformatter
 
 from method.runtime.errors import InputError
 from method.video import decode
@@ -122,9 +123,9 @@ def test_a_frame_is_converted_once_for_all_its_samples(tmp_path: Path, monkeypat
     path = write_video(tmp_path / "a.mp4", TEN_A_SECOND)
     converted = []
 
-    def convert(frame: av.VideoFrame) -> RGB:
+    def convert(frame: av.VideoFrame, converter: VideoReformatter) -> RGB:
         converted.append(frame.pts)
-        return to_rgb(frame)
+        return to_rgb(frame, converter)
 
     monkeypatch.setattr(decode, "to_rgb", convert)
     assert [len(found) for found in numbers(path, Fraction(24), Fraction(3))] == [48, 6]
