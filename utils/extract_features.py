@@ -158,7 +158,7 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("videos", type=user_path, metavar="VIDEO_FOLDER", help="folder with the videos, in it or below")
     add("--dataset_name", required=True, metavar="NAME", help="name of the dataset")
-    add("--recipe", help="charades or activitynet (default: that of the features there, else charades)")
+    add("--recipe", help="charades, activitynet or small (default: that of the features there, else charades)")
     add("--root_path", type=user_path, default=Path(), help="folder of dataset/ and checkpoints/")
     default = Path("checkpoints/clip-vit-base-patch32")
     add("--clip_encoder", type=user_path, default=default, metavar="FOLDER", help="CLIP ViT-B/32")

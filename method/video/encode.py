@@ -94,7 +94,7 @@ class VideoEncoders:
         if self._i3d is not None:
             seen = self.recipe.i3d_feat
             samplings["i3d_feat"] = Sampling(
-                seen.rate, lambda image: prepare_frame(image, seen.shorter_side, seen.enlarge_only)
+                seen.rate, lambda image: prepare_frame(image, seen.shorter_side, seen.enlarge_only, seen.side)
             )
             rows["i3d_feat"] = _I3DRows(self._i3d, seen, self._device)
         if self._clip is not None:

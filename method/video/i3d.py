@@ -26,13 +26,14 @@ _STEM_CONTEXT = 3  # steps of two frames that Conv3d_2c, Mixed_3b and Mixed_3c l
 _STEM_ROWS = 16  # rows of four frames that the first layers compute at a time
 
 
-def prepare_frame(image: RGB, shorter_side: int, enlarge_only: bool) -> Tensor:
-    """A frame (H, W, 3) as bytes (224, 224, 3): scaled bilinearly without antialiasing, and its centre cut out.
+def prepare_frame(image: RGB, shorter_side: int, enlarge_only: bool, side: int = FRAME_SIZE) -> Tensor:
+    """A frame (H, W, 3) as bytes (side, side, 3): scaled bilinearly without antialiasing, and its centre cut out.
 
     Args:
         image: the frame.
         shorter_side: to which it is scaled.
         enlarge_only: whether larger frames are not scaled.
+        side: of the square that is cut out.
     """
     frame_HWC = torch.from_numpy(image)
     height, width = image.shape[:2]
@@ -40,8 +41,8 @@ def prepare_frame(image: RGB, shorter_side: int, enlarge_only: bool) -> Tensor:
     if scale > 1 or (scale < 1 and not enlarge_only):
         size = (max(shorter_side, round(height * scale)), max(shorter_side, round(width * scale)))
         frame_HWC = F.interpolate(frame_HWC.permute(2, 0, 1)[None], size, mode="bilinear")[0].permute(1, 2, 0)
-    top, left = (round((length - FRAME_SIZE) / 2) for length in frame_HWC.shape[:2])
-    return frame_HWC[top : top + FRAME_SIZE, left : left + FRAME_SIZE].clone()
+    top, left = (round((length - side) / 2) for length in frame_HWC.shape[:2])
+    return frame_HWC[top : top + side, left : left + side].clone()
 
 
 class Unit(nn.Module):
@@ -98,7 +99,7 @@ class I3D(nn.Module):
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # a seventh faster on a CPU
 
     def forward(self, frames_BCTHW: Tensor) -> Tensor:
-        """Features (B, N, D) of clips (B, 3, T, 224, 224), N = ceil(T / 8) - 1, T at least 9.
+        """Features (B, N, D) of clips (B, 3, T, S, S), N = ceil(T / 8) - 1, T at least 9; S is even, 224 as published.
 
         Frames are bytes, or numbers from -1 to 1.
         """
@@ -108,7 +109,7 @@ class I3D(nn.Module):
         x = _max_pool(x, 2, 2)
         for name in MIXED[7:]:
             x = self.mixed[name](x)
-        return F.avg_pool3d(x, (2, 7, 7), 1).flatten(2).transpose(1, 2)
+        return F.avg_pool3d(x, (2, *x.shape[3:]), 1).flatten(2).transpose(1, 2)
 
     def _stem(self, frames_BCTHW: Tensor) -> Tensor:
         """The layers up to MaxPool3d_4a, some rows at a time: for a minute, their activations would take gigabytes.
@@ -124,7 +125,7 @@ class I3D(nn.Module):
             first, last = 2 * row - front_steps, 2 * min(rows, row + self.stem_rows) - front_steps + 1
             low, high = max(0, first - _STEM_CONTEXT), min(steps, last + _STEM_CONTEXT)
             x = _slice(frames_BCTHW, 2 * low - front_frames, 2 * high - front_frames + 5)
-            x = F.pad(x.to(next(self.parameters()).dtype), (2, 3, 2, 3))  # SAME padding of 224 pixels
+            x = F.pad(x.to(next(self.parameters()).dtype), (2, 3, 2, 3))  # SAME padding of an even number of pixels
             x = self.units[UNITS[0]](x)
             x = self.units[UNITS[2]](self.units[UNITS[1]](_max_pool(x, (1, 3, 3), (1, 2, 2))))
             x = self.mixed["3c"](self.mixed["3b"](_max_pool(x, (1, 3, 3), (1, 2, 2))))

@@ -12,7 +12,7 @@ from typing import Any
 
 from method.runtime.errors import InputError
 from method.runtime.files import digest_of
-from method.video.i3d import FRAMES_PER_ROW
+from method.video.i3d import FRAME_SIZE, FRAMES_PER_ROW
 
 VERSION = 1  # of what the code makes of a recipe; to be raised when features of an unchanged recipe change
 
@@ -23,13 +23,14 @@ class I3DRecipe:
 
     weights: name of the published weight file.
     rate: frames a second; None for every frame of the file.
-    shorter_side: to which frames are scaled, bilinear without antialiasing, before the central 224 x 224 are cut out.
+    shorter_side: to which frames are scaled, bilinear without antialiasing, before the central square is cut out.
     enlarge_only: whether frames of a longer shorter side are left as large as they are.
     window, before, behind: the network sees `window` frames at a time, with so many frames of context on either side.
         Rows of the context are dropped, which leaves one row every 8 frames. If at most `behind` frames follow a
         window, it is the last one and keeps their rows. Windows without context are one row each, and an incomplete
         one at the end is dropped.
     min_frames: a shorter video repeats its last frame up to this number, for one row.
+    side: of the central square that the network sees; even.
     """
 
     weights: str
@@ -40,6 +41,7 @@ class I3DRecipe:
     before: int
     behind: int
     min_frames: int
+    side: int = FRAME_SIZE
 
     @property
     def rows_per_window(self) -> int:
@@ -66,7 +68,7 @@ class ClipRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the two feature streams of a dataset are made. `name` is that of the dataset: charades or activitynet."""
+    """How the two feature streams of a dataset are made. `name` is that of the dataset, or small."""
 
     name: str
     i3d_feat: I3DRecipe
@@ -95,6 +97,14 @@ RECIPES = {
             I3DRecipe("rgb_imagenet.pt", None, 224, False, window=16, before=0, behind=0, min_frames=16),
             ClipRecipe(Fraction(15, 8)),
         ),
+        # For small encoders of these forms, such as the demo's: seconds for an hour of small videos.
+        Recipe(
+            "small",
+            I3DRecipe(
+                "i3d_small.pt", Fraction(8), 16, False, window=1600, before=48, behind=56, min_frames=16, side=16
+            ),
+            ClipRecipe(Fraction(1)),
+        ),
     )
 }
 
@@ -107,7 +117,7 @@ def find_recipe(name: str) -> Recipe:
             "weights exist for TensorFlow only; use charades or activitynet"
         )
     if name not in RECIPES:
-        raise InputError(f"--recipe {name}: expected {' or '.join(RECIPES)}")
+        raise InputError(f"--recipe {name}: expected {', '.join(RECIPES)}")
     return RECIPES[name]
 
 
