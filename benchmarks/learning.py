@@ -1,6 +1,6 @@
 """Learning quality: SumR of trainings with a naive implementation of the published step, and ours in fp32 and bf16.
 
-    python benchmarks/learning.py                                  # demo data and options, 8 seeds
+    python benchmarks/learning.py                                  # synthetic data, 8 seeds
     python benchmarks/learning.py --seeds 3 --jobs 1 --programs published fp32
     python benchmarks/learning.py -- --dataset_name charades ...   # options of method/train.py
 
@@ -29,6 +29,8 @@ if __package__ in (None, ""):
 import torch
 
 from benchmarks.measure import machine
+from benchmarks.synthetic.dataset import write_dataset
+from benchmarks.synthetic.world import Settings
 from method.config.architecture import make_architecture
 from method.config.options import read_options
 from method.config.settings import dataset_files, evaluation_settings
@@ -44,12 +46,11 @@ from method.runtime.progress import be_quiet
 from method.training.build import make_training, open_splits, training_loader
 from method.training.loop import Training, seed_everything
 from tests.helpers.reference_step import NaiveStep
-from utils import make_demo_dataset
 
 PROGRAMS = ("published", "fp32", "bf16")
-DEMO = shlex.split("""--dataset_name demo --best_frame_loss --phrase_action_branch --flow_feat --cross_branch_fusion
-    --deformable_attn --hidden_size 64 --initializer_range 0.05 --bsz 32 --lr 1e-3 --n_epoch 18
-    --hard_negative_start_epoch 8 --num_workers 0""")
+SYNTHETIC = shlex.split("""--dataset_name demo --visual_feat_dim 64 --visual_flow_feat_dim 48 --best_frame_loss
+    --phrase_action_branch --flow_feat --cross_branch_fusion --deformable_attn --hidden_size 64
+    --initializer_range 0.05 --bsz 32 --lr 1e-3 --n_epoch 18 --hard_negative_start_epoch 8 --num_workers 0""")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,14 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=8, help="trainings per program")
     parser.add_argument("--jobs", type=int, default=2, help="parallel trainings, which share the CPU threads")
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS)
-    parser.add_argument("train", nargs="*", help="options of method/train.py after -- (default: the demo's)")
+    parser.add_argument(
+        "train", nargs="*", help="options of method/train.py after -- (default: those of the demo, but for the widths)"
+    )
     options = parser.parse_args(arguments)
     threads = max(1, torch.get_num_threads() // options.jobs)
     with tempfile.TemporaryDirectory() as folder:
         train = options.train
         if not train:
-            make_demo_dataset.main(["--out", folder, "--tiny_roberta"])
-            train = [*DEMO, "--root_path", folder]
+            write_dataset(Path(folder), Settings())
+            train = [*SYNTHETIC, "--root_path", folder]
         print(f"{machine()}; {options.jobs} in parallel with {threads} threads each", flush=True)
         # One process per training: each has its own threads and memory.
         context = multiprocessing.get_context("spawn")

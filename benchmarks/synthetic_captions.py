@@ -1,6 +1,6 @@
 """Synthetic captions as long as those of a dataset, and their edit vocabularies, for when the dataset is not available.
 
-The language is the demo's: a verb has 13 replacements and a noun 21, enough for the edits of any launch script.
+A verb has 13 replacements and a noun 21, enough for the edits of any launch script.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.synthetic.language import PEOPLE, THINGS, VERBS, Event, describe, vocabulary
 from method.data.edits import KINDS
 from method.runtime.files import write_json, write_text
-from utils.demo.language import PEOPLE, THINGS, VERBS, Event, Word, describe, sentence, vocabulary
+from utils.demo.language import Word, sentence
 
 # Events per sentence, and the probability of a location: on average 7 words as in Charades-STA, 14 as in ActivityNet.
 SHAPES = {"charades": (1, 0.23), "activitynet": (2, 0.0)}
@@ -26,7 +27,7 @@ def write_captions(options: Mapping[str, Any], dataset: str, count: int) -> None
     captions = {f"v{i}#enc#0": random_caption(dataset, rng) for i in range(count)}
     for flag in ("caption_train_txt", *(f"{part}_{kind}_dict" for part in ("id", "total") for kind in KINDS)):
         options[flag].parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"{caption_id} {sentence(words)}\n" for caption_id, words in captions.items()]
+    lines = [f"{caption_id} {sentence(word.text for word in words)}\n" for caption_id, words in captions.items()]
     write_text(options["caption_train_txt"], "".join(lines))
     for kind in KINDS:
         tags = {

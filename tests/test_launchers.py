@@ -146,7 +146,7 @@ def test_several_seeds_are_one_variable_away(stub: Path, name: str) -> None:
 def test_demo_trains_where_it_made_its_data_and_text_encoder(stub: Path, flags: list[str], tmp_path: Path) -> None:
     make, train = launch(stub, "do_demo.sh", *flags)
     world = REPOSITORY / "demo"
-    assert make == [str(REPOSITORY / "utils" / "make_demo_dataset.py"), "--out", str(world), "--tiny_roberta"]
+    assert make == [str(REPOSITORY / "utils" / "make_demo_dataset.py"), "--out", str(world)]
     assert train[train.index("--root_path") + 1] == str(world)
     options = read_options([*train[1:], "--root_path", str(tmp_path)])
     assert options.text_encoder == tmp_path / "checkpoints" / "roberta-large"
@@ -155,9 +155,9 @@ def test_demo_trains_where_it_made_its_data_and_text_encoder(stub: Path, flags: 
 
 def test_the_benchmark_of_learning_has_the_options_of_the_demo(stub: Path, tmp_path: Path) -> None:
     _, (_, *train) = launch(stub, "do_demo.sh")
-    launched, measured = (read_options([*flags, "--root_path", str(tmp_path)]) for flags in (train, learning.DEMO))
+    launched, measured = (read_options([*flags, "--root_path", str(tmp_path)]) for flags in (train, learning.SYNTHETIC))
     differ = {flag for flag in launched if launched[flag] != measured[flag]}
-    assert differ == {"description", "num_workers", "report"}
+    assert differ == {"description", "num_workers", "report", "visual_feat_dim", "visual_flow_feat_dim"}
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "demo"])

@@ -1,6 +1,6 @@
 """Draw a search result as an SVG image, as in the README.
 
-python method/search.py --eval_ckpt results/demo/a3prvr/first/model.ckpt --topk 3 --json "A chef lifts the ladder." \
+python method/search.py --eval_ckpt results/demo/a3prvr/first/model.ckpt --topk 3 --json "A red circle advances." \
     | python utils/draw_search.py > search.svg
 """
 

@@ -81,7 +81,7 @@ def _remedy(missing: Iterable[Path], dataset: str, root: Path) -> str:
             place = "" if root == Path.cwd() else f" --root_path {shlex.quote(str(root))}"
             return f"put them there, or fetch the released ones with: python utils/download_data.py {dataset}{place}"
         if dataset == "demo":
-            command = f"python utils/make_demo_dataset.py --out {shlex.quote(str(root))} --tiny_roberta"
+            command = f"python utils/make_demo_dataset.py --out {shlex.quote(str(root))}"
             return f"write the demo with: {command}"
     return "put them there, or name other files by these flags or in the dataset's YAML file"
 

@@ -95,7 +95,7 @@ def test_files_without_a_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("dataset", "folder", "command"), [
     ("charades", "dataset/charades_i3d/TextData", "python utils/download_data.py charades --root_path {root}"),
     ("charades", "elsewhere", None),
-    ("demo", "dataset/demo_i3d/FeatureData", "python utils/make_demo_dataset.py --out {root} --tiny_roberta"),
+    ("demo", "dataset/demo_i3d/FeatureData", "python utils/make_demo_dataset.py --out {root}"),
     ("mine", "dataset/mine_i3d/FeatureData", None),
 ])  # fmt: skip
 def test_a_command_is_suggested_only_if_it_writes_the_files(

@@ -146,5 +146,5 @@ def test_recipes() -> None:
     assert charades.to_dict()["i3d_feat"]["weights"] == "rgb_charades.pt"
     with pytest.raises(InputError, match=r"--recipe tvr: not offered: .*TensorFlow only"):
         find_recipe("tvr")
-    with pytest.raises(InputError, match="--recipe x: expected charades or activitynet"):
+    with pytest.raises(InputError, match="--recipe x: expected charades, activitynet, small"):
         find_recipe("x")

@@ -50,7 +50,7 @@ class CaptionSettings:
 
     table: CSV or JSON lines. name, root: of the dataset. features: HDF5 file of the videos; None for that of the name.
     encoder, layer, special_tokens: see `TextEncoder`. test_fraction: of the videos without a split. skip_missing: leave
-    out sentences of videos without features.
+    out sentences of videos without features. writes_yaml: False for a dataset whose file in configs/ names all of this.
     """
 
     table: Path
@@ -63,6 +63,7 @@ class CaptionSettings:
     special_tokens: SpecialTokens = "keep"
     test_fraction: float = 0.2
     skip_missing: bool = False
+    writes_yaml: bool = True
 
 
 def add_captions(settings: CaptionSettings, load_tagger: Callable[[], Tagger | None]) -> list[str]:
@@ -76,7 +77,7 @@ def add_captions(settings: CaptionSettings, load_tagger: Callable[[], Tagger | N
         InputError: for wrong sentences, features or encoders, for a name or a folder that is not the user's own, and
             while another process writes the same dataset.
     """
-    if settings.name in known_datasets():
+    if settings.writes_yaml and settings.name in known_datasets():
         raise InputError(f"--dataset_name {settings.name}: a dataset of configs/, expected a new name")
     folder = own_folder(settings.root, settings.name)
     features = settings.features or own_features(settings.root, settings.name)
@@ -141,7 +142,8 @@ def _write(
     replace_folder(new, text)
     finish_interrupted(new, text, files)
     shutil.rmtree(parts)
-    _update_yaml(settings, features, videos, files, encoder)
+    if settings.writes_yaml:
+        _update_yaml(settings, features, videos, files, encoder)
     return _summary(settings, plan, len(missing), len(set(sentences)), tagger is not None)
 
 
@@ -181,8 +183,9 @@ def _update_yaml(
 def _summary(settings: CaptionSettings, plan: Plan, encoded: int, sentences: int, has_vocabularies: bool) -> list[str]:
     splits = {split: len(group_by_video(captions)) for split, captions in plan.captions.items()}
     with_moment = sum(caption.id in plan.moments for caption in plan.captions["test"])
+    path = (own_yaml if settings.writes_yaml else own_folder)(settings.root, settings.name)
     lines = [
-        f"{own_yaml(settings.root, settings.name)}: {splits['train']} training videos with "
+        f"{path}: {splits['train']} training videos with "
         f"{len(plan.captions['train'])} captions, {splits['test']} evaluated ones with {len(plan.captions['test'])} "
         f"({with_moment} with a moment); {encoded} of {sentences} sentences encoded"
     ]

@@ -1,40 +1,38 @@
-"""The grammar of the demo captions: a person, an action and an object, in English with part-of-speech tags."""
+"""The sentences of the demo: a coloured shape and how it moves, in English with part-of-speech tags."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
+
+from utils.captions.tagger import TaggedWord
 
 Kind = Literal["action", "object"]
 
-PEOPLE = ("man", "woman", "boy", "girl", "chef", "farmer", "doctor", "clown")
-# Any person can do any of these to any thing. Verb -> third person and participle.
+# Verb -> third person and participle.
 VERBS = {
-    "carry": ("carries", "carrying"),
-    "clean": ("cleans", "cleaning"),
-    "drop": ("drops", "dropping"),
-    "examine": ("examines", "examining"),
-    "hide": ("hides", "hiding"),
-    "hold": ("holds", "holding"),
-    "kick": ("kicks", "kicking"),
-    "lift": ("lifts", "lifting"),
-    "paint": ("paints", "painting"),
-    "pull": ("pulls", "pulling"),
-    "push": ("pushes", "pushing"),
-    "repair": ("repairs", "repairing"),
-    "throw": ("throws", "throwing"),
-    "wash": ("washes", "washing"),
+    "advance": ("advances", "advancing"),  # to the right
+    "blink": ("blinks", "blinking"),
+    "bounce": ("bounces", "bouncing"),
+    "orbit": ("orbits", "orbiting"),
+    "pulse": ("pulses", "pulsing"),
+    "rest": ("rests", "resting"),
+    "retreat": ("retreats", "retreating"),  # to the left
+    "rise": ("rises", "rising"),
+    "sink": ("sinks", "sinking"),
+    "swing": ("swings", "swinging"),
+    "tremble": ("trembles", "trembling"),
+    "zigzag": ("zigzags", "zigzagging"),
 }
-THINGS = (
-    *("basket", "bicycle", "blanket", "bottle", "camera", "chair", "clock"),
-    *("drum", "guitar", "ladder", "lamp", "mirror", "suitcase", "table"),
-)
-_MANNERS = ("slowly", "quickly", "carefully", "happily")
-_LOOKS = ("small", "old", "heavy", "red", "shiny")
-_COUNTS = ("two", "three", "several", "many")
+SHAPES = ("circle", "cross", "diamond", "moon", "ring", "square", "star", "triangle")
+COLOURS = ("blue", "green", "purple", "red", "yellow")
+_FORM = 0.3  # norm of the part of a vector that the forms of a word do not share
+_PARTS = {"action": "VERB", "object": "NOUN"}
 
 
 @dataclass(frozen=True)
@@ -49,62 +47,47 @@ class Word:
 
 @dataclass(frozen=True)
 class Event:
-    """A person performs an action on a thing."""
+    """A coloured shape that moves in some way."""
 
-    person: str
+    colour: str
+    shape: str
     verb: str
-    thing: str
 
 
-def describe(event: Event, rng: np.random.Generator) -> list[Word]:
-    """A random sentence about an event, as words in order without capital and full stop."""
+def describe(event: Event, rng: np.random.Generator) -> str:
+    """A random sentence about an event."""
     third_person, participle = VERBS[event.verb]
-    words = [_one_of(("a", "the"), rng), Word(event.person, event.person, "object", "NN")]
-    if rng.random() < 0.5:
-        words += [*_maybe(_MANNERS, rng), Word(third_person, event.verb, "action", "VBZ")]
-    else:
-        words += [_plain("is"), *_maybe(_MANNERS, rng), Word(participle, event.verb, "action", "VBG")]
-    several = rng.random() < 0.3
-    words += [_one_of(_COUNTS if several else ("a", "the"), rng), *_maybe(_LOOKS, rng)]
-    if several:
-        words.append(Word(f"{event.thing}s", event.thing, "object", "NNS"))
-    else:
-        words.append(Word(event.thing, event.thing, "object", "NN"))
-    return _fix_articles(words)
+    words = [str(rng.choice(["a", "the"])), event.colour, event.shape]
+    return sentence([*words, third_person] if rng.random() < 0.5 else [*words, "is", participle])
 
 
-def sentence(words: Iterable[Word]) -> str:
+def sentence(words: Iterable[str]) -> str:
     """The words as a caption."""
-    text = " ".join(word.text for word in words)
+    text = " ".join(words)
     return f"{text[0].upper()}{text[1:]}."
 
 
 def vocabulary() -> list[Word]:
     """Every word of the language."""
-    words = [_plain(text) for text in (*_MANNERS, *_LOOKS, *_COUNTS, "a", "the", "is", "an")]
-    words += [Word(person, person, "object", "NN") for person in PEOPLE]
+    words = [Word(text, text) for text in ("a", "the", "is", *COLOURS)]
+    words += [Word(shape, shape, "object", "NN") for shape in SHAPES]
     for verb, (third_person, participle) in VERBS.items():
         words += [Word(third_person, verb, "action", "VBZ"), Word(participle, verb, "action", "VBG")]
-    for thing in THINGS:
-        words += [Word(thing, thing, "object", "NN"), Word(f"{thing}s", thing, "object", "NNS")]
     return words
 
 
-def _plain(text: str) -> Word:
-    return Word(text, text)
+def word_vectors(width: int, seed: int) -> dict[str, npt.NDArray[np.float64]]:
+    """Random vectors (width,) of norm about 1 for every word, similar for the forms of a word."""
+
+    def random(name: str) -> npt.NDArray[np.float64]:
+        return np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(width) * width**-0.5
+
+    return {word.text: random(word.meaning) + _FORM * random(f"form of {word.text}") for word in vocabulary()}
 
 
-def _one_of(words: Sequence[str], rng: np.random.Generator) -> Word:
-    return _plain(words[int(rng.integers(len(words)))])
-
-
-def _maybe(words: Sequence[str], rng: np.random.Generator) -> list[Word]:
-    return [_one_of(words, rng)] if rng.random() < 0.4 else []
-
-
-def _fix_articles(words: Sequence[Word]) -> list[Word]:
-    following = [*(word.text for word in words[1:]), ""]
-    return [
-        Word("an", "a") if word.text == "a" and after.startswith(tuple("aeiou")) else word
-        for word, after in zip(words, following, strict=True)
-    ]
+def tag_sentences(sentences: Iterable[str]) -> Iterator[Sequence[TaggedWord]]:
+    """The tagger of the language, which knows its words by heart."""
+    tags = {word.text: TaggedWord(word.text, _PARTS[word.kind], word.tag) for word in vocabulary() if word.kind}
+    for own in sentences:
+        words = own.rstrip(".").lower().split()
+        yield [tags.get(word, TaggedWord(word, "X", "")) for word in words]

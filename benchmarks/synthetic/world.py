@@ -1,22 +1,22 @@
-"""The videos of the demo: their events, feature streams and token features.
+"""Synthetic features without videos: events, both feature streams, and the vectors of words.
 
 A video is a sequence of moments, and each caption describes one of them. The I3D stream encodes the verb of a moment
 and the CLIP stream its thing and person, with different frame rates and a random offset, plus a background vector per
 video and noise. Everything depends only on the seed and on names, not on the order of generation.
 
-Letters: n, m rows of the I3D and the CLIP stream, w words, Da, Do, Dq widths.
+Letters: n, m rows of the I3D and the CLIP stream, Da, Do widths.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from utils.demo.language import PEOPLE, THINGS, VERBS, Event, Word, describe
+from benchmarks.synthetic.language import PEOPLE, THINGS, VERBS, Event, describe
+from utils.demo.language import Word
 
 Rows = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -25,20 +25,19 @@ ACTION_RATE, OBJECT_RATE = 0.67, 1.0  # frames a second of the I3D and the CLIP 
 MAX_OFFSET = 1.5  # maximum offset in seconds between the CLIP and the I3D stream
 # Typical norms, relative to 1 for a verb or a thing.
 PERSON, BACKGROUND, NOISE = 0.3, 0.6, 1.6
-WORD_FORM, NEIGHBOURS = 0.3, 0.1
+WORD_FORM = 0.3
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings that determine the files of the demo."""
+    """Numbers of training and of evaluated videos, the seed, and the widths of I3D, CLIP and token features."""
 
-    videos: int
-    val: int
-    seed: int
-    visual_feat_dim: int
-    visual_flow_feat_dim: int
-    q_feat_size: int
-    tiny_roberta: bool
+    videos: int = 500
+    val: int = 150
+    seed: int = 0
+    visual_feat_dim: int = 64
+    visual_flow_feat_dim: int = 48
+    q_feat_size: int = 48
 
 
 @dataclass(frozen=True)
@@ -112,15 +111,6 @@ def object_stream(video: Video, settings: Settings) -> Rows:
 def word_vector(word: Word, width: int, seed: int) -> Floats:
     """An embedding (width,) of norm about 1 for a word, similar for all forms of the word."""
     return _vector(seed, "meaning", word.meaning, width) + WORD_FORM * _vector(seed, "form", word.text, width)
-
-
-def token_features(words: Sequence[Word], settings: Settings) -> Rows:
-    """Features (w + 2, Dq) of a sentence with start and end token, each mixed with its neighbours."""
-    tokens = [Word("<s>", "<s>"), *words, Word("</s>", "</s>")]
-    own_wD = np.stack([word_vector(token, settings.q_feat_size, settings.seed) for token in tokens])
-    padded_wD = np.pad(own_wD, ((1, 1), (0, 0)))
-    features_wD: Rows = (own_wD + NEIGHBOURS * (padded_wD[:-2] + padded_wD[2:])).astype(np.float32)
-    return features_wD
 
 
 def _background(rows: int, width: int, rng: np.random.Generator) -> Floats:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from method.runtime.hub_environment import check_timeouts
-from utils.demo.language import vocabulary
-from utils.demo.world import word_vector
+from method.runtime.pretrained import quiet_transformers
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 HEADS = 4
@@ -16,17 +18,23 @@ HEADS = 4
 WORD_NORM = 1.5
 
 
-def save_encoder(folder: Path, width: int, seed: int) -> None:
-    """Save a two-layer RoBERTa of hidden size `width`, and a tokenizer with one token per word."""
+def save_text_encoder(folder: Path, vectors: Mapping[str, npt.NDArray[np.float64]], seed: int) -> None:
+    """Save a two-layer RoBERTa, and a tokenizer with one token per word.
+
+    Args:
+        folder: of the encoder.
+        vectors: word -> its embedding (D,) of norm about 1. D, a multiple of `HEADS`, becomes the hidden size.
+        seed: of the other weights.
+    """
     check_timeouts()  # a wrong one makes the import fail
-    # Imported here because it takes seconds, and only captions with edits need it.
+    # Imported here because it takes seconds.
     from tokenizers import ByteLevelBPETokenizer
     from transformers import RobertaConfig, RobertaModel, RobertaTokenizerFast
-    from transformers.utils import logging
 
+    folder.mkdir(parents=True, exist_ok=True)
+    width = len(next(iter(vectors.values())))
     trained = ByteLevelBPETokenizer()
-    words = vocabulary()
-    sentences = [f"{word.text.capitalize()} {word.text}." for word in words]
+    sentences = [f"{word.capitalize()} {word}." for word in vectors]
     trained.train_from_iterator(
         sentences, vocab_size=6000, min_frequency=1, special_tokens=SPECIAL, show_progress=False
     )
@@ -45,12 +53,11 @@ def save_encoder(folder: Path, width: int, seed: int) -> None:
         bos_token_id=SPECIAL.index("<s>"),
         eos_token_id=SPECIAL.index("</s>"),
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
         model = RobertaModel(config, add_pooling_layer=False)
-    embeddings = model.embeddings.word_embeddings.weight.data
-    for word in words:
-        (token,) = tokenizer(f" {word.text}", add_special_tokens=False)["input_ids"]
-        embeddings[token] = WORD_NORM * torch.from_numpy(word_vector(word, width, seed))
-    logging.disable_progress_bar()
-    model.save_pretrained(folder)
+        embeddings = model.embeddings.word_embeddings.weight.data
+        for word, vector_D in vectors.items():
+            (token,) = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+            embeddings[token] = WORD_NORM * torch.from_numpy(vector_D)
+        model.save_pretrained(folder)
