@@ -52,9 +52,8 @@ class RowsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = os.open(
-            path, os.O_RDONLY | os.O_NONBLOCK
-        )  # a pipe in its place is empty, and not waited for
+        # Without O_NONBLOCK, a pipe in its place would be waited for.
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         weakref.finalize(self, os.close, self._descriptor)
         index = _read_index(self._descriptor, path)
         self.fingerprint: dict[str, Any] = index["made_from"]
