@@ -33,6 +33,7 @@ from method.runtime.errors import InputError, run_command
 from method.runtime.hub.models import find_model
 from method.runtime.pretrained import clip_files
 from method.runtime.run_folder import log_to_terminal
+from method.serving.opening import ALL
 from method.text.encoder_files import has_tokenizer, require_parts
 from method.training.resume import saved_options
 from method.video.files import require_decoder
@@ -65,6 +66,16 @@ def _parser() -> Parser:
     parser = make_parser("Search a folder of videos: the first argument, before a sentence and flags.", listed)
     search.add_flags(parser)
     parser.usage = "%(prog)s VIDEO_FOLDER [sentence] [flags]"
+    parser.replace_help(
+        sentence="what to search for (default: serve a web page that plays the moments)",
+        dataset_name="under which the features are kept (default: made of the folder's name and place)",
+        recipe="how features are made: charades or activitynet (default: that of the features there or of --eval_ckpt, "
+        "else charades)",
+        zero_shot_weight="weight of zero-shot CLIP beside --eval_ckpt, from 0 to 1 (default: "
+        f"{WEIGHT}, or 0 for a checkpoint that was trained on these videos)",
+        split="videos to search; all but the default need captions (default: all)",
+        video_dir="folder of the videos that the web page plays and clips are cut from (default: VIDEO_FOLDER)",
+    )
     return parser
 
 
@@ -95,6 +106,8 @@ def _search(folder: Path, words: Sequence[str], given: Mapping[str, Any]) -> int
         more += ["--zero_shot_weight", str(WEIGHT)]
     if not any(given.get(flag) for flag in ("sentence", "query_id", "json", "serve")):
         more += ["--serve"]
+    if "split" not in given:
+        more += ["--split", ALL]
     if "video_dir" not in given:
         more += ["--video_dir", str(folder)]
     search.main([*words, *more])
@@ -159,7 +172,9 @@ def _extract(
     try:
         extract_features.main(words)
     except SystemExit as end:
-        return int(end.code or 0)  # some videos failed: the others are searched
+        if end.code != extract_features.SOME_FAILED:
+            raise  # terminated by a signal
+        return extract_features.SOME_FAILED  # the other videos are searched
     return 0
 
 

@@ -31,6 +31,11 @@ class Parser(argparse.ArgumentParser):
         """Raise instead of printing the usage."""
         raise InputError(f"{message} (--help lists the flags)")
 
+    def replace_help(self, **texts: str) -> None:
+        """Give flags another help text, by the name of their value."""
+        for action in self._actions:
+            action.help = texts.get(action.dest, action.help)
+
     def _parse_optional(self, arg_string: str) -> Any:
         """Treat a caption id as a value: YouTube ids may begin with dashes, and no flag has a `#`."""
         if "#" in arg_string and "=" not in arg_string.split("#")[0]:

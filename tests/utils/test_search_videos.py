@@ -18,6 +18,7 @@ import torch
 from flask import Flask
 from torch.nn.functional import normalize
 
+from method.config.own_dataset import own_yaml, update_yaml
 from method.runtime.errors import InputError
 from method.text.clip import ClipTextEncoder
 from method.training.checkpoint import model_content
@@ -115,6 +116,43 @@ def test_a_video_that_cannot_be_read_stops_nothing(collection: Collection, capsy
         path.unlink()
     with pytest.raises(InputError, match="none of its 1 videos could be read"):
         collection.search(SENTENCE, "--dataset_name", "other")
+
+
+def test_a_terminated_extraction_ends_the_command(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    collection.search(SENTENCE)
+    write_video(collection.videos / "new.mp4", [0, 100], size=(64, 64))
+
+    def terminated(words: Sequence[str]) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr("utils.extract_features.main", terminated)
+    monkeypatch.setattr("method.search.main", lambda words: pytest.fail("searched"))
+    with pytest.raises(SystemExit, match="143"):
+        collection.search(SENTENCE)
+
+
+def test_all_videos_of_the_folder_are_searched_whichever_have_captions(
+    collection: Collection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [SENTENCE, "--json", "--dataset_name", "told"]
+    collection.search(*words)
+    paths = {"caption_train_txt": "train.txt", "caption_test_txt": "test.txt"}
+    for number, name in enumerate(paths.values()):
+        (collection.root / name).write_text(f"clip {number}#enc#0 {SENTENCE}\n")
+    update_yaml(own_yaml(collection.root, "told"), paths)
+    capsys.readouterr()
+    collection.search(*words)
+    assert found(capsys).keys() == {"clip 0", "clip 1", "clip 2"}
+    collection.search(*words, "--split", "test")
+    assert found(capsys).keys() == {"clip 1"}
+
+
+def test_help_states_the_defaults_of_this_program(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        search_videos.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"(default: {search_videos.WEIGHT}, or 0 for a checkpoint that was trained on these videos)" in text
+    assert "what to search for (default: serve a web page that plays the moments)" in text
 
 
 def test_folders_of_one_name_are_kept_apart(collection: Collection, capsys: pytest.CaptureFixture[str]) -> None:
