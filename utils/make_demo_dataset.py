@@ -67,9 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--videos", type=int, default=400, help="training videos")
     parser.add_argument("--val", type=int, default=120, help="evaluated videos")
     parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument("--tiny_roberta", action="store_true", help="no effect: the text encoder is always written")
     options = vars(parser.parse_args(arguments))
     log_to_terminal()
     out = options.pop("out").absolute()
+    del options["tiny_roberta"]  # of earlier versions
     settings = Settings(**options)
     written = make_demo(out, settings)
     note = "" if written else ", already up to date"
