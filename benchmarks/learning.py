@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="parallel trainings, which share the CPU threads")
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS)
     parser.add_argument(
-        "train", nargs="*", help="options of method/train.py after -- (default: those of the demo, but for the widths)"
+        "train", nargs="*", help="options of method/train.py after -- (default: the demo's, but for widths and epochs)"
     )
     options = parser.parse_args(arguments)
     threads = max(1, torch.get_num_threads() // options.jobs)

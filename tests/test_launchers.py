@@ -157,7 +157,7 @@ def test_the_benchmark_of_learning_has_the_options_of_the_demo(stub: Path, tmp_p
     _, (_, *train) = launch(stub, "do_demo.sh")
     launched, measured = (read_options([*flags, "--root_path", str(tmp_path)]) for flags in (train, learning.SYNTHETIC))
     differ = {flag for flag in launched if launched[flag] != measured[flag]}
-    assert differ == {"description", "num_workers", "report", "visual_feat_dim", "visual_flow_feat_dim"}
+    assert differ == {"description", "n_epoch", "num_workers", "report", "visual_feat_dim", "visual_flow_feat_dim"}
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "demo"])
