@@ -27,11 +27,12 @@ if __package__ in (None, ""):
 import torch
 
 from method.config.options import known_datasets
-from method.config.own_dataset import own_features, own_yaml, update_yaml
+from method.config.own_dataset import WIDTH_FLAGS, own_features, own_yaml, update_yaml
 from method.config.parser import Parser, user_path
 from method.data.provenance import read_description
 from method.runtime.errors import InputError, run_command
 from method.runtime.hardware import choose_device
+from method.runtime.pretrained import CLIP_FOLDER
 from method.runtime.process_group import joined_processes
 from method.runtime.progress import be_quiet
 from method.runtime.run_folder import log_to_terminal
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from method.video.extraction import Summary
 
 SOME_FAILED = 1  # exit status
-_WIDTHS = {"i3d_feat": "visual_feat_dim", "clip_feat": "visual_flow_feat_dim"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -95,10 +95,10 @@ def yaml_values(description: dict[str, Any], features: Path) -> dict[str, Any]:
     """The keys of a dataset's YAML file that follow from its video features."""
     made = description["streams"]
     values: dict[str, Any] = {"video_feat_path": str(features), "recipe": description["recipe"]}
-    values |= {_WIDTHS[key]: stream["width"] for key, stream in made.items()}
+    values |= {WIDTH_FLAGS[key]: stream["width"] for key, stream in made.items()}
     if description["recipe"] == "charades":  # as the released checkpoint
         values["fusion_positions"] = True
-    if len(made) < len(_WIDTHS):
+    if len(made) < len(WIDTH_FLAGS):
         values |= {"action_branch": "i3d_feat" in made, "phrase_action_branch": "clip_feat" in made}
         values["cross_branch_fusion"] = False
     return values
@@ -160,15 +160,14 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--dataset_name", required=True, metavar="NAME", help="name of the dataset")
     add("--recipe", help="charades, activitynet or small (default: that of the features there, else charades)")
     add("--root_path", type=user_path, default=Path(), help="folder of dataset/ and checkpoints/")
-    default = Path("checkpoints/clip-vit-base-patch32")
-    add("--clip_encoder", type=user_path, default=default, metavar="FOLDER", help="CLIP ViT-B/32")
+    add("--clip_encoder", type=user_path, default=CLIP_FOLDER, metavar="FOLDER", help="CLIP ViT-B/32")
     add(
         "--i3d_weights",
         type=user_path,
         metavar="FILE",
         help="weights of I3D (default: the recipe's, in checkpoints/i3d/)",
     )
-    add("--streams", nargs="+", choices=list(_WIDTHS), default=list(_WIDTHS), help="streams to extract")
+    add("--streams", nargs="+", choices=list(WIDTH_FLAGS), default=list(WIDTH_FLAGS), help="streams to extract")
     add("--captions", type=user_path, metavar="FILE", help="table of sentences to add, see utils/add_captions.py")
     default = Path("checkpoints/roberta-large")
     add("--text_encoder", type=user_path, default=default, metavar="DIR", help="text encoder of the sentences")

@@ -25,6 +25,7 @@ from method.config.parser import Parser, user_path
 from method.config.settings import run_name
 from method.data.dataset_files import DATA_FILES
 from method.data.linked_files import state_of
+from method.evaluation.metrics import RECALLS
 from method.runtime.errors import InputError, run_command
 from method.runtime.files import digest_of, read_json, sha256, write_json
 from method.runtime.run_folder import METRICS, REPOSITORY
@@ -32,7 +33,6 @@ from utils.check_dataset import main as check_dataset
 from utils.download_data import HUB_REPOSITORY, RELEASES, download
 
 RESULTS = REPOSITORY / "docs" / "results.json"
-RECALLS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r100": "R@100", "sumr": "SumR"}
 EXIT_DIFFERS = 1
 _EXPERIMENT = "reproduce"
 _CHECKED = "checked.json"

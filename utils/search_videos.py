@@ -31,7 +31,7 @@ from method.data.features import ACTION_KEY, OBJECT_KEY
 from method.data.provenance import read_description, read_sources
 from method.runtime.errors import InputError, run_command
 from method.runtime.hub.models import find_model
-from method.runtime.pretrained import clip_files
+from method.runtime.pretrained import CLIP_FOLDER, clip_files
 from method.runtime.run_folder import log_to_terminal
 from method.serving.opening import ALL
 from method.text.encoder_files import has_tokenizer, require_parts
@@ -45,7 +45,7 @@ from utils import download_encoders, extract_features
 WEIGHT = 0.8
 _NOT_LISTED = {"config", "caption_train_txt", "caption_test_txt", "text_feat_path", "video_feat_path", "moments"}
 _NOT_LISTED |= {"model", "neg_query_loss", "neg_query_loss_branch"}
-_CLIP, _ROBERTA = Path("checkpoints/clip-vit-base-patch32"), Path("checkpoints/roberta-large")
+_ROBERTA = Path("checkpoints/roberta-large")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -166,7 +166,7 @@ def _extract(
     i3d = root / "checkpoints" / "i3d" / find_recipe(recipe).i3d_feat.weights
     _download(root, {"clip": _needs_clip(root, given), "i3d": ACTION_KEY in streams and not i3d.exists()})
     words = [str(folder), "--dataset_name", name, "--root_path", str(root), "--recipe", recipe, "--streams", *streams]
-    words += ["--clip_encoder", str(given.get("clip_encoder", _CLIP))] if OBJECT_KEY in streams else []
+    words += ["--clip_encoder", str(given.get("clip_encoder", CLIP_FOLDER))] if OBJECT_KEY in streams else []
     words += ["--device", str(given["device"])] if "device" in given else []
     words += ["--quiet"] if given.get("quiet") else []
     try:
@@ -180,7 +180,7 @@ def _extract(
 
 def _needs_clip(root: Path, given: Mapping[str, Any]) -> bool:
     """Whether CLIP has to be downloaded. InputError if it is missing in a folder that the user named."""
-    folder = root / given.get("clip_encoder", _CLIP)
+    folder = root / given.get("clip_encoder", CLIP_FOLDER)
     try:
         clip_files(folder)
     except InputError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from method.config.parser import Parser, Switch, cache_folder, run_to_resume, user_path
 from method.config.yaml_values import branch_table
 from method.model.losses import LOSSES, NEGATIVE_QUERIES
+from method.runtime.pretrained import CLIP_FOLDER
 
 # Flags of the published launchers without effect, there and here: accepted, with a line in the log.
 IGNORED = ("topk", "visual_feature")
@@ -238,7 +239,7 @@ def _add_evaluation(parser: Parser) -> None:
     add(
         "--clip_encoder",
         type=user_path,
-        default=Path("checkpoints/clip-vit-base-patch32"),
+        default=CLIP_FOLDER,
         metavar="FOLDER",
         help="CLIP ViT-B/32, which embeds sentences for zero-shot CLIP",
     )

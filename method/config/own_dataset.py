@@ -9,8 +9,11 @@ from typing import Any
 
 import yaml
 
+from method.data.features import ACTION_KEY, OBJECT_KEY
 from method.runtime.errors import InputError
 from method.runtime.files import read_text, write_text
+
+WIDTH_FLAGS = {ACTION_KEY: "visual_feat_dim", OBJECT_KEY: "visual_flow_feat_dim"}  # of each published stream
 
 
 def own_folder(root: Path, name: str) -> Path:

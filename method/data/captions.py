@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from method.runtime.errors import InputError, summarize
-from method.runtime.files import read_text
+from method.runtime.files import digest_of, read_text
 from method.runtime.text import split_lines
 
 _LINE = re.compile(r"([^#]+#\S*)\s+(\S.*)")
@@ -19,6 +19,11 @@ class Caption:
     id: str
     video_id: str
     text: str
+
+
+def captions_digest(captions: Sequence[Caption]) -> str:
+    """A digest of the ids and texts of captions in their order."""
+    return digest_of([(caption.id, caption.text) for caption in captions])
 
 
 def read_captions(path: Path) -> list[Caption]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from method.data.cache.rows_file import RowsFile
-from method.data.captions import Caption
+from method.data.captions import Caption, captions_digest
 from method.data.edits import KINDS, Kind
 from method.negatives.vocabulary import Vocabulary
 from method.runtime.errors import InputError, summarize
@@ -48,7 +48,7 @@ def compute_fingerprint(
         encoder: digest of the text encoder; None leaves it out.
         flags: values by flag name, such as seed=666.
     """
-    parts: dict[str, Any] = {"captions": digest_of([(caption.id, caption.text) for caption in captions])}
+    parts: dict[str, Any] = {"captions": captions_digest(captions)}
     for vocabulary in vocabularies:
         tags = [list(vocabulary.tags_of.get(caption.id, {}).items()) for caption in captions]
         parts[f"{vocabulary.kind} vocabulary"] = digest_of([tags, list(vocabulary.words_of.items())])

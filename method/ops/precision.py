@@ -23,6 +23,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, half, enabled=precision != "off")
 
 
+def cpu_product_dtype() -> torch.dtype:
+    """The precision of matrix products on a CPU: that of autocast, float32 without it."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+
+
 @contextlib.contextmanager
 def matmul_precision(dtype: torch.dtype) -> Iterator[None]:
     """The fastest exact products of float32 numbers that were rounded to `dtype`."""

@@ -13,6 +13,7 @@ from method.runtime.errors import InputError, summarize
 from method.runtime.files import digest_of, require_file, sha256
 from method.runtime.hub_environment import check_timeouts
 
+CLIP_FOLDER = Path("checkpoints/clip-vit-base-patch32")  # below the root, by default
 CLIP_REMEDY = "run `python utils/download_encoders.py clip`, or set --clip_encoder"
 
 # The tower of a kind of input: prefix of its configuration and model, and the projection behind it.

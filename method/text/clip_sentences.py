@@ -14,12 +14,12 @@ from typing import Any
 import h5py
 import torch
 
-from method.data.captions import Caption
+from method.data.captions import Caption, captions_digest
 from method.data.hdf5_writer import atomic_hdf5
 from method.data.preprocessing import normalize_rows
 from method.data.ragged import Layout, Ragged
 from method.runtime.errors import InputError
-from method.runtime.files import digest_of, read_json, require_file
+from method.runtime.files import read_json, require_file
 from method.runtime.pretrained import CLIP_REMEDY, clip_digest, clip_files
 from method.runtime.progress import progress_bar
 from method.text.clip import ClipTextEncoder
@@ -74,11 +74,11 @@ def keep_sentence_features(path: Path, captions: Sequence[Caption], folder: Path
     Raises:
         InputError: without an encoder where one is needed, and for an unreadable file or other captions.
     """
-    captions_digest = digest_of([(caption.id, caption.text) for caption in captions])
+    digest = captions_digest(captions)
     found = _made_from(path) if path.exists() else {}
-    if found is None or (found and not folder.exists() and found.get("captions") == captions_digest):
+    if found is None or (found and not folder.exists() and found.get("captions") == digest):
         return
-    made_from = {"captions": captions_digest, "weights_sha256": clip_digest(folder)}
+    made_from = {"captions": digest, "weights_sha256": clip_digest(folder)}
     if found == made_from:
         return
     encoder = ClipTextEncoder(folder, device)

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
+from method.evaluation.metrics import RECALLS
 from method.model.architecture import Architecture
 
-_RECALLS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r100": "R@100", "sumr": "SumR"}
 _UNSTATED = "other"
 
 _TEXT = """# {name}
@@ -94,8 +94,8 @@ def model_card(
 
 
 def _result(metrics: Mapping[str, Any], dataset: str) -> dict[str, Any]:
-    types = {key: f"recall_at_{key[1:]}" for key in _RECALLS} | {"sumr": "sum_of_recalls"}
-    values = [{"type": types[key], "name": label, "value": metrics["fused"][key]} for key, label in _RECALLS.items()]
+    types = {key: f"recall_at_{key[1:]}" for key in RECALLS} | {"sumr": "sum_of_recalls"}
+    values = [{"type": types[key], "name": label, "value": metrics["fused"][key]} for key, label in RECALLS.items()]
     return {
         "task": {"type": "text-to-video-retrieval", "name": "Partially relevant video retrieval"},
         "dataset": {"name": dataset, "type": dataset, "split": "evaluated"},
@@ -110,10 +110,10 @@ def _results(metrics: Mapping[str, Any] | None) -> str:
     lines = [
         f"{metrics['queries']} captions, {metrics['videos']} videos, recall in percent:",
         "",
-        f"| score | {' | '.join(_RECALLS.values())} |",
-        f"|{'---|' * (1 + len(_RECALLS))}",
+        f"| score | {' | '.join(RECALLS.values())} |",
+        f"|{'---|' * (1 + len(RECALLS))}",
     ]
-    lines += [f"| {name} | {' | '.join(f'{metrics[name][key]:.1f}' for key in _RECALLS)} |" for name in scores]
+    lines += [f"| {name} | {' | '.join(f'{metrics[name][key]:.1f}' for key in RECALLS)} |" for name in scores]
     return "\n".join([*lines, "", "`metrics.json` has them in full."])
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from method.config.options import known_datasets
-from method.config.own_dataset import own_features, own_folder, own_yaml, update_yaml
+from method.config.own_dataset import WIDTH_FLAGS, own_features, own_folder, own_yaml, update_yaml
 from method.data.captions import group_by_video
 from method.data.features import ACTION_KEY, OBJECT_KEY
 from method.runtime.disk import replace_folder
@@ -39,7 +39,6 @@ from utils.captions.text_folder import (
 )
 from utils.captions.tokens import TokenStore, check_space
 
-_WIDTHS = {ACTION_KEY: "visual_feat_dim", OBJECT_KEY: "visual_flow_feat_dim"}
 _MAX_FRAMES = 128
 _SCALE = 0.75  # offset_scale as a fraction of the longest video: 96 of 128 frames, as for Charades and ActivityNet
 
@@ -159,7 +158,7 @@ def _update_yaml(
     path = own_yaml(settings.root, settings.name)
     given = {line.split(":")[0].rstrip() for line in split_lines(read_text(path))} if path.exists() else set()
     branches = {}
-    if len(videos.widths) < len(_WIDTHS):
+    if len(videos.widths) < len(WIDTH_FLAGS):
         branches = {"action_branch": ACTION_KEY in videos.widths, "phrase_action_branch": OBJECT_KEY in videos.widths}
         branches["cross_branch_fusion"] = False
     frames = min(videos.longest, _MAX_FRAMES)
@@ -169,7 +168,7 @@ def _update_yaml(
         {
             "video_feat_path": from_root(features),
             **{flag: from_root(own) for flag, own in files.items()},
-            **{_WIDTHS[key]: width for key, width in videos.widths.items()},
+            **{WIDTH_FLAGS[key]: width for key, width in videos.widths.items()},
             **branches,
             "q_feat_size": encoder.width,
             "text_encoder": from_root(settings.encoder),

@@ -17,13 +17,13 @@ import h5py
 import numpy as np
 
 from method.data.cache.rows_file import RowsFile, write_rows
-from method.data.captions import Caption
+from method.data.captions import Caption, captions_digest
 from method.data.features import FeatureFile
+from method.data.hdf5_writer import atomic_hdf5
 from method.data.preprocessing import FloatRows
 from method.data.ragged import Ragged
-from method.runtime.disk import flush_to_disk, format_bytes, free_bytes
+from method.runtime.disk import format_bytes, free_bytes
 from method.runtime.errors import InputError, shown
-from method.runtime.files import digest_of
 from method.runtime.progress import progress_bar
 from method.text.encoder import TextEncoder
 
@@ -61,7 +61,7 @@ class TokenStore:
         self._open = functools.lru_cache(maxsize=16)(RowsFile)  # there may be more than a process can open
         self._parts: dict[str, Path] = {}
         self._old: dict[str, str] = {}
-        if read_recipe(existing) == self._recipe and _read_digest(existing) == _digest(captions):
+        if read_recipe(existing) == self._recipe and _read_digest(existing) == captions_digest(captions):
             self._old_file = FeatureFile(existing)
             self._old = {caption.text: caption.id for caption in captions}
         parts.mkdir(parents=True, exist_ok=True)
@@ -110,17 +110,11 @@ class TokenStore:
 
     def write(self, path: Path, captions: Sequence[Caption], encoder: str) -> None:
         """Write an HDF5 file with an array for each caption, the recipe and the name of the encoder."""
-        with h5py.File(path, "w", locking=False) as file:
+        with atomic_hdf5(path) as file:
             file.attrs[_RECIPE] = json.dumps(self._recipe)
-            file.attrs[_ENCODER], file.attrs[_CAPTIONS] = encoder, _digest(captions)
+            file.attrs[_ENCODER], file.attrs[_CAPTIONS] = encoder, captions_digest(captions)
             for caption in progress_bar(captions, "writing token features", "caption"):
                 file[caption.id] = self.read(caption.text)
-        with path.open("rb") as written:
-            flush_to_disk(written.fileno())
-
-
-def _digest(captions: Sequence[Caption]) -> str:
-    return digest_of([(caption.id, caption.text) for caption in captions])
 
 
 def _read_digest(path: Path) -> str:

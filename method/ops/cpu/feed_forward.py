@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from method.ops.cpu.dropout import DropoutSeed, relu_dropout_, relu_dropout_backward_
+from method.ops.precision import cpu_product_dtype
 
 CHUNK_ROWS = 2048
 
@@ -36,7 +37,7 @@ class _FeedForward(torch.autograd.Function):
         probability: float,
         keep_hidden: bool,
     ) -> Tensor:
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+        dtype = cpu_product_dtype()
         inputs = (rows_ND, inner_FD, inner_F, outer_DF, outer_D)
         ctx.dtypes = [tensor.dtype for tensor in inputs]
         rows_ND, inner_FD, inner_F, outer_DF, outer_D = (tensor.to(dtype) for tensor in inputs)

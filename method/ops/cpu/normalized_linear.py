@@ -23,6 +23,7 @@ from method.ops.cpu import kernels
 from method.ops.cpu.dropout import DropoutSeed
 from method.ops.cpu.feed_forward import add_product
 from method.ops.cpu.threads import as_array, run_in_threads
+from method.ops.precision import cpu_product_dtype
 
 CHUNK_ROWS = 2048
 ROWS_PER_ITEM = 512
@@ -46,7 +47,7 @@ class _NormalizedLinear(torch.autograd.Function):
         epsilon: float,
         probability: float,
     ) -> Tensor:
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+        dtype = cpu_product_dtype()
         ctx.epsilon, ctx.seeds = epsilon, [DropoutSeed.draw(probability) for _ in rows_NI.split(CHUNK_ROWS)]
         ctx.save_for_backward(rows_NI, gain_I, bias_I, weight_DI)
         out_ND = rows_NI.new_empty(len(rows_NI), len(weight_DI), dtype=dtype)
