@@ -23,6 +23,7 @@ from method.evaluation.zero_shot import ZeroShot, open_zero_shot
 from method.model.retrieval import RetrievalModel
 from method.model.zero_shot import ZERO_SHOT
 from method.runtime.errors import InputError
+from method.serving.engines.exact import ExactEngine
 from method.serving.index import fingerprint, index_path, open_index
 from method.serving.queries import QueryEncoder
 from method.serving.searcher import Searcher
@@ -105,7 +106,7 @@ def open_searcher(model: RetrievalModel, sha256: str, settings: SearchSettings) 
     encoder = replace(settings.encoder, width=width, max_tokens=max_tokens)
     return Searcher(
         model,
-        corpus,
+        ExactEngine([corpus], scoring, model.device),
         videos.captions,
         reader,
         partial(_open_encoder, encoder, model.device, reader, videos.captions),
@@ -123,14 +124,15 @@ def open_zero_shot_searcher(settings: SearchSettings, device: torch.device) -> S
     needed = ["caption_test_txt", "caption_train_txt"] if files.has_captions else []
     zero_shot = open_zero_shot(files, settings.zero_shot, device, ["video_feat_path", *needed])
     videos = _select(settings, zero_shot.reader)
+    scoring = ScoringSettings.of(settings.evaluation, zero_shot.model)
     return Searcher(
         zero_shot.model,
-        _open_zero_shot_corpus(zero_shot, videos, settings),
+        ExactEngine([_open_zero_shot_corpus(zero_shot, videos, settings)], scoring, device),
         videos.captions,
         zero_shot.caption_reader,
         zero_shot.load_sentences,
         _durations(settings, zero_shot.reader, videos),
-        ScoringSettings.of(settings.evaluation, zero_shot.model),
+        scoring,
         settings.moments_per_video,
     )
 

@@ -19,16 +19,17 @@ from torch import Tensor
 from method.data.batch import QueryBatch
 from method.data.captions import Caption, group_by_video
 from method.data.dataset import FeatureReader
-from method.evaluation.corpus import Corpus
-from method.evaluation.metrics import FUSED, non_finite_score, ranks_of
 from method.evaluation.moments import Moment, frame_timeline
 from method.evaluation.proposals import best_moments
-from method.evaluation.scorer import Scorer, ScoringSettings
+from method.evaluation.scorer import ScoringSettings
 from method.model.retrieval import RetrievalModel
 from method.runtime.errors import InputError
+from method.serving.batching import Batching
+from method.serving.engines import Found, Ranking, SearchEngine
 from method.serving.queries import QueryEncoder, SentenceEncoder
 
 MAX_CHARACTERS = 500
+_BATCH = 64  # queries scored together, at most
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,23 @@ class Answer:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Query:
+    """An encoded query: branch -> vector (D,); how many videos to find, and the index of its own, if searched."""
+
+    vectors: Mapping[str, Tensor]
+    count: int
+    right: int | None
+
+
 class Searcher:
-    """Answers queries one at a time; safe to call from several threads.
+    """Answers queries; safe to call from several threads.
+
+    Queries that wait while others are scored are scored together.
 
     Args:
         model: in evaluation mode, on the device that computes.
-        corpus: the videos, from an index; of all models, if there are others.
+        engine: finds the videos; by the branches of all models, if there are others.
         captions: of the dataset; can be used as queries, and are shown with the videos found.
         reader: of the captions' token features; None: captions are encoded as sentences are.
         make_encoder: loads the text encoder; called for the first sentence, and again after a failure.
@@ -87,7 +99,7 @@ class Searcher:
     def __init__(
         self,
         model: RetrievalModel,
-        corpus: Corpus,
+        engine: SearchEngine,
         captions: Sequence[Caption],
         reader: FeatureReader | None,
         make_encoder: Callable[[], SentenceEncoder],
@@ -99,14 +111,12 @@ class Searcher:
         self._encoders = [QueryEncoder(model, reader, make_encoder), *others]
         self._durations, self._settings = durations, settings
         self.moments_per_video = moments_per_video
-        self._device = model.device
-        self._corpus = corpus.to(self._device)
-        self._scorer = Scorer(self._corpus, settings)
-        self._index_of = {video_id: index for index, video_id in enumerate(corpus.video_ids)}
-        self._lock = threading.Lock()
+        self._engine, self._find = engine, Batching(self._search, _BATCH)
+        self.video_ids = engine.video_ids
+        self._index_of = {video_id: index for index, video_id in enumerate(self.video_ids)}
+        self._lock = threading.Lock()  # of the encoders
         self.captions = {caption.id: caption for caption in captions}
-        self.captions_of = {**{video_id: [] for video_id in corpus.video_ids}, **group_by_video(captions)}
-        self.video_ids = corpus.video_ids
+        self.captions_of = {**{video_id: [] for video_id in self.video_ids}, **group_by_video(captions)}
 
     def load_encoder(self) -> None:
         """Load the text encoder now. InputError if that fails; captions of the dataset still work as queries."""
@@ -148,60 +158,52 @@ class Searcher:
         with self._lock:
             loaded = [encoder.load() for encoder in self._encoders]  # not counted in `seconds`
             started = time.perf_counter()
-            batches = [encoder.sentence(text) for encoder in self._encoders]
-            note = None
-            if limits := [own.max_tokens for own in loaded if own.fills(text)]:
-                note = f"the model reads the first {min(limits)} tokens of a query; later words hardly count"
-            return self._answer(Caption("", "", text), batches, count, started, note)
+            vectors = self._embed([encoder.sentence(text) for encoder in self._encoders])
+        note = None
+        if limits := [own.max_tokens for own in loaded if own.fills(text)]:
+            note = f"the model reads the first {min(limits)} tokens of a query; later words hardly count"
+        return self._answer(Caption("", "", text), vectors, count, started, note)
 
     def search_caption(self, caption_id: str, count: int) -> Answer:
         """The best `count` videos for a caption, by its token features in the dataset. InputError for an unknown id."""
         if caption_id not in self.captions:
             example = next((f"; ids look like {known!r}" for known in self.captions), ", which has no captions")
             raise InputError(f"no caption {caption_id!r} in the dataset{example}")
+        caption = self.captions[caption_id]
+        started = time.perf_counter()
         with self._lock:
-            started = time.perf_counter()
-            caption = self.captions[caption_id]
-            batches = [encoder.caption(caption) for encoder in self._encoders]
-            return self._answer(caption, batches, count, started, None)
+            vectors = self._embed([encoder.caption(caption) for encoder in self._encoders])
+        return self._answer(caption, vectors, count, started, None)
 
-    @torch.inference_mode()
-    def _answer(
-        self, caption: Caption, batches: Sequence[QueryBatch], count: int, started: float, note: str | None
-    ) -> Answer:
+    def _embed(self, batches: Sequence[QueryBatch]) -> dict[str, Tensor]:
+        """Branch -> embedding (D,) of a query that each encoder has encoded."""
         vectors: dict[str, Tensor] = {}
         for encoder, batch in zip(self._encoders, batches, strict=True):
             vectors |= encoder.embed(batch, self._settings.precision)
-        scores, frames = self._scorer.scores_and_frames(vectors)
-        bad = non_finite_score(scores)
-        if bad is not None:
-            raise InputError(f"the {bad} scores are not finite: the weights or features are broken")
-        right_rank = None
-        if caption.video_id in self._index_of:
-            target = torch.tensor([self._index_of[caption.video_id]], device=self._device)
-            right_rank = int(ranks_of(scores[FUSED], target))
-        rows = {name: scores_1V[0].cpu() for name, scores_1V in scores.items()}
-        best = {name: frames_1V[0].cpu() for name, frames_1V in frames.items()}
-        videos = rows[FUSED].argsort(descending=True, stable=True)[:count].tolist()
-        hits = [self._hit(rank, video, rows, best, vectors) for rank, video in enumerate(videos, start=1)]
-        return Answer(caption, hits, right_rank, note, time.perf_counter() - started)
+        return {name: own_1D[0] for name, own_1D in vectors.items()}
 
-    def _hit(
-        self,
-        rank: int,
-        video: int,
-        scores: Mapping[str, Tensor],
-        best: Mapping[str, Tensor],
-        vectors: Mapping[str, Tensor],
-    ) -> Hit:
-        video_id, frames = self.video_ids[video], self._corpus.video(video)
-        timeline_T = frame_timeline(frames, {name: own[0] for name, own in vectors.items()}, self._settings).cpu()
+    def _search(self, queries: Sequence[_Query]) -> list[Ranking]:
+        vectors = {name: torch.stack([query.vectors[name] for query in queries]) for name in queries[0].vectors}
+        most = max(query.count for query in queries)
+        return self._engine.search(vectors, most, [query.right for query in queries])
+
+    @torch.inference_mode()
+    def _answer(
+        self, caption: Caption, vectors: Mapping[str, Tensor], count: int, started: float, note: str | None
+    ) -> Answer:
+        ranking = self._find(_Query(vectors, count, self._index_of.get(caption.video_id)))
+        hits = [self._hit(rank, found, vectors) for rank, found in enumerate(ranking.best[:count], start=1)]
+        return Answer(caption, hits, ranking.right_rank, note, time.perf_counter() - started)
+
+    def _hit(self, rank: int, found: Found, vectors: Mapping[str, Tensor]) -> Hit:
+        video_id, frames = self.video_ids[found.index], self._engine.frames(found.index)
+        timeline_T = frame_timeline(frames, vectors, self._settings).cpu()
         first, *further = best_moments(timeline_T, self.moments_per_video)
         return Hit(
             rank,
             video_id,
-            {name: float(scores_V[video]) for name, scores_V in scores.items()},
-            {name: (int(best_V[video]) + 0.5) / len(frames[name]) for name, best_V in best.items()},
+            found.scores,
+            {name: (best + 0.5) / len(frames[name]) for name, best in found.best_frames.items()},
             tuple(timeline_T.tolist()),
             first,
             self._durations.get(video_id),

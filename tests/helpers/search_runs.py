@@ -21,6 +21,7 @@ from method.evaluation.corpus import Corpus
 from method.evaluation.frame_embeddings import FrameEmbeddings
 from method.evaluation.scorer import ScoringSettings
 from method.runtime.errors import InputError
+from method.serving.engines.exact import ExactEngine
 from method.serving.searcher import Searcher
 from method.text.encoder import TextEncoder
 from tests.helpers.paths import REPOSITORY
@@ -73,16 +74,17 @@ def make_searcher(
             raise InputError(MISSING_ENCODER)
         return cast(TextEncoder, text)
 
+    settings = ScoringSettings(branch_weights(branches, 0.5), memory_mb=4)
     return Searcher(
         model=many_branches(branches),
-        corpus=Corpus(list(captions), videos),
+        engine=ExactEngine([Corpus(list(captions), videos)], settings, torch.device("cpu")),
         captions=[
             Caption(f"{video}#enc#{k}", video, own) for video in captions for k, own in enumerate(captions[video])
         ],
         reader=cast(FeatureReader, text),
         make_encoder=load,
         durations=durations or {},
-        settings=ScoringSettings(branch_weights(branches, 0.5), memory_mb=4),
+        settings=settings,
         moments_per_video=moments,
     )
 

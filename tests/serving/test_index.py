@@ -20,6 +20,7 @@ from method.evaluation.corpus import Corpus, encode_corpus, encode_queries
 from method.evaluation.ranking import rank
 from method.model.retrieval import RetrievalModel
 from method.runtime.errors import InputError
+from method.serving.engines.exact import ExactEngine
 from method.serving.index import fingerprint, index_path, open_index
 from method.serving.searcher import Searcher
 from tests.evaluation.corpora import settings_of
@@ -97,15 +98,17 @@ def test_an_index_in_half_precision_is_half_as_large_and_ranks_like_evaluation(w
     captions = world.data.captions()
     queries = encode_queries(world.model, Loader(Queries(world.reader, captions), 4, 0, False), CPU, precision)
     expected = rank(half, queries, settings_of(0.3)).ranks["fused"]
-    searcher = Searcher(
-        world.model, half, captions, world.reader, _no_encoder, {}, settings_of(0.3, precision=precision)
-    )
+    settings = settings_of(0.3, precision=precision)
+    engine = ExactEngine([half], settings, CPU)
+    searcher = Searcher(world.model, engine, captions, world.reader, _no_encoder, {}, settings)
     assert [searcher.search_caption(caption.id, 1).right_rank for caption in captions] == expected.tolist()
 
 
 def test_best_frames_have_the_scores(world: World) -> None:
     corpus, captions = world.open(), world.data.captions()
-    searcher = Searcher(world.model, corpus, captions, world.reader, _no_encoder, {}, settings_of(0.3))
+    settings = settings_of(0.3)
+    engine = ExactEngine([corpus], settings, CPU)
+    searcher = Searcher(world.model, engine, captions, world.reader, _no_encoder, {}, settings)
     queries = encode_queries(world.model, Loader(Queries(world.reader, captions), 4, 0, False), CPU)
     later = 0
     for number, caption in enumerate(captions):
