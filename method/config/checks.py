@@ -38,7 +38,15 @@ _AT_LEAST_ONE = [
     "eval_context_bsz",
     "eval_memory_mb",
 ]
-_AT_LEAST_ZERO = ["num_workers", "save_every_steps", "seed", "wd", "margin", "neg_query_loss_weight"]
+_AT_LEAST_ZERO = [
+    "num_workers",
+    "save_every_steps",
+    "seed",
+    "wd",
+    "margin",
+    "neg_query_loss_weight",
+    "fused_loss_weight",
+]
 _POSITIVE = ["lr", "initializer_range"]
 _FRACTIONS = ["fusion_weight", "lr_warmup_proportion", "zero_shot_weight"]
 _FRACTIONS_BELOW_ONE = ["input_drop", "drop", "neg_loss_label_smoothing", "holdout_fraction"]
@@ -79,6 +87,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     except TypeError as error:
         raise InputError(f"--head {options['head']}: {error}") from error
     _check_model(options, require)
+    require("nce_temperature", 0.001 <= options["nce_temperature"] <= 100, "from 0.001 to 100")
     names = options["losses"].split(",")
     named = set(names) <= set(loss_names()) and len(set(names)) == len(names)
     require("losses", named, f"some of {','.join(loss_names())}, separated by commas, each once")

@@ -167,6 +167,14 @@ def _add_training(parser: Parser) -> None:
     add("--losses", default="triplet,nce", help="loss terms to sum, of " + ", ".join(loss_names()))
     for name in loss_names():
         add(f"--{name}_weight", type=float, default=LOSSES[name].weight, help=f"weight of the {name} loss")
+    add("--nce_temperature", type=float, default=0.07, help="temperature of the cosine_nce loss")
+    add(
+        "--fused_loss",
+        choices=("off", "beside", "instead"),
+        default="off",
+        help="losses of the fused score (--fusion_weight), beside those of the branches or instead of them",
+    )
+    add("--fused_loss_weight", type=float, default=1.0, help="weight of the fused score's losses")
     add("--margin", type=float, default=0.2, help="margin of the triplet loss")
     add("--hard_negative_start_epoch", type=int, default=20, help="first epoch with hard negatives in the triplet loss")
     add("--hard_pool_size", type=int, default=20, help="a hard negative is drawn from this many top-scoring videos")

@@ -76,6 +76,10 @@ def training_settings(options: Mapping[str, Any]) -> TrainingSettings:
         margin=options["margin"],
         hard_pool_size=options["hard_pool_size"],
         label_smoothing=options["neg_loss_label_smoothing"],
+        nce_temperature=options["nce_temperature"],
+        fused=options["fused_loss"],
+        fused_weight=options["fused_loss_weight"],
+        fusion_weight=options["fusion_weight"],
     )
     loop = LoopSettings(
         epochs=options["n_epoch"],

@@ -16,6 +16,7 @@ from method.data.ragged import Ragged
 from method.model.scoring import Similarity
 
 NEGATIVE_QUERIES = "negative_queries"
+FUSED = "fused"  # the row of the fused score, beside or instead of those of the branches
 _PUBLISHED = ("triplet", "nce", NEGATIVE_QUERIES)
 
 
@@ -25,12 +26,21 @@ class LossSettings:
 
     hard_pool_size: number of highest-scoring videos that a hard negative is drawn from.
     label_smoothing: of the hard negative query loss.
+    nce_temperature: that the cosines of the cosine NCE loss are divided by.
+    fused: 'off'; 'beside': the fused score has losses like a branch; 'instead': only it has, except that hard negative
+        queries are compared in each branch.
+    fused_weight: of the fused score's terms, relative to those of a branch.
+    fusion_weight: of the action branch in the fused score.
     weights: the terms that are summed, by their names in `LOSSES`, and the weight of each.
     """
 
     margin: float = 0.2
     hard_pool_size: int = 20
     label_smoothing: float = 0.2
+    nce_temperature: float = 0.07
+    fused: str = "off"
+    fused_weight: float = 1.0
+    fusion_weight: float = 0.5
     weights: Mapping[str, float] = field(default_factory=lambda: {name: LOSSES[name].weight for name in _PUBLISHED})
 
 
@@ -53,7 +63,7 @@ class EditScores:
 class BatchScores:
     """What a loss term may use of a batch. Scores, queries and labels are of the whole batch, on every process.
 
-    branches: the names of the X branches, in order.
+    branches: the names of the X branches, in order; the fused score counts as one where it is trained.
     cosine_XQB, raw_XQB: best cosine and best dot product of every caption and video.
     queries: branch -> (Q, D).
     hard: whether negatives are the hardest ones instead of random ones.
@@ -123,11 +133,21 @@ def random_scores(negatives_XQB: Tensor, generator: torch.Generator | None) -> T
 
 
 def nce_loss(scores: BatchScores, settings: LossSettings) -> dict[str, Tensor]:
-    """Contrastive loss of each branch: captions against all videos and videos against all captions, each averaged."""
-    raw_XQB = scores.raw_XQB
-    text_to_video_XQ = raw_XQB.logsumexp(-1) - _gather_videos(raw_XQB, scores.labels_Q.expand(raw_XQB.shape[:-1]))
-    video_to_text_XB = raw_XQB.logsumexp(-2) - raw_XQB.masked_fill(~scores.own_QB, -torch.inf).logsumexp(-2)
-    return scores.by_branch(text_to_video_XQ.mean(-1) + video_to_text_XB.mean(-1))
+    """Contrastive loss of each branch on raw scores, in both directions."""
+    return scores.by_branch(_contrastive(scores.raw_XQB, scores))
+
+
+def cosine_nce_loss(scores: BatchScores, settings: LossSettings) -> dict[str, Tensor]:
+    """The same on cosines divided by a temperature, which long embeddings cannot lower (InfoNCE, van den Oord 2018)."""
+    return scores.by_branch(_contrastive(scores.cosine_XQB / settings.nce_temperature, scores))
+
+
+def _contrastive(logits_XQB: Tensor, scores: BatchScores) -> Tensor:
+    """Captions against all videos and videos against all captions, each averaged; (X,)."""
+    own_XQ = _gather_videos(logits_XQB, scores.labels_Q.expand(logits_XQB.shape[:-1]))
+    text_to_video_XQ = logits_XQB.logsumexp(-1) - own_XQ
+    video_to_text_XB = logits_XQB.logsumexp(-2) - logits_XQB.masked_fill(~scores.own_QB, -torch.inf).logsumexp(-2)
+    return text_to_video_XQ.mean(-1) + video_to_text_XB.mean(-1)
 
 
 def best_own_frames(frames: Ragged, scores: Similarity, labels_Q: Tensor) -> Tensor:
@@ -177,6 +197,7 @@ class Loss:
 LOSSES: dict[str, Loss] = {
     "triplet": Loss(triplet_loss, weight=1.0),
     "nce": Loss(nce_loss, weight=0.02),
+    "cosine_nce": Loss(cosine_nce_loss, weight=0.1),
     NEGATIVE_QUERIES: Loss(negative_query_loss, weight=0.005),
 }
 
@@ -184,9 +205,10 @@ LOSSES: dict[str, Loss] = {
 def weighted_terms(scores: BatchScores, settings: LossSettings) -> dict[str, Tensor]:
     """All weighted terms by 'branch/loss', in the order of the branches."""
     of_loss = {name: LOSSES[name].terms(scores, settings) for name in settings.weights}
+    of_branch = {FUSED: settings.fused_weight}
     return {
-        f"{branch}/{name}": settings.weights[name] * terms[branch]
-        for branch in scores.branches
+        f"{branch}/{name}": of_branch.get(branch, 1.0) * settings.weights[name] * terms[branch]
+        for branch in dict.fromkeys((*scores.branches, *scores.queries))
         for name, terms in of_loss.items()
         if branch in terms
     }

@@ -33,6 +33,8 @@ NO_EFFECT = {
 
 # How edited captions were encoded before runs recorded it; a resumed run must not switch to the dataset's setting.
 _EDITS_BEFORE = {"text_layer": -1, "text_special_tokens": "keep"}
+# Losses before runs recorded them.
+_LOSSES_BEFORE = {"fused_loss": "off"}
 
 
 def saved_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,6 +152,7 @@ def check_same_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> Non
 def _changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if before.get("neg_query_loss"):
         before = {**_EDITS_BEFORE, **before}
+    before = {**_LOSSES_BEFORE, **before}
     changed = []
     for name, value in now.items():
         if name in NO_EFFECT or name not in before or before[name] == value:

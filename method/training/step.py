@@ -18,9 +18,10 @@ from method.config.training_settings import StepSettings
 from method.data.batch import VideoBatch
 from method.data.edits import EditedQueries, NegativeSource
 from method.data.ragged import Ragged
-from method.model.losses import BatchScores, EditScores, LossSettings, best_own_frames, total, weighted_terms
+from method.model.branch_spec import fused_weights
+from method.model.losses import FUSED, BatchScores, EditScores, LossSettings, best_own_frames, total, weighted_terms
 from method.model.retrieval import RetrievalModel
-from method.model.scoring import Similarity
+from method.model.scoring import Similarity, fuse
 from method.ops.precision import autocast
 from method.runtime import hardware
 from method.runtime.errors import InputError, summarize
@@ -58,7 +59,7 @@ def training_losses(
         generator: draws the random negatives; with the same seed on every rank.
     """
     encoded = encode(model, sharded, edits)
-    return weighted_terms(score(model, sharded, encoded, hard, edits, generator), settings)
+    return weighted_terms(score(model, sharded, encoded, settings, hard, edits, generator), settings)
 
 
 def encode(model: RetrievalModel, sharded: ShardedBatch, edits: Mapping[str, EditedQueries]) -> Encoded:
@@ -73,6 +74,7 @@ def score(
     model: RetrievalModel,
     sharded: ShardedBatch,
     encoded: Encoded,
+    settings: LossSettings,
     hard: bool,
     edits: Mapping[str, EditedQueries],
     generator: torch.Generator | None,
@@ -82,10 +84,11 @@ def score(
     scores = sharded.gather_scores(
         {name: model.branch(name).score(keys, queries[name]) for name, keys in encoded.keys.items()}
     )
+    rows = _rows(model, scores, settings)
     return BatchScores(
-        branches=tuple(scores),
-        cosine_XQB=torch.stack([branch.cosine_QB for branch in scores.values()]),
-        raw_XQB=torch.stack([branch.raw_QB for branch in scores.values()]),
+        branches=tuple(rows),
+        cosine_XQB=torch.stack([cosine_QB for cosine_QB, _ in rows.values()]),
+        raw_XQB=torch.stack([raw_QB for _, raw_QB in rows.values()]),
         labels_Q=sharded.gather_labels(sharded.batch.labels_Q),
         queries=queries,
         hard=hard,
@@ -98,6 +101,20 @@ def score(
         generator=generator,
         sum=sharded.sum,
     )
+
+
+def _rows(
+    model: RetrievalModel, scores: Mapping[str, Similarity], settings: LossSettings
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The cosines and raw scores, (Q, B) each, that have losses: of the branches, of their fused score, or of both."""
+    rows = {name: (branch.cosine_QB, branch.raw_QB) for name, branch in scores.items()}
+    if settings.fused == "off":
+        return rows
+    weights = fused_weights(model.architecture.branches, settings.fusion_weight)
+    cosine_QB, raw_QB = (
+        fuse(dict(zip(rows, parts, strict=True)), weights) for parts in zip(*rows.values(), strict=True)
+    )
+    return {**(rows if settings.fused == "beside" else {}), FUSED: (cosine_QB, raw_QB)}
 
 
 def _edit_scores(

@@ -264,6 +264,8 @@ FUSED = ["--phrase_action_branch", "--cross_branch_fusion"]
     (["--margin", "nan"], "--margin nan: expected at least 0"),
     (["--grad_clip", "0"], "--grad_clip 0.0: expected -1 or a norm above 0"),
     (["--grad_clip", "inf"], "--grad_clip inf: expected -1 or a norm above 0"),
+    (["--nce_temperature", "0"], "--nce_temperature 0.0: expected from 0.001 to 100"),
+    (["--fused_loss_weight", "nan"], "--fused_loss_weight nan: expected at least 0"),
     (["--seed", "-1"], "--seed -1: expected at least 0"),
     (["--seed", str(2**63)], f"--seed {2**63}: expected a number below"),
     (["--max_es_cnt", "-2"], "--max_es_cnt -2: expected -1 or more"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from tests.helpers.small_models import VARIANTS, lively_model, random_rows, rand
 CAPTIONS = [2, 1, 3, 1, 1, 2, 1]  # of each video
 ACTION, OBJECT = [5, 1, 24, 7, 9, 3, 12], [4, 6, 2, 20, 1, 8, 3]  # frames: each process has the longest of one stream
 WEIGHTS = {"triplet": 1.0, "nce": 0.02, "negative_queries": 0.5}
+WITH_COSINES = {**WEIGHTS, "cosine_nce": 0.1}
 EDITS = {"action": [0, 0, 2], "object": [1, 3, 3, 3, 8, 9]}  # captions that have one each time they are named
 
 
@@ -47,6 +48,7 @@ class Case:
     videos: int = 7
     hard: bool = False
     edited: bool = True
+    losses: Mapping[str, Any] = field(default_factory=dict)
 
 
 CASES = {
@@ -55,6 +57,8 @@ CASES = {
     "without edits": Case({}, edited=False),
     "two videos": Case({"fusion_extent": "padded"}, videos=2),
     "one video": Case({"fusion_extent": "padded"}, videos=1),
+    "the fused score beside": Case({}, losses={"fused": "beside", "fusion_weight": 0.3}),
+    "the fused score instead": Case({}, hard=True, losses={"fused": "instead", "weights": WITH_COSINES}),
     "one video, without edits": Case({}, videos=1, edited=False),
 }
 
@@ -79,9 +83,8 @@ def compute(case: Case, processes: Processes) -> dict[str, Tensor]:
     batch, edits = batch_of_rank(case, model, processes)
     sharded = shard_batch(processes, batch, edits)
     generator = torch.Generator().manual_seed(1)
-    terms = training_losses(
-        model, sharded, LossSettings(hard_pool_size=3, weights=WEIGHTS), case.hard, edits, generator
-    )
+    settings = LossSettings(**{"hard_pool_size": 3, "weights": WEIGHTS, **case.losses})
+    terms = training_losses(model, sharded, settings, case.hard, edits, generator)
     total(terms).backward()
     processes.add_gradients(model.parameters())
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}

@@ -1,5 +1,6 @@
 """The losses against loops over videos and captions, and which negatives are drawn."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,11 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from method.data.edits import EditedQueries
+from method.model.branch_spec import BranchSpec
 from method.model.losses import (
     BatchScores,
     EditScores,
     LossSettings,
     best_own_frames,
+    cosine_nce_loss,
     edit_cross_entropy,
     nce_loss,
     total,
@@ -20,7 +23,7 @@ from method.model.losses import (
 from method.model.scoring import similarity
 from method.training.step import training_losses
 from tests.helpers import reference_model
-from tests.helpers.small_models import lively_model, random_rows, random_streams, whole_batch
+from tests.helpers.small_models import SMALL, lively_model, random_rows, random_streams, whole_batch
 
 LABELS = {
     "several captions each": [0, 0, 1, 1, 1, 2, 3, 3],
@@ -146,6 +149,17 @@ def test_nce_of_large_scores_and_of_one_video() -> None:
     assert nce(torch.rand(4, 1), [0, 0, 0, 0]).item() == pytest.approx(0, abs=1e-6)
 
 
+@LABELLED
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
+def test_cosine_nce_equals_a_loop(labels: list[int], temperature: float) -> None:
+    cosine, reference = (scores(labels).requires_grad_() for _ in range(2))
+    loss = cosine_nce_loss(batch(cosine[None], labels), LossSettings(nce_temperature=temperature))["0"]
+    expected = reference_model.nce(reference.double() / temperature, labels).float()
+    torch.testing.assert_close(loss, expected)
+    gradients = torch.autograd.grad(loss, cosine), torch.autograd.grad(expected, reference)
+    torch.testing.assert_close(*gradients, atol=1e-5 / temperature, rtol=1e-4)
+
+
 @pytest.mark.usefixtures("lowest_for_random")
 @pytest.mark.parametrize("hard", [False, True])
 def test_losses_of_branches_together_are_those_of_each(hard: bool) -> None:
@@ -238,12 +252,17 @@ def test_best_own_frames() -> None:
 # All terms together
 
 
-def batch_losses(labels: list[int], edits: dict[str, EditedQueries] | None = None, **changes: Any) -> Any:
+def batch_losses(
+    labels: list[int],
+    edits: dict[str, EditedQueries] | None = None,
+    options: LossSettings | None = None,
+    **changes: Any,
+) -> Any:
     model = lively_model(**changes)
     streams = random_streams(model.architecture, [4, 1, 6, 2][: max(labels) + 1], [2, 3, 1, 5][: max(labels) + 1])
     tokens = random_rows([3, 1, 4, 2, 5, 1, 2, 3][: len(labels)], model.architecture.query_width)
     sharded = whole_batch(streams, tokens, torch.tensor(labels), edits or {})
-    terms = training_losses(model, sharded, settings(), True, edits or {})
+    terms = training_losses(model, sharded, options or settings(), True, edits or {})
     return model, streams, tokens, terms
 
 
@@ -280,3 +299,54 @@ def test_small_batches_have_finite_losses_and_gradients(labels: list[int]) -> No
 def test_one_branch_off() -> None:
     _, _, _, terms = batch_losses([0, 1, 1], fusion="none", object_width=None, temperatures=())
     assert list(terms) == ["action/triplet", "action/nce"]
+
+
+# The fused score
+
+
+THREE = {
+    "branches": {**SMALL.branches, "audio": BranchSpec("audio_feat", 5, weight=1.5)},
+    "temperatures": ("action", "object"),
+}
+FEWER = {"fusion": "none", "object_width": None, "temperatures": ("action",)}
+
+
+@pytest.mark.parametrize("fused", ["beside", "instead"])
+@pytest.mark.parametrize(
+    ("changes", "weights"),
+    [({}, {"action": 0.3, "object": 0.7}), (FEWER, {"action": 1.0}),
+     (THREE, {"action": 0.12, "object": 0.28, "audio": 0.6})],
+    ids=["two branches", "one branch", "three branches"],
+)  # fmt: skip
+def test_losses_of_the_fused_score(fused: str, changes: dict[str, Any], weights: dict[str, float]) -> None:
+    labels = LABELS["several captions each"]
+    names = {"triplet": 1.0, "nce": 0.02, "cosine_nce": 0.3}
+    options = LossSettings(hard_pool_size=1, weights=names, fused=fused, fused_weight=0.5, fusion_weight=0.3)
+    model, streams, tokens, terms = batch_losses(labels, options=options, **changes)
+    _, _, _, of_branches = batch_losses(labels, options=replace(options, fused="off"), **changes)
+    keys, queries = model.encode_videos(streams), model.encode_queries(tokens)
+    pairs = {
+        name: reference_model.scores(*reference_model.pad(reference_model.split_values(keys[name])), queries[name])
+        for name in weights
+    }
+    cosine, raw = (torch.stack([weights[n] * pairs[n][kind] for n in weights]).sum(0) for kind in (0, 1))
+    expected = {
+        "fused/triplet": 0.5 * reference_model.hardest_triplet(cosine, labels, 0.2),
+        "fused/nce": 0.5 * 0.02 * reference_model.nce(raw, labels),
+        "fused/cosine_nce": 0.5 * 0.3 * reference_model.nce(cosine / 0.07, labels),
+    }
+    if fused == "beside":
+        expected = {**of_branches, **expected}
+    assert list(terms) == list(expected)
+    torch.testing.assert_close(terms, expected, atol=1e-5, rtol=1e-4)
+    total(terms).backward()
+    assert all(weight.grad is not None for name, weight in model.named_parameters() if "temperatures" not in name)
+
+
+def test_edits_are_compared_in_each_branch_whatever_is_fused() -> None:
+    edits = {"object": EditedQueries(random_rows([2, 4], 8, seed=5), torch.tensor([1, 2]))}
+    options = LossSettings(fused="instead")
+    _, _, _, terms = batch_losses([0, 1, 1], edits, options)
+    _, _, _, before = batch_losses([0, 1, 1], edits)
+    assert list(terms) == ["fused/triplet", "fused/nce", "object/negative_queries"]
+    assert torch.equal(terms["object/negative_queries"], before["object/negative_queries"])

@@ -194,6 +194,14 @@ def test_a_run_from_before_text_options_were_recorded_keeps_its_encoding() -> No
     check_same_options({**before, "neg_query_loss": None}, {**now, "neg_query_loss": None})
 
 
+def test_a_run_from_before_further_losses_were_recorded_has_none() -> None:
+    now = plain(read_options(["--dataset_name", "charades", "--fused_loss", "instead"]))
+    before = {name: value for name, value in now.items() if name != "fused_loss"}
+    with pytest.raises(InputError, match=r"keep its options: --fused_loss was off, is instead$"):
+        check_same_options(before, now)
+    check_same_options(before, {**now, "fused_loss": "off"})
+
+
 def copy_of(run: Path, name: str) -> Path:
     return Path(shutil.copytree(run, run.parent / name))
 
@@ -208,6 +216,7 @@ def copy_of(run: Path, name: str) -> Path:
     (["--max_es_cnt", "3"], "--max_es_cnt was 10, is 3"),
     (["--eval_context_bsz", "2"], "--eval_context_bsz was 3, is 2"),
     (["--amp", "bf16"], "--amp was off, is bf16"),
+    (["--fused_loss", "beside"], "--fused_loss was off, is beside"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")  # fmt: skip
 def test_changed_options_are_refused_by_name(finished: Path, change: list[str], message: str) -> None:
     run = copy_of(finished, "changed" + "".join(change).replace("-", "").replace(".", ""))
