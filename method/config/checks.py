@@ -48,8 +48,8 @@ _AT_LEAST_ZERO = [
     "fused_loss_weight",
 ]
 _POSITIVE = ["lr", "initializer_range"]
-_FRACTIONS = ["fusion_weight", "lr_warmup_proportion", "zero_shot_weight"]
-_FRACTIONS_BELOW_ONE = ["input_drop", "drop", "neg_loss_label_smoothing", "holdout_fraction"]
+_FRACTIONS = ["fusion_weight", "lr_warmup_proportion", "zero_shot_weight", "soft_targets"]
+_FRACTIONS_BELOW_ONE = ["input_drop", "drop", "neg_loss_label_smoothing", "holdout_fraction", "similar_from"]
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -87,12 +87,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     except TypeError as error:
         raise InputError(f"--head {options['head']}: {error}") from error
     _check_model(options, require)
-    require("nce_temperature", 0.001 <= options["nce_temperature"] <= 100, "from 0.001 to 100")
-    names = options["losses"].split(",")
-    named = set(names) <= set(loss_names()) and len(set(names)) == len(names)
-    require("losses", named, f"some of {','.join(loss_names())}, separated by commas, each once")
-    for name in loss_names():
-        require(f"{name}_weight", 0 <= options[f"{name}_weight"] < float("inf"), "at least 0")
+    _check_losses(options, require)
     evaluated = options["eval_ckpt"] or options["zero_shot"]
     require("only_eval", not options["only_eval"] or bool(evaluated), "--eval_ckpt FILE or --zero_shot beside it")
     alone = not options["eval_ckpt"] and not options["zero_shot_weight"]
@@ -125,6 +120,21 @@ def _check_model(options: Mapping[str, Any], require: Callable[[str, bool, str],
     if options["neg_query_loss"] and options["neg_query_loss_branch"] != "both":
         flag = {"i3d": "action_branch", "clip": "phrase_action_branch"}[options["neg_query_loss_branch"]]
         require("neg_query_loss_branch", options[flag], f"a branch that is on (--{flag})")
+
+
+def _check_losses(options: Mapping[str, Any], require: Callable[[str, bool, str], None]) -> None:
+    names = options["losses"].split(",")
+    named = set(names) <= set(loss_names()) and len(set(names)) == len(names)
+    require("losses", named, f"some of {','.join(loss_names())}, separated by commas, each once")
+    for name in loss_names():
+        require(f"{name}_weight", 0 <= options[f"{name}_weight"] < float("inf"), "at least 0")
+    for flag in ("nce_temperature", "soft_target_temperature"):
+        require(flag, 0.001 <= options[flag] <= 100, "from 0.001 to 100")
+    for flag in ("query_diverse_scale", "query_diverse_margin"):
+        require(flag, 0 <= options[flag] <= 1000, "from 0 to 1000")
+    if options["soft_targets"]:
+        require("soft_targets", "cosine_nce" in names, "0 without cosine_nce in --losses")
+        require("soft_targets", options["phrase_action_branch"], "0 without the object branch (--phrase_action_branch)")
 
 
 def check_branch_options(options: Mapping[str, Any], source: Path | str) -> None:

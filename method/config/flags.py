@@ -7,7 +7,8 @@ from pathlib import Path
 
 from method.config.parser import Parser, Switch, cache_folder, run_to_resume, user_path
 from method.config.yaml_values import branch_table
-from method.model.losses import LOSSES, NEGATIVE_QUERIES
+from method.model.batch_scores import NEGATIVE_QUERIES
+from method.model.losses import LOSSES
 from method.runtime.pretrained import CLIP_FOLDER
 
 # Flags of the published launchers without effect, there and here: accepted, with a line in the log.
@@ -175,6 +176,23 @@ def _add_training(parser: Parser) -> None:
         help="losses of the fused score (--fusion_weight), beside those of the branches or instead of them",
     )
     add("--fused_loss_weight", type=float, default=1.0, help="weight of the fused score's losses")
+    add(
+        "--false_negatives",
+        choices=("off", "equal", "similar"),
+        default="off",
+        help="equal: captions of other videos with the same text are no negatives; similar: and those with similar "
+        "token features are weaker ones",
+    )
+    add("--similar_from", type=float, default=0.9, help="cosine from which captions are similar for --false_negatives")
+    add(
+        "--soft_targets",
+        type=float,
+        default=0.0,
+        help="fraction of cosine_nce whose targets are similar videos; 0: off",
+    )
+    add("--soft_target_temperature", type=float, default=0.1, help="temperature of the similarity of videos")
+    add("--query_diverse_scale", type=float, default=32.0, help="alpha of the query_diverse loss")
+    add("--query_diverse_margin", type=float, default=0.15, help="margin of the query_diverse loss")
     add("--margin", type=float, default=0.2, help="margin of the triplet loss")
     add("--hard_negative_start_epoch", type=int, default=20, help="first epoch with hard negatives in the triplet loss")
     add("--hard_pool_size", type=int, default=20, help="a hard negative is drawn from this many top-scoring videos")

@@ -8,7 +8,7 @@ from typing import Any
 
 from method.config.architecture import edit_kinds
 from method.data.edits import Kind
-from method.model.losses import NEGATIVE_QUERIES, LossSettings
+from method.model.batch_scores import NEGATIVE_QUERIES, LossSettings
 
 _DEBUG_STEPS = 2
 
@@ -80,6 +80,12 @@ def training_settings(options: Mapping[str, Any]) -> TrainingSettings:
         fused=options["fused_loss"],
         fused_weight=options["fused_loss_weight"],
         fusion_weight=options["fusion_weight"],
+        false_negatives=options["false_negatives"],
+        similar_from=options["similar_from"],
+        soft_targets=options["soft_targets"],
+        soft_temperature=options["soft_target_temperature"],
+        diverse_scale=options["query_diverse_scale"],
+        diverse_margin=options["query_diverse_margin"],
     )
     loop = LoopSettings(
         epochs=options["n_epoch"],

@@ -1,6 +1,7 @@
 """Caption files: one `VIDEOID#enc#K the caption` per line; the video id is everything before the first `#`."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,15 @@ class Caption:
 def captions_digest(captions: Sequence[Caption]) -> str:
     """A digest of the ids and texts of captions in their order."""
     return digest_of([(caption.id, caption.text) for caption in captions])
+
+
+def normalized_text(text: str) -> str:
+    """A caption without what does not change its meaning; equal texts are duplicates.
+
+    >>> normalized_text("A  cat."), normalized_text("a cat")
+    ('a cat', 'a cat')
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(" .!?")
 
 
 def read_captions(path: Path) -> list[Caption]:

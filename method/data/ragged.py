@@ -178,6 +178,11 @@ class Ragged:
             return self
         return Ragged(self.values.index_select(0, self.layout._valid_index_V), layout)
 
+    def means(self) -> Tensor:
+        """The mean of each sequence's valid rows, (B, D)."""
+        rows = self.valid()
+        return rows.layout.pad(rows.values).sum(1) / rows.layout.lengths_B[:, None]
+
     def split(self, counts: Sequence[int]) -> list[Ragged]:
         """Split into parts of `counts` sequences."""
         if len(counts) == 1:

@@ -5,7 +5,6 @@ Letters: Q captions.
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from method.data.captions import Caption
+from method.data.captions import Caption, normalized_text
 from method.evaluation.metrics import FUSED, RECALL_AT, RECALLS, Ranks, retrieval_metrics
 
 ABOUT_BRANCHES = (
@@ -37,15 +36,6 @@ class Duplicates:
     captions: int
     texts: int
     ceiling: dict[str, float]
-
-
-def normalized_text(text: str) -> str:
-    """A caption without what does not change its meaning; equal texts are duplicates.
-
-    >>> normalized_text("A  cat."), normalized_text("a cat")
-    ('a cat', 'a cat')
-    """
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(" .!?")
 
 
 def duplicates(captions: Sequence[Caption]) -> Duplicates:

@@ -7,118 +7,91 @@ caption q in the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from method.data.ragged import Ragged
+from method.model.batch_scores import (
+    FUSED,
+    NEGATIVE_QUERIES,
+    PUBLISHED,
+    TEXT_STRUCTURE,
+    BatchScores,
+    EditScores,
+    LossSettings,
+)
+from method.model.contrastive import cosine_nce_loss, nce_loss
+from method.model.query_losses import query_diverse_loss, text_structure_loss
 from method.model.scoring import Similarity
 
-NEGATIVE_QUERIES = "negative_queries"
-FUSED = "fused"  # the row of the fused score, beside or instead of those of the branches
-_PUBLISHED = ("triplet", "nce", NEGATIVE_QUERIES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossSettings:
-    """Options of the losses.
-
-    hard_pool_size: number of highest-scoring videos that a hard negative is drawn from.
-    label_smoothing: of the hard negative query loss.
-    nce_temperature: that the cosines of the cosine NCE loss are divided by.
-    fused: 'off'; 'beside': the fused score has losses like a branch; 'instead': only it has, except that hard negative
-        queries are compared in each branch.
-    fused_weight: of the fused score's terms, relative to those of a branch.
-    fusion_weight: of the action branch in the fused score.
-    weights: the terms that are summed, by their names in `LOSSES`, and the weight of each.
-    """
-
-    margin: float = 0.2
-    hard_pool_size: int = 20
-    label_smoothing: float = 0.2
-    nce_temperature: float = 0.07
-    fused: str = "off"
-    fused_weight: float = 1.0
-    fusion_weight: float = 0.5
-    weights: Mapping[str, float] = field(default_factory=lambda: {name: LOSSES[name].weight for name in _PUBLISHED})
-
-
-@dataclass(frozen=True)
-class EditScores:
-    """What the hard negative query loss compares: captions and their edits, with the best frame of their own video.
-
-    best_QD: embedding of the best own frame of each caption, as `best_own_frames` gives it.
-    owner_E: the caption that was edited.
-    """
-
-    best_QD: Tensor
-    queries_QD: Tensor
-    edited_ED: Tensor
-    owner_E: Tensor
-    temperature: Tensor
-
-
-@dataclass(frozen=True)
-class BatchScores:
-    """What a loss term may use of a batch. Scores, queries and labels are of the whole batch, on every process.
-
-    branches: the names of the X branches, in order; the fused score counts as one where it is trained.
-    cosine_XQB, raw_XQB: best cosine and best dot product of every caption and video.
-    queries: branch -> (Q, D).
-    hard: whether negatives are the hardest ones instead of random ones.
-    keys, edits: those of this process: the keys of its videos, and where they are trained with edits its captions.
-    generator: draws whatever is random; on every process from the same seed.
-    sum: the sum over all processes of what each computed from its keys or edits.
-    """
-
-    branches: tuple[str, ...]
-    cosine_XQB: Tensor
-    raw_XQB: Tensor
-    labels_Q: Tensor
-    queries: Mapping[str, Tensor] = field(default_factory=dict)
-    hard: bool = False
-    keys: Mapping[str, Ragged] = field(default_factory=dict)
-    edits: Mapping[str, EditScores] = field(default_factory=dict)
-    generator: torch.Generator | None = None
-    sum: Callable[[Tensor], Tensor] = lambda part: part
-
-    @property
-    def own_QB(self) -> Tensor:
-        """Whether a video is the caption's own."""
-        return self.labels_Q[:, None] == torch.arange(self.cosine_XQB.shape[-1], device=self.labels_Q.device)
-
-    def by_branch(self, values_X: Tensor) -> dict[str, Tensor]:
-        """A value of each branch, by name."""
-        return dict(zip(self.branches, values_X.unbind(), strict=True))
+__all__ = [
+    "FUSED",
+    "LOSSES",
+    "NEGATIVE_QUERIES",
+    "TEXT_STRUCTURE",
+    "BatchScores",
+    "EditScores",
+    "Loss",
+    "LossSettings",
+    "best_own_frames",
+    "cosine_nce_loss",
+    "edit_cross_entropy",
+    "nce_loss",
+    "negative_query_loss",
+    "query_diverse_loss",
+    "text_structure_loss",
+    "total",
+    "triplet_loss",
+    "weighted_terms",
+]  # fmt: skip
 
 
 def triplet_loss(scores: BatchScores, settings: LossSettings) -> dict[str, Tensor]:
-    """Margin loss of each branch in both directions, each averaged over its anchors; zero without negatives."""
+    """Margin loss of each branch in both directions, each averaged over its anchors; zero without negatives.
+
+    Negatives are not drawn if their weight is 0, and otherwise their loss is multiplied by it.
+    """
     # All branches at once: on a GPU, launching small operations takes longer than running them.
     cosine_XQB, labels_Q, own_QB = scores.cosine_XQB, scores.labels_Q, scores.own_QB
     videos = cosine_XQB.shape[-1]
     if videos < 2:
         return scores.by_branch(cosine_XQB.sum((-2, -1)) * 0.0)
-    negatives_XQB = cosine_XQB.detach().masked_fill(own_QB, -torch.inf)
+    negatives_XQB = cosine_XQB.detach().masked_fill(scores.excluded_QB, -torch.inf)
     own_XQ = _gather_videos(cosine_XQB, labels_Q.expand(cosine_XQB.shape[:-1]))
 
     # Video to text: mean of the video's captions against one caption of another video.
     drawn_XQB = negatives_XQB if scores.hard else random_scores(negatives_XQB, scores.generator)
-    negative_XB = cosine_XQB.gather(-2, drawn_XQB.argmax(dim=-2, keepdim=True)).squeeze(-2)
+    chosen_X1B = drawn_XQB.argmax(dim=-2, keepdim=True)
+    negative_XB = cosine_XQB.gather(-2, chosen_X1B).squeeze(-2)
     positive_XB = torch.zeros_like(negative_XB).index_add(-1, labels_Q, own_XQ) / own_QB.sum(0).clamp(min=1)
-    video_to_text_X = (settings.margin + negative_XB - positive_XB).clamp(min=0).mean(-1)
+    video_to_text_XB = (settings.margin + negative_XB - positive_XB).clamp(min=0)
 
     # Text to video: against another video, from `hard_pool_size` candidates if hard.
     if scores.hard:
-        candidates_XQP = negatives_XQB.topk(min(settings.hard_pool_size, videos - 1)).indices
-        pool, shape = candidates_XQP.shape[-1], own_XQ.shape
-        drawn_XQ = torch.randint(0, pool, shape, generator=scores.generator, device=labels_Q.device)
-        chosen_XQ = _gather_videos(candidates_XQP, drawn_XQ)
+        chosen_XQ = _draw_hard(negatives_XQB, min(settings.hard_pool_size, videos - 1), scores)
     else:
         chosen_XQ = random_scores(negatives_XQB, scores.generator).argmax(dim=-1)
-    text_to_video_X = (settings.margin + _gather_videos(cosine_XQB, chosen_XQ) - own_XQ).clamp(min=0).mean(-1)
-    return scores.by_branch(video_to_text_X + text_to_video_X)
+    text_to_video_XQ = (settings.margin + _gather_videos(cosine_XQB, chosen_XQ) - own_XQ).clamp(min=0)
+    if scores.negative_weight_QB is not None:
+        weight_XQB = scores.negative_weight_QB.expand_as(cosine_XQB)
+        video_to_text_XB = video_to_text_XB * weight_XQB.gather(-2, chosen_X1B).squeeze(-2)
+        text_to_video_XQ = text_to_video_XQ * _gather_videos(weight_XQB, chosen_XQ)
+    return scores.by_branch(video_to_text_XB.mean(-1) + text_to_video_XQ.mean(-1))
+
+
+def _draw_hard(negatives_XQB: Tensor, pool: int, scores: BatchScores) -> Tensor:
+    """One of the highest-scoring `pool` negatives of each caption, (X, Q), at random."""
+    candidates_XQP = negatives_XQB.topk(pool).indices
+    shape, device = candidates_XQP.shape[:-1], candidates_XQP.device
+    if scores.negative_weight_QB is None:
+        drawn_XQ = torch.randint(0, pool, shape, generator=scores.generator, device=device)
+    else:  # a caption may have fewer negatives
+        count_Q = (~scores.excluded_QB).sum(-1).clamp(1, pool)
+        drawn_XQ = (torch.rand(shape, generator=scores.generator, device=device) * count_Q).long()
+        drawn_XQ = torch.minimum(drawn_XQ, count_Q - 1)
+    return _gather_videos(candidates_XQP, drawn_XQ)
 
 
 def _gather_videos(values_XQB: Tensor, video_XQ: Tensor) -> Tensor:
@@ -130,24 +103,6 @@ def random_scores(negatives_XQB: Tensor, generator: torch.Generator | None) -> T
     """Random scores, -inf where the negatives are -inf, so that argmax draws uniformly from the others."""
     random_XQB = torch.rand(negatives_XQB.shape, generator=generator, device=negatives_XQB.device)
     return random_XQB.masked_fill(negatives_XQB.isneginf(), -torch.inf)
-
-
-def nce_loss(scores: BatchScores, settings: LossSettings) -> dict[str, Tensor]:
-    """Contrastive loss of each branch on raw scores, in both directions."""
-    return scores.by_branch(_contrastive(scores.raw_XQB, scores))
-
-
-def cosine_nce_loss(scores: BatchScores, settings: LossSettings) -> dict[str, Tensor]:
-    """The same on cosines divided by a temperature, which long embeddings cannot lower (InfoNCE, van den Oord 2018)."""
-    return scores.by_branch(_contrastive(scores.cosine_XQB / settings.nce_temperature, scores))
-
-
-def _contrastive(logits_XQB: Tensor, scores: BatchScores) -> Tensor:
-    """Captions against all videos and videos against all captions, each averaged; (X,)."""
-    own_XQ = _gather_videos(logits_XQB, scores.labels_Q.expand(logits_XQB.shape[:-1]))
-    text_to_video_XQ = logits_XQB.logsumexp(-1) - own_XQ
-    video_to_text_XB = logits_XQB.logsumexp(-2) - logits_XQB.masked_fill(~scores.own_QB, -torch.inf).logsumexp(-2)
-    return text_to_video_XQ.mean(-1) + video_to_text_XB.mean(-1)
 
 
 def best_own_frames(frames: Ragged, scores: Similarity, labels_Q: Tensor) -> Tensor:
@@ -195,10 +150,12 @@ class Loss:
 # A loss term is one function and one line here. `--losses` names those that are summed; the last one is for hard
 # negative queries, and `--neg_query_loss` and `--neg_query_loss_weight` are its options.
 LOSSES: dict[str, Loss] = {
-    "triplet": Loss(triplet_loss, weight=1.0),
-    "nce": Loss(nce_loss, weight=0.02),
+    "triplet": Loss(triplet_loss, weight=PUBLISHED["triplet"]),
+    "nce": Loss(nce_loss, weight=PUBLISHED["nce"]),
     "cosine_nce": Loss(cosine_nce_loss, weight=0.1),
-    NEGATIVE_QUERIES: Loss(negative_query_loss, weight=0.005),
+    "query_diverse": Loss(query_diverse_loss, weight=0.005),
+    TEXT_STRUCTURE: Loss(text_structure_loss, weight=0.1),
+    NEGATIVE_QUERIES: Loss(negative_query_loss, weight=PUBLISHED[NEGATIVE_QUERIES]),
 }
 
 

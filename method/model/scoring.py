@@ -12,6 +12,7 @@ from torch import Tensor
 
 from method import ops
 from method.data.ragged import Ragged
+from method.ops.precision import autocast
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,13 @@ def similarity(frames: Ragged, queries_QD: Tensor) -> Similarity:
 def normalized(frames: Ragged) -> Ragged:
     """Unit-length frame embeddings, whose dot products with normalized queries are cosines."""
     return frames.with_values(F.normalize(frames.values.float(), dim=-1))
+
+
+def cosines(rows_ND: Tensor) -> Tensor:
+    """The cosine of every two rows, (N, N), in float32 under autocast too."""
+    with autocast(rows_ND.device, "off"):
+        unit_ND = F.normalize(rows_ND.float(), dim=-1)
+        return unit_ND @ unit_ND.t()
 
 
 def fuse(scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

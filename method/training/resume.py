@@ -34,7 +34,7 @@ NO_EFFECT = {
 # How edited captions were encoded before runs recorded it; a resumed run must not switch to the dataset's setting.
 _EDITS_BEFORE = {"text_layer": -1, "text_special_tokens": "keep"}
 # Losses before runs recorded them.
-_LOSSES_BEFORE = {"fused_loss": "off"}
+_LOSSES_BEFORE = {"fused_loss": "off", "false_negatives": "off", "soft_targets": 0.0}
 
 
 def saved_options(given: Mapping[str, Any]) -> dict[str, Any]:

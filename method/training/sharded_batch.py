@@ -48,6 +48,19 @@ class ShardedBatch:
         """The index of each caption's video in the batch, from the shard's indices of its own videos."""
         return local_Q
 
+    @property
+    def own_captions(self) -> slice:
+        """Those of the captions of the batch that are the shard's."""
+        return slice(0, len(self.batch.labels_Q))
+
+    def gather_captions(self, local: Tensor) -> Tensor:
+        """What belongs to each caption, (Q, ...), from the rows of the shard's captions. Not differentiable."""
+        return local
+
+    def gather_videos(self, local: Tensor) -> Tensor:
+        """What belongs to each video, (B, ...), from the rows of the shard's videos. Not differentiable."""
+        return local
+
     def sum(self, local: Tensor) -> Tensor:
         """A sum over the batch, from the sum over the shard."""
         return local
@@ -82,17 +95,25 @@ class _GatheredBatch(ShardedBatch):
         parts = [part.t() for scores in local.values() for part in (scores.cosine_QB, scores.raw_QB)]
         joined = torch.cat(parts, 1)[: len(self.batch.video_ids)]
         matrices = self._processes.rows(joined, self._videos, partial=False).t().chunk(2 * len(local))
-        rank = self._processes.rank
-        first = sum(self._captions[:rank])
-        shard = slice(first, first + self._captions[rank])
         return {
-            name: Similarity(cosine_QB, raw_QB, local[name].best_frame_QB[shard])
+            name: Similarity(cosine_QB, raw_QB, local[name].best_frame_QB[self.own_captions])
             for name, cosine_QB, raw_QB in zip(local, matrices[::2], matrices[1::2], strict=True)
         }
 
     def gather_labels(self, local_Q: Tensor) -> Tensor:
         offset = list(accumulate(self._videos, initial=0))[self._processes.rank]
         return self._processes.rows(local_Q + offset, self._captions, partial=False)
+
+    @property
+    def own_captions(self) -> slice:
+        first = sum(self._captions[: self._processes.rank])
+        return slice(first, first + len(self.batch.labels_Q))
+
+    def gather_captions(self, local: Tensor) -> Tensor:
+        return self._processes.rows(local[: len(self.batch.labels_Q)], self._captions, partial=False)
+
+    def gather_videos(self, local: Tensor) -> Tensor:
+        return self._processes.rows(local[: len(self.batch.video_ids)], self._videos, partial=False)
 
     def sum(self, local: Tensor) -> Tensor:
         return self._processes.sum(local)

@@ -27,6 +27,7 @@ from method.runtime import hardware
 from method.runtime.errors import InputError, summarize
 from method.runtime.processes import Processes
 from method.training.optimizer import BertAdam
+from method.training.relations import with_relations
 from method.training.sharded_batch import ShardedBatch, shard_batch
 from method.training.timing import Stopwatch
 
@@ -85,12 +86,13 @@ def score(
         {name: model.branch(name).score(keys, queries[name]) for name, keys in encoded.keys.items()}
     )
     rows = _rows(model, scores, settings)
-    return BatchScores(
+    found = BatchScores(
         branches=tuple(rows),
         cosine_XQB=torch.stack([cosine_QB for cosine_QB, _ in rows.values()]),
         raw_XQB=torch.stack([raw_QB for _, raw_QB in rows.values()]),
         labels_Q=sharded.gather_labels(sharded.batch.labels_Q),
         queries=queries,
+        shard=sharded.own_captions,
         hard=hard,
         keys=encoded.keys,
         edits={
@@ -101,6 +103,7 @@ def score(
         generator=generator,
         sum=sharded.sum,
     )
+    return with_relations(found, sharded, settings)
 
 
 def _rows(

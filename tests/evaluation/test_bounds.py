@@ -7,8 +7,8 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from method.data.captions import Caption
-from method.evaluation.bounds import best_branch, bounds, duplicates, normalized_text
+from method.data.captions import Caption, normalized_text
+from method.evaluation.bounds import best_branch, bounds, duplicates
 from method.evaluation.metrics import RECALL_AT, retrieval_metrics
 
 

@@ -32,6 +32,8 @@ from tests.helpers.small_models import VARIANTS, lively_model, random_rows, rand
 CAPTIONS = [2, 1, 3, 1, 1, 2, 1]  # of each video
 ACTION, OBJECT = [5, 1, 24, 7, 9, 3, 12], [4, 6, 2, 20, 1, 8, 3]  # frames: each process has the longest of one stream
 WEIGHTS = {"triplet": 1.0, "nce": 0.02, "negative_queries": 0.5}
+ALL = {**WEIGHTS, "cosine_nce": 0.1, "query_diverse": 0.005, "text_structure": 0.5}
+SOFT = {"weights": ALL, "false_negatives": "similar", "similar_from": 0.1, "soft_targets": 0.4, "fused": "beside"}
 WITH_COSINES = {**WEIGHTS, "cosine_nce": 0.1}
 EDITS = {"action": [0, 0, 2], "object": [1, 3, 3, 3, 8, 9]}  # captions that have one each time they are named
 
@@ -59,6 +61,9 @@ CASES = {
     "one video": Case({"fusion_extent": "padded"}, videos=1),
     "the fused score beside": Case({}, losses={"fused": "beside", "fusion_weight": 0.3}),
     "the fused score instead": Case({}, hard=True, losses={"fused": "instead", "weights": WITH_COSINES}),
+    "all losses": Case({}, losses=SOFT),
+    "all losses, hardest negatives": Case({}, hard=True, losses=SOFT),
+    "all losses, two videos": Case({}, videos=2, losses=SOFT),
     "one video, without edits": Case({}, videos=1, edited=False),
 }
 
@@ -104,7 +109,7 @@ def batch_of_rank(
     batch = VideoBatch(
         video_ids=tuple(map(str, videos)),
         streams={name: Ragged.of([split_values(rows)[video] for video in videos]) for name, rows in streams.items()},
-        captions=tuple(Caption(str(index), "", str(owners[index])) for index in indices),
+        captions=tuple(Caption(str(index), "", str(owners[index] % 3)) for index in indices),
         tokens=Ragged.of([tokens[index] for index in indices]),
         labels_Q=torch.tensor([videos.index(owners[index]) for index in indices]),
     )

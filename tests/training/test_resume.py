@@ -195,11 +195,11 @@ def test_a_run_from_before_text_options_were_recorded_keeps_its_encoding() -> No
 
 
 def test_a_run_from_before_further_losses_were_recorded_has_none() -> None:
-    now = plain(read_options(["--dataset_name", "charades", "--fused_loss", "instead"]))
-    before = {name: value for name, value in now.items() if name != "fused_loss"}
-    with pytest.raises(InputError, match=r"keep its options: --fused_loss was off, is instead$"):
+    now = plain(read_options(["--dataset_name", "charades", "--fused_loss", "instead", "--false_negatives", "equal"]))
+    before = {name: value for name, value in now.items() if name not in ("fused_loss", "false_negatives")}
+    with pytest.raises(InputError, match=r"--fused_loss was off, is instead; --false_negatives was off, is equal$"):
         check_same_options(before, now)
-    check_same_options(before, {**now, "fused_loss": "off"})
+    check_same_options(before, {**now, "fused_loss": "off", "false_negatives": "off"})
 
 
 def copy_of(run: Path, name: str) -> Path:

@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from method.data.captions import Caption, group_by_video
-from method.evaluation.bounds import normalized_text
+from method.data.captions import Caption, group_by_video, normalized_text
 from method.evaluation.metrics import FUSED, distinct_scores
 from method.evaluation.moments import Moment, TrueMoment, best_moment, frame_timeline
 from method.evaluation.ranking import Evaluation
