@@ -32,10 +32,9 @@ def cosine_nce_loss(scores: BatchScores, settings: LossSettings) -> dict[str, Te
 
 def _contrastive(logits_XQB: Tensor, scores: BatchScores) -> Tensor:
     """Both directions (X,), each averaged; a video is to find any of its captions."""
-    own_XQB = logits_XQB.masked_fill(~scores.own_QB, -torch.inf)
-    own_XQ = logits_XQB.gather(-1, scores.labels_Q.expand(logits_XQB.shape[:-1])[..., None])[..., 0]
-    text_to_video_XQ = logits_XQB.logsumexp(-1) - own_XQ
-    video_to_text_XB = logits_XQB.logsumexp(-2) - own_XQB.logsumexp(-2)
+    own_XQ1 = scores.labels_Q.expand(logits_XQB.shape[:-1])[..., None]
+    text_to_video_XQ = logits_XQB.logsumexp(-1) - logits_XQB.gather(-1, own_XQ1).squeeze(-1)
+    video_to_text_XB = logits_XQB.logsumexp(-2) - logits_XQB.masked_fill(~scores.own_QB, -torch.inf).logsumexp(-2)
     return text_to_video_XQ.mean(-1) + video_to_text_XB.mean(-1)
 
 

@@ -46,7 +46,7 @@ def negative_weights(sharded: ShardedBatch, labels_Q: Tensor, own_QB: Tensor, se
     0 for the caption's own video and for a video of which a caption has the same text up to case, white space and final
     punctuation. With 'similar', of the others 1 - (s - f) / (1 - f), within 0 and 1, where s is the largest cosine with
     a caption of the video and f is `similar_from`. These cosines are of mean token features less their mean over the
-    batch, which all sentences share (Mu and Viswanath 2018).
+    batch, which all sentences share (Mu et al. 2018).
     """
     text_Q = sharded.gather_captions(_text_ids(sharded))
     weight_QQ = (text_Q[:, None] != text_Q).float()
