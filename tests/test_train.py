@@ -143,7 +143,7 @@ no_cross_branch_fusion --no_phrase_action_branch; no_flow_feat; fusion_positions
 fusion_extent padded; deformable_offset_kernel_size 5; deformable_offset_scale 1; amp bf16; amp fp16; grad_clip 0.01
 amp fp16 --grad_clip 1; hard_negative_start_epoch 0 --hard_pool_size 2; bsz 1; bsz 100; drop 0.5; input_drop 0.5
 drop 0 --input_drop 0; wd 0.5; wd 0 --lr_warmup_proportion 0; lr_warmup_proportion 0.5; margin 0.5
-initializer_range 0.1; max_ctx_l 4; max_desc_l 2; seed 8"""
+initializer_range 0.1; max_ctx_l 4; max_desc_l 2; seed 8; lr_schedule cosine; lr_schedule constant"""
 
 
 @pytest.mark.parametrize("option", OPTIONS.replace("\n", "; ").split("; "))

@@ -49,7 +49,7 @@ _AT_LEAST_ZERO = [
 ]
 _POSITIVE = ["lr", "initializer_range"]
 _FRACTIONS = ["fusion_weight", "lr_warmup_proportion", "zero_shot_weight", "soft_targets"]
-_FRACTIONS_BELOW_ONE = ["input_drop", "drop", "neg_loss_label_smoothing", "holdout_fraction", "similar_from"]
+_FRACTIONS_BELOW_ONE = ["input_drop", "drop", "neg_loss_label_smoothing", "holdout_fraction", "similar_from", "ema"]
 
 
 def check_options(options: Mapping[str, Any]) -> None:

@@ -158,6 +158,8 @@ def _add_training(parser: Parser) -> None:
     add("--bsz", type=int, default=128, help="batch size in videos, each with all its captions")
     add("--lr", type=float, default=2.5e-4, help="peak learning rate")
     add("--lr_warmup_proportion", type=float, default=0.01, help="fraction of all steps used for linear warm-up")
+    add("--lr_schedule", choices=("linear", "cosine", "constant"), default="linear", help="learning rate after warm-up")
+    add("--ema", type=float, default=0.0, help="decay a step of a running average of the weights to evaluate; 0: off")
     add("--wd", type=float, default=0.01, help="decoupled weight decay")
     add("--grad_clip", type=float, default=-1.0, help="maximum norm of all gradients together; -1: no limit")
     add("--n_epoch", type=int, default=100, help="number of epochs")

@@ -37,10 +37,12 @@ class LoopSettings(StepSettings):
     """Options of the training loop and of its steps.
 
     epochs: number of epochs. early_stop: epochs without a better one before training stops; negative for never.
+    ema: decay a step of the weights' running average; 0 for none.
     """
 
     epochs: int
     early_stop: int
+    ema: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,7 @@ class TrainingSettings:
     """A training: its data, its loop, and how often it is saved.
 
     batch_size: in videos. learning_rate: at its peak. warmup: fraction of all steps over which it rises.
+    decay: of the learning rate after that, as `Schedule` names it.
     holdout_fraction: of the training videos, to select the epoch on. max_videos: train on the first so many only.
     features_on_device: keep all training features in GPU memory.
     save_every_steps: within an epoch; 0 saves after epochs only.
@@ -57,6 +60,7 @@ class TrainingSettings:
     batch_size: int
     learning_rate: float
     warmup: float
+    decay: str
     weight_decay: float
     holdout_fraction: float
     max_videos: int | None
@@ -90,6 +94,7 @@ def training_settings(options: Mapping[str, Any]) -> TrainingSettings:
     loop = LoopSettings(
         epochs=options["n_epoch"],
         early_stop=options["max_es_cnt"],
+        ema=options["ema"],
         hard_from_epoch=options["hard_negative_start_epoch"],
         grad_clip=options["grad_clip"],
         amp=options["amp"],
@@ -102,6 +107,7 @@ def training_settings(options: Mapping[str, Any]) -> TrainingSettings:
         batch_size=options["bsz"],
         learning_rate=options["lr"],
         warmup=options["lr_warmup_proportion"],
+        decay=options["lr_schedule"],
         weight_decay=options["wd"],
         holdout_fraction=options["holdout_fraction"],
         max_videos=_DEBUG_STEPS * options["bsz"] if options["debug"] else None,

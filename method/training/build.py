@@ -63,5 +63,6 @@ def make_training(
     processes: Processes = SINGLE_PROCESS,
 ) -> Training:
     """A training at its start; `steps` is the number of steps per epoch."""
-    schedule = Schedule(peak=settings.learning_rate, warmup=settings.warmup, steps=steps * settings.loop.epochs)
+    steps *= settings.loop.epochs
+    schedule = Schedule(peak=settings.learning_rate, warmup=settings.warmup, steps=steps, decay=settings.decay)
     return Training(model, settings.loop, schedule, settings.weight_decay, device, negatives, processes)

@@ -21,8 +21,11 @@ from method.data.edits import NegativeSource
 from method.model.retrieval import RetrievalModel
 from method.runtime.processes import SINGLE_PROCESS, Processes
 from method.runtime.progress import progress_bar
+from method.training.average import WeightAverage
 from method.training.optimizer import Schedule, make_optimizer
 from method.training.step import TrainStep
+
+TRAINED = "trained"  # in last.ckpt: the weights of the optimizer where "model" has their average
 
 
 @dataclass
@@ -44,7 +47,10 @@ class Progress:
 
 
 class Training:
-    """Model, optimizer and progress of a training: the state that a checkpoint saves, the same on every rank."""
+    """Model, optimizer and progress of a training: the state that a checkpoint saves, the same on every rank.
+
+    average: of the model's weights, None without `--ema`.
+    """
 
     def __init__(
         self,
@@ -62,6 +68,9 @@ class Training:
         self.processes = processes
         self.optimizer = make_optimizer(model, schedule, weight_decay)
         self.progress = Progress()
+        self.average = WeightAverage(self.model, settings.ema) if settings.ema else None
+        if self.average is not None:  # not called for a step that the scaler of --amp fp16 skips
+            self.optimizer.register_step_post_hook(self._average_weights)
         self._update = TrainStep(self.model, self.optimizer, settings, device, negatives, processes)
         self.stopwatch = self._update.stopwatch
 
@@ -95,6 +104,15 @@ class Training:
         """Update the weights on a batch, or on this rank's shard of one; returns the loss terms of the whole batch."""
         return self._update(batch, self.progress.epoch, self.progress.step)
 
+    def _average_weights(self, *_: Any) -> None:
+        assert self.average is not None
+        self.average.update(self.optimizer.param_groups[0]["step"])
+
+    @property
+    def evaluated(self) -> RetrievalModel:
+        """The model that is evaluated and saved: with the averaged weights if there is an average."""
+        return self.model if self.average is None else self.average.model
+
     def finish_epoch(self, losses: Mapping[str, float], metrics: Mapping[str, Mapping[str, float]]) -> bool:
         """Record an evaluated epoch and move to the next; returns whether it is the best so far (ties count)."""
         progress = self.progress
@@ -116,8 +134,9 @@ class Training:
         return stopped or self.progress.epoch >= self.settings.epochs
 
     def state(self) -> dict[str, Any]:
-        """What a resumed training needs besides the model. A collective: all ranks call it together."""
+        """What a resumed training needs besides `evaluated`. A collective: all ranks call it together."""
         return {
+            **({} if self.average is None else {TRAINED: self.model.state_dict()}),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self._update.scaler.state_dict(),
             "progress": asdict(self.progress),
@@ -126,7 +145,9 @@ class Training:
 
     def restore(self, content: Mapping[str, Any]) -> None:
         """Load the weights and what `state` returned."""
-        self.model.load_state_dict(content["model"])
+        self.evaluated.load_state_dict(content["model"])
+        if self.average is not None:
+            self.model.load_state_dict(content[TRAINED])
         self.optimizer.load_state_dict(content["optimizer"])
         self._update.scaler.load_state_dict(content["scaler"])
         self.progress = Progress(**content["progress"])

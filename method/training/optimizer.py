@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,30 +16,43 @@ from method.runtime import hardware
 BETAS = (0.9, 0.999)
 EPSILON = 1e-6
 TENSOR_CLIP = 1.0
+# By name, the learning rate relative to its peak where a share `left` of the steps after the warm-up is left.
+DECAYS: dict[str, Callable[[float], float]] = {
+    "linear": lambda left: left,
+    "cosine": lambda left: (1 - math.cos(math.pi * left)) / 2,
+    "constant": lambda left: 1.0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Linear warm-up and linear decay.
+    """Linear warm-up, then a decay: 'linear' (published), 'cosine' (Loshchilov and Hutter 2017) or 'constant' for none.
 
     peak: highest learning rate. warmup: fraction of all steps over which it rises. steps: number of steps in total.
+    decay: a key of `DECAYS`.
     """
 
     peak: float
     warmup: float
     steps: int
+    decay: str = "linear"
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0. It is 0 past the last step and, with a warm-up, at the first.
+        """Learning rate of a step, counted from 0. With a warm-up it is 0 at the first, with a decay past the last.
 
-        >>> schedule = Schedule(peak=1.0, warmup=0.1, steps=20)
-        >>> [round(schedule.learning_rate(step), 6) for step in (0, 1, 2, 11, 20)]
-        [0.0, 0.5, 1.0, 0.5, 0.0]
+        >>> for decay in DECAYS:
+        ...     schedule = Schedule(peak=1.0, warmup=0.2, steps=20, decay=decay)
+        ...     [round(schedule.learning_rate(step), 3) for step in (0, 1, 4, 8, 12, 20)]
+        [0.0, 0.25, 1.0, 0.75, 0.5, 0.0]
+        [0.0, 0.25, 1.0, 0.854, 0.5, 0.0]
+        [0.0, 0.25, 1.0, 1.0, 1.0, 1.0]
         """
         progress = step / self.steps
         if progress < self.warmup:
             return self.peak * progress / self.warmup
-        return self.peak * max((1 - progress) / (1 - self.warmup), 0.0) if self.warmup < 1 else self.peak
+        if self.warmup == 1:
+            return self.peak
+        return self.peak * DECAYS[self.decay](max((1 - progress) / (1 - self.warmup), 0.0))
 
 
 class BertAdam(torch.optim.Optimizer):

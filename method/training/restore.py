@@ -17,7 +17,7 @@ from method.runtime.files import digest_of
 from method.runtime.run_folder import BEST, LAST
 from method.training.checkpoint import check_weights, load_model
 from method.training.checkpoint_file import is_plain
-from method.training.loop import Progress, Training
+from method.training.loop import TRAINED, Progress, Training
 
 _FEATURES = "features of the "  # key prefix of the digests of feature values
 
@@ -48,11 +48,14 @@ def restore(training: Training, state: Mapping[str, Any], folder: Path, data: Ma
     if changed := [name for name, digest in expected.items() if known.get(name) != digest]:
         raise InputError(f"{path}: the captions or features have changed: {', '.join(changed)}")
     check_weights(training.model, state["model"], path)
+    weights = state.get(TRAINED, {})
     decay = [group["weight_decay"] for group in training.optimizer.param_groups]
     try:
         moments = [moment for moments in state["optimizer"]["state"].values() for moment in moments.values()]
-        if not all(moment.dtype == torch.float32 and is_plain(moment) for moment in moments):
+        if not all(tensor.dtype == torch.float32 and is_plain(tensor) for tensor in (*moments, *weights.values())):
             raise ValueError("the optimizer state is not all dense float32")
+        if training.average is not None:
+            check_weights(training.model, weights, path)
         training.restore(state)
         _check_progress(training)
         _check_optimizer(training, decay)

@@ -31,10 +31,10 @@ NO_EFFECT = {
     "recipe",  # the features themselves are compared
 }
 
+# What runs did before they recorded these options.
+_BEFORE = {"ema": 0.0, "lr_schedule": "linear", "fused_loss": "off", "false_negatives": "off", "soft_targets": 0.0}
 # How edited captions were encoded before runs recorded it; a resumed run must not switch to the dataset's setting.
 _EDITS_BEFORE = {"text_layer": -1, "text_special_tokens": "keep"}
-# Losses before runs recorded them.
-_LOSSES_BEFORE = {"fused_loss": "off", "false_negatives": "off", "soft_targets": 0.0}
 
 
 def saved_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,9 +150,7 @@ def check_same_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> Non
 
 
 def _changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    if before.get("neg_query_loss"):
-        before = {**_EDITS_BEFORE, **before}
-    before = {**_LOSSES_BEFORE, **before}
+    before = {**_BEFORE, **(_EDITS_BEFORE if before.get("neg_query_loss") else {}), **before}
     changed = []
     for name, value in now.items():
         if name in NO_EFFECT or name not in before or before[name] == value:

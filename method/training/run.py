@@ -77,7 +77,7 @@ class TrainingRun:
             trained = time.perf_counter()
             self.report_speed((progress.step - first) * self.order.batch_size, trained - started)
             # Keep only the metrics: the embeddings would take memory from the next epoch.
-            evaluation = selector.evaluate(training.model)
+            evaluation = selector.evaluate(training.evaluated)
             metrics, several = evaluation.metrics, evaluation.right_ranks
             del evaluation
             if several is not None:
@@ -125,7 +125,7 @@ class TrainingRun:
 
     def content(self, epoch: int) -> dict[str, Any]:
         """The content of a model checkpoint after an epoch."""
-        return model_content(self.training.model, epoch, self.options)
+        return model_content(self.training.evaluated, epoch, self.options)
 
     def save(self) -> None:
         """Write last.ckpt, from which the run can be resumed; all ranks wait until it is written."""

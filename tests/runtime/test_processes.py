@@ -29,6 +29,7 @@ from method.runtime.process_group import joined_processes
 from method.runtime.processes import expect_one_process
 from method.runtime.run_folder import REPOSITORY
 from method.training.checkpoint_file import read_checkpoint
+from method.training.loop import TRAINED
 from tests.faults.programs import Outcome, Program, Starter
 from tests.helpers.distributed_losses import CASES
 from tests.helpers.runs import EPOCHS, assert_same_run
@@ -112,15 +113,16 @@ def test_three_processes_learn_what_one_does(group: Group, shared: SmallDataset)
     make_text_encoder(encoder, [caption.text for caption in read_captions(shared.train_txt)], width=QUERY_WIDTH)
     options = ["--no_cross_branch_fusion", "--drop", "0", "--input_drop", "0", "--hard_negative_start_epoch", "1",
         "--neg_query_loss", "both", "--neg_query_loss_weight", "0.5", "--neg_action_num", "2", "--neg_object_num", "3",
-        "--text_encoder", str(encoder)]  # fmt: skip
+        "--text_encoder", str(encoder), "--ema", "0.3"]  # fmt: skip
     alone = run_train(shared.flags(*options, "--description", "alone"))
     done = group.run(3, "method.train", flags(shared, *options, "--num_workers", "1", "--description", "three"))
     assert done[0].status == 0, done[0].show()
     for ours, theirs in zip(history(shared.results / "three"), history(alone), strict=True):
         assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)
-    weights, expected = (read_checkpoint(run / "last.ckpt")["model"] for run in (shared.results / "three", alone))
-    for name, weight in expected.items():
-        torch.testing.assert_close(weights[name], weight, atol=2e-4, rtol=1e-3)
+    found, expected = (read_checkpoint(run / "last.ckpt") for run in (shared.results / "three", alone))
+    for part in ("model", TRAINED):  # the average of the weights, and the weights
+        for name, weight in expected[part].items():
+            torch.testing.assert_close(found[part][name], weight, atol=2e-4, rtol=1e-3)
 
 
 # What a run leaves

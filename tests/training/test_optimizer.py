@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from method.training.optimizer import BertAdam, Schedule, make_optimizer
+from method.config.flags import make_parser
+from method.training.optimizer import DECAYS, BertAdam, Schedule, make_optimizer
 from tests.helpers.golden_case import draw
 from tests.helpers.paths import GOLDEN
 from tests.helpers.small_models import VARIANTS, lively_model
@@ -103,9 +104,18 @@ def test_state_dict_round_trip() -> None:
     (Schedule(peak=2.0, warmup=0.0, steps=4), {0: 2.0, 1: 1.5, 3: 0.5, 4: 0.0}),
     (Schedule(peak=1.0, warmup=1.0, steps=4), {0: 0.0, 1: 0.25, 3: 0.75}),
     (Schedule(peak=2.5e-4, warmup=0.01, steps=4200), {0: 0.0, 21: 1.25e-4, 42: 2.5e-4, 2121: 1.25e-4, 4200: 0.0}),
-], ids=["plain", "no warm-up", "warm-up only", "charades"])  # fmt: skip
+    (Schedule(peak=2.0, warmup=0.2, steps=20, decay="cosine"),
+     {0: 0.0, 1: 0.5, 4: 2.0, 8: 1 + math.sqrt(0.5), 12: 1.0, 16: 1 - math.sqrt(0.5), 20: 0.0, 25: 0.0}),
+    (Schedule(peak=2.0, warmup=0.0, steps=3, decay="cosine"), {0: 2.0, 1: 1.5, 2: 0.5, 3: 0.0}),
+    (Schedule(peak=2.0, warmup=0.5, steps=4, decay="constant"), {0: 0.0, 1: 1.0, 2: 2.0, 3: 2.0, 4: 2.0, 9: 2.0}),
+], ids=["plain", "no warm-up", "warm-up only", "charades", "cosine", "cosine at once", "constant"])  # fmt: skip
 def test_schedule(schedule: Schedule, expected: dict[int, float]) -> None:
     assert {step: schedule.learning_rate(step) for step in expected} == pytest.approx(expected, abs=1e-12)
+
+
+def test_every_schedule_is_a_choice_of_the_flag() -> None:
+    choices = {action.dest: action.choices for action in make_parser("")._actions}
+    assert choices["lr_schedule"] == tuple(DECAYS)
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
