@@ -42,7 +42,7 @@ _LISTED_FLAGS = [
     "pin_memory",
     "quiet",
     "video_feat_path",
-    "recipe",
+    "feature_recipe",
     "text_feat_path",
     "caption_test_txt",
     "feature_cache",

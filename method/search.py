@@ -65,7 +65,7 @@ LISTED_FLAGS = [
     "num_workers",
     "quiet",
     "video_feat_path",
-    "recipe",
+    "feature_recipe",
     "text_feat_path",
     "caption_train_txt",
     "caption_test_txt",

@@ -106,7 +106,7 @@ def train(options: EasyDict, device: torch.device, processes: Processes = SINGLE
         if not processes.is_first:  # same weights on all ranks, different dropout
             seed_everything(options.seed, processes.rank)
         reader, splits = open_splits(dataset_files(options), model.architecture, settings)
-        options.recipe = check_recipe(reader, options.recipe, f"dataset {options.dataset_name}")
+        options.feature_recipe = check_recipe(reader, options.feature_recipe, f"dataset {options.dataset_name}")
         moments = known_moments(options.moments, splits.reported)
         right_videos = known_right_videos(options.multi_gt, options.multi_gt_subset, splits.reported)
         ids = [caption.id for caption in (*splits.training_file, *splits.reported.captions)]

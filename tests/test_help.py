@@ -25,7 +25,7 @@ from utils import cache_negatives, check_dataset, convert_checkpoint, make_vocab
 FLAGS = {action.dest for action in make_parser("")._actions} - {"help"}
 WIDTHS = {"visual_feat_dim", "visual_flow_feat_dim", "q_feat_size", "max_ctx_l", "max_desc_l"}
 # Read by all, by read_options itself, from a changed copy, or only for certain models.
-READ_ELSEWHERE = {"dataset_name", "config", "root_path", "cross_attn_head", "neg_query_loss_branch", *WIDTHS}
+READ_ELSEWHERE = {"dataset_name", "config", "recipe", "root_path", "cross_attn_head", "neg_query_loss_branch", *WIDTHS}
 READ_ELSEWHERE |= {"clip_encoder", "zero_shot_text"}
 TRAINING_ONLY = {"input_drop", "drop", "initializer_range"}  # of an architecture
 
@@ -105,7 +105,8 @@ SEARCH = {
     (check_dataset, NEGATIVES, {"quick"},
      {*architecture_flags() - {*WIDTHS, "neg_query_loss", "neg_query_loss_branch"}, "amp"}),
     (cache_negatives, [*NEGATIVES, "--neg_cache", "cache"], {"pool_size"},
-     {*architecture_flags() - {"q_feat_size", "max_desc_l", "neg_query_loss"}, "video_feat_path", "recipe", "amp"}),
+     {*architecture_flags() - {"q_feat_size", "max_desc_l", "neg_query_loss"}, "video_feat_path", "feature_recipe",
+      "amp"}),
     (convert_checkpoint, ["m.ckpt", "converted.ckpt"], {"safetensors", "metrics", "license"}, TRAINING_ONLY),
 ], ids=lambda value: value.__name__.split(".")[-1] if isinstance(value, ModuleType) else "")  # fmt: skip
 def test_help_lists_what_is_read(
@@ -135,7 +136,7 @@ def test_help_of_the_vocabularies(
 
 def test_help_of_the_search_of_a_folder_is_that_of_the_search(capsys: pytest.CaptureFixture[str]) -> None:
     named, of_search = listed(search_videos, capsys), listed(search, capsys)
-    assert named < of_search
+    assert named < {*of_search, "recipe"}  # that of the features, with its other name
     assert {*SEARCH, "eval_ckpt", "zero_shot_weight", "recipe", "dataset_name", "device", "topk"} <= named
     assert not named & {"caption_test_txt", "video_feat_path", "text_feat_path", "hidden_size"}
 
@@ -149,4 +150,12 @@ def test_training_lists_and_reads_every_flag(
     unread = FLAGS - reads(train, small.flags(*NEGATIVES, "--n_epoch", "1"), monkeypatch)
     of_zero_shot = {"zero_shot_weight", "zero_shot_text", "clip_encoder"}  # with --only_eval
     of_other_losses = {f"{name}_weight" for name in loss_names()} - {"triplet_weight", "nce_weight"}  # in --losses
-    assert unread == {*IGNORED, *of_zero_shot, *of_other_losses, "best_frame_loss", "cross_attn_head", "config"}
+    assert unread == {
+        *IGNORED,
+        *of_zero_shot,
+        *of_other_losses,
+        "best_frame_loss",
+        "cross_attn_head",
+        "config",
+        "recipe",
+    }

@@ -72,7 +72,7 @@ PROGRAMS: dict[str, Callable[[list[str]], Any]] = {
 
 
 def test_a_checkpoint_stores_the_recipe_of_its_features(trained: tuple[SmallDataset, Path]) -> None:
-    assert (stored_options(trained[1]) or {})["recipe"] == RECIPE
+    assert (stored_options(trained[1]) or {})["feature_recipe"] == RECIPE
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -104,7 +104,7 @@ def test_a_released_checkpoint_has_the_recipe_of_its_dataset(
     model = load_model(checkpoint, SMALL).model
     weights = model.state_dict() | {f"temperatures.{name}": torch.tensor(2.0) for name in ("action", "object")}
     torch.save({"model": to_published(weights, architecture), "epoch": 3}, published)
-    arguments = data.flags("--eval_ckpt", str(published), "--recipe", "activitynet")
+    arguments = data.flags("--eval_ckpt", str(published), "--feature_recipe", "activitynet")
     with pytest.raises(InputError, match=r"features of recipe charades, but .*published\.ckpt needs .* activitynet"):
         PROGRAMS[program](arguments)
 
@@ -112,16 +112,16 @@ def test_a_released_checkpoint_has_the_recipe_of_its_dataset(
 def test_training_refuses_features_of_another_recipe(trained: tuple[SmallDataset, Path]) -> None:
     data, _ = trained
     with pytest.raises(InputError, match=r"features of recipe charades, but dataset demo needs .* activitynet"):
-        run_train(data.flags("--recipe", "activitynet"))
+        run_train(data.flags("--feature_recipe", "activitynet"))
     with pytest.raises(InputError, match="dataset demo needs"), own_log_handlers():
-        check_dataset.main(data.flags("--recipe", "activitynet", "--quick"))
+        check_dataset.main(data.flags("--feature_recipe", "activitynet", "--quick"))
 
 
 def test_a_resumed_run_keeps_its_recipe(trained: tuple[SmallDataset, Path]) -> None:
     data, _ = trained
-    run = run_train(data.flags("--n_epoch", "1", "--description", "resumed", "--recipe", "charades"))
+    run = run_train(data.flags("--n_epoch", "1", "--description", "resumed", "--feature_recipe", "charades"))
     assert run_train(["--resume", str(run), "--n_epoch", "2"]) == run
-    assert (stored_options(run / "model.ckpt") or {})["recipe"] == RECIPE
+    assert (stored_options(run / "model.ckpt") or {})["feature_recipe"] == RECIPE
 
 
 @pytest.mark.parametrize(("dataset", "recipe"), [("activitynet", "activitynet"), ("demo", None)])
@@ -129,7 +129,7 @@ def test_a_run_from_before_recipes_has_that_of_its_dataset(tmp_path: Path, datas
     path = tmp_path / "model.ckpt"
     write_checkpoint(path, model_content(lively_model(), 0, {"dataset_name": dataset}))
     arguments = ["--eval_ckpt", str(path), "--config", str(REPOSITORY / "configs/demo.yaml")]
-    assert read_options(arguments, saved=saved_options).recipe == recipe
+    assert read_options(arguments, saved=saved_options).feature_recipe == recipe
 
 
 class Own:

@@ -38,6 +38,7 @@ POOLS_PER_DRAW = 2
 _LISTED_FLAGS = [
     "dataset_name",
     "config",
+    "recipe",
     "root_path",
     "device",
     "device_ids",

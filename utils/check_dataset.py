@@ -55,7 +55,7 @@ _LISTED_FLAGS = [
     "device",
     "device_ids",
     "video_feat_path",
-    "recipe",
+    "feature_recipe",
     "text_feat_path",
     "caption_train_txt",
     "caption_test_txt",
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     architecture = make_architecture({**options, **_published_streams(options)})
     reader = open_features(dataset_files(options), architecture)
-    check_recipe(reader, options.recipe, f"dataset {options.dataset_name}")
+    check_recipe(reader, options.feature_recipe, f"dataset {options.dataset_name}")
     splits = [
         check_split("training split", options.caption_train_txt, reader),
         check_split("evaluated split", options.caption_test_txt, reader),

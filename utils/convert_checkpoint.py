@@ -21,6 +21,7 @@ if __package__ in (None, ""):
 from easydict import EasyDict
 
 from method.config.architecture import make_architecture
+from method.config.earlier import current_options
 from method.config.options import plain, read_options
 from method.config.parser import Parser, user_path
 from method.model.published import check_publishable, to_published
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "Convert a checkpoint between the published format and ours.",
         listed=_LISTED_FLAGS,
         extra=_add_files,
-        saved=lambda given: stored_options(given["source"]) or {},
+        saved=lambda given: current_options(stored_options(given["source"]) or {}),
     )
     source, target, folder = (options.pop(name) for name in ("source", "target", "safetensors"))
     metrics, license_id = options.pop("metrics"), options.pop("license")

@@ -94,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def yaml_values(description: dict[str, Any], features: Path) -> dict[str, Any]:
     """The keys of a dataset's YAML file that follow from its video features."""
     made = description["streams"]
-    values: dict[str, Any] = {"video_feat_path": str(features), "recipe": description["recipe"]}
+    values: dict[str, Any] = {"video_feat_path": str(features), "recipe": None}  # of an earlier version
+    values["feature_recipe"] = description["recipe"]
     values |= {WIDTH_FLAGS[key]: stream["width"] for key, stream in made.items()}
     if description["recipe"] == "charades":  # as the released checkpoint
         values["fusion_positions"] = True
@@ -158,7 +159,10 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("videos", type=user_path, metavar="VIDEO_FOLDER", help="folder with the videos, in it or below")
     add("--dataset_name", required=True, metavar="NAME", help="name of the dataset")
-    add("--recipe", help="charades, activitynet or small (default: that of the features there, else charades)")
+    add(
+        "--recipe",
+        help="feature recipe: charades, activitynet or small (default: as the features there, else charades)",
+    )
     add("--root_path", type=user_path, default=Path(), help="folder of dataset/ and checkpoints/")
     add("--clip_encoder", type=user_path, default=CLIP_FOLDER, metavar="FOLDER", help="CLIP ViT-B/32")
     add(

@@ -50,7 +50,7 @@ _ROBERTA = Path("checkpoints/roberta-large")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Search the folder of the command line; SystemExit with status 1 if some of its videos could not be read."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = [_of_features(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     folder = words.pop(0) if words and not words[0].startswith("-") else None
     given = given_flags(_parser(), words)
     if folder is None:
@@ -61,16 +61,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(status)
 
 
+def _of_features(word: str) -> str:
+    """A word of the command line for the parser of the search, where --recipe is that of trainings."""
+    name, *value = word.split("=", 1)
+    return "=".join(["--feature_recipe", *value]) if name == "--recipe" else word
+
+
 def _parser() -> Parser:
     listed = [name for name in search.LISTED_FLAGS if name not in _NOT_LISTED]
     parser = make_parser("Search a folder of videos: the first argument, before a sentence and flags.", listed)
     search.add_flags(parser)
+    # Here --recipe is that of the features; `search.add_flags` lets a flag replace others.
+    parser.add_argument_group("features").add_argument(
+        "--recipe", "--feature_recipe", dest="feature_recipe", metavar="NAME"
+    )
     parser.usage = "%(prog)s VIDEO_FOLDER [sentence] [flags]"
     parser.replace_help(
         sentence="what to search for (default: serve a web page that plays the moments)",
         dataset_name="under which the features are kept (default: made of the folder's name and place)",
-        recipe="how features are made: charades or activitynet (default: that of the features there or of --eval_ckpt, "
-        "else charades)",
+        feature_recipe="feature recipe: charades or activitynet (default: that of the features there or of "
+        "--eval_ckpt, else charades)",
         zero_shot_weight="weight of zero-shot CLIP beside --eval_ckpt, from 0 to 1 (default: "
         f"{WEIGHT}, or 0 for a checkpoint that was trained on these videos)",
         split="videos to search; all but the default need captions (default: all)",
@@ -154,7 +164,7 @@ def _extract(
     """Extract the features of new and changed videos; returns the exit status."""
     description = read_description(features) if features.exists() else None
     if description is not None:
-        streams, recipe = list(description["streams"]), given.get("recipe") or description["recipe"]
+        streams, recipe = list(description["streams"]), given.get("feature_recipe") or description["recipe"]
         if given.get("eval_ckpt") and stored.get("action_branch", True) and ACTION_KEY not in streams:
             raise InputError(
                 f"{features}: holds {' and '.join(streams)} alone, and the checkpoint needs {ACTION_KEY}, too; choose "
@@ -162,7 +172,7 @@ def _extract(
             )
     else:
         streams = [ACTION_KEY, OBJECT_KEY] if given.get("eval_ckpt") else [OBJECT_KEY]
-        recipe = given.get("recipe") or (stored.get("recipe") or "charades").split()[0]
+        recipe = given.get("feature_recipe") or (stored.get("feature_recipe") or "charades").split()[0]
     i3d = root / "checkpoints" / "i3d" / find_recipe(recipe).i3d_feat.weights
     _download(root, {"clip": _needs_clip(root, given), "i3d": ACTION_KEY in streams and not i3d.exists()})
     words = [str(folder), "--dataset_name", name, "--root_path", str(root), "--recipe", recipe, "--streams", *streams]

@@ -15,15 +15,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import re
-import signal
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from subprocess import Popen, TimeoutExpired
-from types import FrameType
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -35,16 +30,12 @@ from method.config.options import plain, read_options
 from method.config.parser import AUTO, Parser
 from method.config.settings import run_name
 from method.runtime.errors import InputError, PeerFailed, Stopped, run_command
-from method.runtime.run_folder import REPOSITORY, log_to_terminal
-from method.runtime.signals import FORWARDED, SIGNALS, StopRequests
+from method.runtime.run_folder import log_to_terminal
 from method.training.resume import finished_run, saved_options
+from utils.runs.trainings import Trainings
 from utils.summarize_runs import print_summary
 
 log = logging.getLogger(__name__)
-
-TRAIN = REPOSITORY / "method" / "train.py"
-_GRACE = 1.0  # seconds in which a training may get the signal from the terminal or a queue itself
-_POLL = 0.5
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,11 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     failed: dict[int, int] = {}
     trainings = Trainings(own.nproc_per_node)
     with trainings:
-        for number, seed in enumerate(own.seeds, start=1):
-            log.info("seed %d, training %d of %d", seed, number, len(own.seeds))
-            status = trainings.run([*flags, "--seed", str(seed), *name_flags(options, seed)])
-            if stopped := trainings.received or stop_signal(status):
-                raise Stopped(stopped, f"stopped at seed {seed}; the same command with --resume {AUTO} continues")
+        for seed, status in trainings.run(_with_each(own.seeds, flags, options)):
+            if trainings.received:
+                at = f"stopped at seed {seed}"
+                raise Stopped(trainings.received, f"{at}; the same command with --resume {AUTO} continues")
             if status:
                 failed[seed] = status
                 log.error("seed %d failed with status %d", seed, status)
@@ -78,6 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if failed:
         names = ", ".join(str(seed) for seed in failed)
         raise PeerFailed(next(iter(failed.values())), f"error: {len(failed)} of {len(own.seeds)} seeds failed: {names}")
+
+
+def _with_each(seeds: Sequence[int], flags: Sequence[str], options: EasyDict) -> Iterator[tuple[int, list[str]]]:
+    """Each seed with the flags of its training, as it is started."""
+    for number, seed in enumerate(seeds, start=1):
+        log.info("seed %d, training %d of %d", seed, number, len(seeds))
+        yield seed, [*flags, "--seed", str(seed), *name_flags(options, seed)]
 
 
 def seed_list(text: str) -> list[int]:
@@ -114,61 +111,6 @@ def name_flags(options: EasyDict, seed: int) -> list[str]:
     """The flags that name the run of a seed; without a description it is named by its start time."""
     name = of_seed(options, seed).description
     return ["--description", name] if name else []
-
-
-def stop_signal(status: int) -> int | None:
-    """The signal that stopped a training, by its exit status; None if it ended otherwise."""
-    return next((number for number in SIGNALS if status == 128 + number), None)
-
-
-class Trainings(StopRequests):
-    """Runs trainings as processes, and stops the running one when this process gets SIGINT or SIGTERM.
-
-    From a terminal or a queue the training gets the signal too, and ignores to be told twice. A second SIGINT ends it
-    without saving. `received`: the first signal.
-    """
-
-    def __init__(self, processes: int | None) -> None:
-        super().__init__()
-        self._again = False
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        self._command = [sys.executable, *(torchrun if processes else []), str(TRAIN)]
-        # torchrun ends its processes itself, unless it is killed.
-        self._last = signal.SIGTERM if processes else signal.SIGKILL
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None:
-            self.received = number
-            log.warning("%s: stopping; press Ctrl-C again to quit without saving", signal.Signals(number).name)
-        elif number == signal.SIGINT:
-            self._again = True
-
-    def run(self, flags: Sequence[str]) -> int:
-        """Train; returns the exit status, 128 and the number of the signal if one killed the process."""
-        training = Popen([*self._command, *flags], env={**os.environ, FORWARDED: "1"})
-        try:
-            status = self._wait(training)
-            return status if status >= 0 else 128 - status
-        finally:
-            if training.poll() is None:
-                training.send_signal(self._last)
-                training.wait()
-
-    def _wait(self, training: Popen[bytes]) -> int:
-        noticed: float | None = None  # when the signal was
-        passed_on = False
-        while True:
-            try:
-                return training.wait(_POLL)
-            except TimeoutExpired:
-                pass
-            if self.received is not None and not passed_on:
-                noticed = noticed or time.monotonic()
-                if time.monotonic() - noticed >= _GRACE:
-                    training.send_signal(self.received)
-                    passed_on = True
-            if self._again:
-                training.send_signal(self._last)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from method.config.parser import Parser, Switch, cache_folder, run_to_resume, user_path
+from method.config.parser import PUBLISHED, Parser, Switch, cache_folder, run_to_resume, training_recipe, user_path
 from method.config.yaml_values import branch_table
 from method.model.batch_scores import NEGATIVE_QUERIES
 from method.model.losses import LOSSES
@@ -60,6 +60,12 @@ def _add_run(parser: Parser) -> None:
     add = parser.add_argument_group("run").add_argument
     add("--dataset_name", "--dset_name", help="dataset: name of a YAML file in configs/ (default: that of --config)")
     add("--config", type=user_path, metavar="FILE", help="YAML file of a dataset outside configs/")
+    add(
+        "--recipe",
+        type=training_recipe,
+        default=PUBLISHED,
+        help="training recipe: a file of configs/recipes/ by its name, or a YAML file of one's own by its path",
+    )
     add("--root_path", type=user_path, default=Path(), help="folder that relative paths start from")
     add("--results_root", type=user_path, default=Path("results"), help="folder of all runs")
     add("--exp_id", default="a3prvr", help="experiment name: runs go to results/<dataset>/<exp_id>/<description>")
@@ -89,7 +95,7 @@ def _add_run(parser: Parser) -> None:
 def _add_data(parser: Parser) -> None:
     add = parser.add_argument_group("data").add_argument
     add("--video_feat_path", type=user_path, help="HDF5 file of video features: <video id>/i3d_feat and /clip_feat")
-    add("--recipe", help="how the video features must have been made, if they say so: charades, activitynet or tvr")
+    add("--feature_recipe", help="how video features must have been made, if they say so: charades, activitynet or tvr")
     add("--text_feat_path", type=user_path, help="HDF5 file of token features by caption id")
     add("--caption_train_txt", type=user_path, help="captions of the training split")
     add("--caption_test_txt", type=user_path, help="captions of the evaluation split")

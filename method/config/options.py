@@ -1,4 +1,4 @@
-"""Options: a flag, else the earlier run's value, else the dataset's YAML file or its base, else the default.
+"""Options: a flag, else the earlier run's value, the recipe's, the dataset's YAML file's or its base's, the default.
 
 `read_options` returns a checked EasyDict with a value for every flag of `method/config/flags.py` and absolute paths.
 """
@@ -17,7 +17,8 @@ from method.config import yaml_values
 from method.config.checks import check_branch_options, check_options
 from method.config.flags import IGNORED, PER_CALL_FLAGS, make_parser
 from method.config.own_dataset import own_yaml
-from method.config.parser import Parser
+from method.config.parser import PUBLISHED, Parser
+from method.config.recipes import read_recipe
 from method.data.dataset_files import DATA_FILES
 from method.runtime.errors import InputError
 from method.runtime.hub.models import find_model
@@ -64,7 +65,12 @@ def read_options(
     for flag in _OPTIONAL_FILES:
         if given.get(flag) and not given[flag].exists():
             raise InputError(f"--{flag} {given[flag]}: no such file")
+    if "recipe" in given and (given.get("eval_ckpt") or given.get("zero_shot")):
+        log.info("--recipe %s: of a training, has no effect here", given["recipe"])
+        del given["recipe"]
     earlier = saved(given) if saved is not None else {}
+    # An earlier run has stored what its recipe was.
+    recipe = {} if earlier else read_recipe(given.get("recipe", PUBLISHED), parser, CONFIGS / "recipes")
     source = given.get("resume") or given.get("eval_ckpt") or given.get("source") or "options of the earlier run"
     earlier = {
         name: None
@@ -77,7 +83,7 @@ def read_options(
     if "config" in given or name != earlier.get("dataset_name", name):  # another dataset than that of the earlier run
         earlier = {name: value for name, value in earlier.items() if name not in _OF_A_DATASET}
     from_yaml = {} if path is None else read_yaml(path, parser)
-    options = EasyDict({**defaults, **from_yaml, **earlier, **given, "dataset_name": name})
+    options = EasyDict({**defaults, **from_yaml, **recipe, **earlier, **given, "dataset_name": name})
     for flag in IGNORED:
         if flag in given:
             log.info("--%s is accepted and ignored, as in the published code", flag)
@@ -133,7 +139,7 @@ def read_yaml(path: Path, parser: Parser) -> dict[str, Any]:
 
     InputError for a file that is missing or not YAML, and for keys that are no flags.
     """
-    excluded = [*PER_CALL_FLAGS, "dataset_name", "config", "root_path"]
+    excluded = [*PER_CALL_FLAGS, "dataset_name", "config", "recipe", "root_path"]
     flags = {name: action for name, action in _actions(parser).items() if name not in excluded}
     return yaml_values.read_yaml(path, flags, CONFIGS, optional=_OPTIONAL_FILES)
 

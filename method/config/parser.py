@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from method.data.provenance import RECIPES
 from method.runtime.errors import InputError, shown
 
 # `--resume auto` resumes the run with the same flags, or starts it.
 AUTO = "auto"
+PUBLISHED = "published"  # the recipe of a training without one
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -90,6 +92,13 @@ def user_path(text: str) -> Path:
 def cache_folder(text: str) -> Path | str:
     """Parse a folder or 'off', which YAML reads as false."""
     return "off" if text.lower() in ("off", "false", "no") else user_path(text)
+
+
+def training_recipe(text: str) -> Path | str:
+    """Parse the name of a recipe, or the path of a YAML file. ArgumentTypeError for a recipe of features."""
+    if text in RECIPES:
+        raise argparse.ArgumentTypeError(f"{text} is how features are made, expected --feature_recipe {text}")
+    return user_path(text) if not text.strip() or "/" in text or text.endswith((".yaml", ".yml")) else text
 
 
 def run_to_resume(text: str) -> Path | str:

@@ -20,7 +20,7 @@ def dataset_files(options: Mapping[str, Any]) -> DatasetFiles:
     return DatasetFiles(
         dataset=options["dataset_name"],
         root=options["root_path"],
-        recipe=options["recipe"],
+        recipe=options["feature_recipe"],
         video_feat_path=options["video_feat_path"],
         text_feat_path=options["text_feat_path"],
         caption_train_txt=options["caption_train_txt"],

@@ -12,6 +12,7 @@ import yaml
 
 from method.config.parser import boolean
 from method.data.edits import KINDS
+from method.data.provenance import RECIPES
 from method.model.branch_spec import check_branch_name
 from method.runtime.errors import InputError, shown
 from method.runtime.files import read_text
@@ -25,31 +26,37 @@ Table = dict[str, dict[str, Any]]
 
 
 def read_yaml(
-    path: Path, flags: Mapping[str, argparse.Action], shared: Path, *, optional: Sequence[str] = ()
+    path: Path,
+    flags: Mapping[str, argparse.Action],
+    shared: Path,
+    *,
+    optional: Sequence[str] = (),
+    refused: str = "no such flag",
 ) -> dict[str, Any]:
-    """Read the options of a dataset, on top of those of the file that `base` names.
+    """Read the options of a dataset or a recipe, on top of those of the file that `base` names.
 
     Args:
         path: the YAML file.
         flags: those that may stand in it, by name.
         shared: folder of the base, unless it is beside `path`.
         optional: flags that may be null.
+        refused: what is wrong with other keys, for messages.
 
     Raises:
-        InputError: for a file that is missing or not YAML, and for keys that are no flags.
+        InputError: for a file that is missing or not YAML, and for other keys than the flags.
     """
     values = _load(path)
     base = values.pop(BASE, None)
     if base is None:
-        return _typed_values(path, values, flags, optional)
+        return _typed_values(path, values, flags, optional, refused)
     if not isinstance(base, str):
         raise InputError(f"{path}: {BASE}: expected the name of a YAML file, found {shown(base)}")
     base_path = path.parent / base
     if not base_path.exists() and (shared / base).exists():
         base_path = shared / base
     return {
-        **_typed_values(base_path, _load(base_path), flags, optional),
-        **_typed_values(path, values, flags, optional),
+        **_typed_values(base_path, _load(base_path), flags, optional, refused),
+        **_typed_values(path, values, flags, optional, refused),
     }
 
 
@@ -57,14 +64,16 @@ def _load(path: Path) -> dict[Any, Any]:
     values = parse_yaml(read_text(path), path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected 'flag: value' lines, found {type(values).__name__}")
+    if values.get("recipe") in RECIPES:  # of an earlier version
+        values = {"feature_recipe": values.pop("recipe"), **values}
     return values
 
 
 def _typed_values(
-    path: Path, values: Mapping[Any, Any], flags: Mapping[str, argparse.Action], optional: Sequence[str]
+    path: Path, values: Mapping[Any, Any], flags: Mapping[str, argparse.Action], optional: Sequence[str], refused: str
 ) -> dict[str, Any]:
     if unknown := [str(key) for key in values if key not in flags]:
-        raise InputError(f"{path}: {', '.join(unknown)}: no such flag")
+        raise InputError(f"{path}: {', '.join(unknown)}: {refused}")
     return {
         key: None if value is None and key in optional else typed(flags[key], value, path)
         for key, value in values.items()

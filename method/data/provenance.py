@@ -16,9 +16,11 @@ from typing import Any
 import h5py
 
 from method.data.dataset import FeatureReader
+from method.data.dataset_files import RELEASED
 from method.data.features import open_hdf5
 from method.runtime.errors import InputError, shown
 
+RECIPES = (*RELEASED, "small")  # of features
 FEATURES, DURATION, SOURCE = "features", "duration", "source"  # names of attributes
 _DIGITS = 12  # of a SHA-256, in the recipe of a model
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from method.config.earlier import current_options
 from method.config.parser import AUTO
-from method.data.dataset_files import RELEASED
 from method.runtime.errors import InputError
 from method.runtime.files import read_json
 from method.runtime.run_folder import LAST, METRICS, OPTIONS, RunFolder, RunName, is_evaluation, new_run
@@ -28,11 +28,9 @@ NO_EFFECT = {
     *("device", "device_ids", "only_eval", "eval_ckpt", "save_scores", "eval_memory_mb", "topk", "visual_feature"),
     *("zero_shot", "zero_shot_weight", "zero_shot_text", "clip_encoder"),
     *("report", "moments", "quiet", "feature_cache", "features_on_device", "config", "multi_gt", "multi_gt_subset"),
-    "recipe",  # the features themselves are compared
+    "feature_recipe",  # the features themselves are compared
 }
 
-# What runs did before they recorded these options.
-_BEFORE = {"ema": 0.0, "lr_schedule": "linear", "fused_loss": "off", "false_negatives": "off", "soft_targets": 0.0}
 # How edited captions were encoded before runs recorded it; a resumed run must not switch to the dataset's setting.
 _EDITS_BEFORE = {"text_layer": -1, "text_special_tokens": "keep"}
 
@@ -44,17 +42,9 @@ def saved_options(given: Mapping[str, Any]) -> dict[str, Any]:
         if not (folder / OPTIONS).exists():
             raise InputError(f"--resume {folder}: no run there, expected a folder with {OPTIONS}")
         options = _options_of(folder)
-        return _recipe_before(options) | (_EDITS_BEFORE | options if options.get("neg_query_loss") else options)
-    if given.get("eval_ckpt"):
-        options = stored_options(given["eval_ckpt"]) or {}
-        return _recipe_before(options) | options
-    return {}
-
-
-def _recipe_before(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe of a run from before runs recorded it: that of its dataset, if it is a released one."""
-    name = options.get("dataset_name")
-    return {"recipe": name} if name in RELEASED else {}
+        return _EDITS_BEFORE | options if options.get("neg_query_loss") else options
+    stored = stored_options(given["eval_ckpt"]) if given.get("eval_ckpt") else None
+    return current_options(stored) if stored else {}
 
 
 def find_run(name: RunName, options: Mapping[str, Any]) -> tuple[Path | None, bool]:
@@ -150,7 +140,7 @@ def check_same_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> Non
 
 
 def _changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    before = {**_BEFORE, **(_EDITS_BEFORE if before.get("neg_query_loss") else {}), **before}
+    before = current_options(_EDITS_BEFORE | dict(before) if before.get("neg_query_loss") else before)
     changed = []
     for name, value in now.items():
         if name in NO_EFFECT or name not in before or before[name] == value:
@@ -189,7 +179,7 @@ def _options_of(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder / OPTIONS}: expected the options of a run")
     if is_evaluation(options):
         raise InputError(f"--resume {folder}: an evaluation run; evaluations are rerun, not resumed")
-    return options
+    return current_options(options)
 
 
 def _latest_unfinished(name: RunName) -> Path:

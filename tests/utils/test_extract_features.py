@@ -109,7 +109,7 @@ def test_the_published_layout_and_a_dataset_are_written(folder: Folder, capsys: 
     assert description is not None
     assert (description["recipe"], description["streams"]["clip_feat"]["rate"]) == ("charades", RATE)
     options = read_options(["--dataset_name", "mine", "--root_path", str(folder.root)])
-    assert (options.video_feat_path, options.recipe) == (folder.features, "charades")
+    assert (options.video_feat_path, options.feature_recipe) == (folder.features, "charades")
     assert (options.visual_feat_dim, options.visual_flow_feat_dim, options.fusion_positions) == (10, 6, True)
 
 
@@ -265,7 +265,7 @@ def test_features_of_two_ways_are_never_mixed(folder: Folder) -> None:
     assert folder.features.read_bytes() == before
     folder.features.unlink()
     folder.extract("--recipe", "activitynet")
-    assert read_options(["--dataset_name", "mine", "--root_path", str(folder.root)]).recipe == "activitynet"
+    assert read_options(["--dataset_name", "mine", "--root_path", str(folder.root)]).feature_recipe == "activitynet"
     folder.encoded()
     folder.extract()  # the recipe of the features is the default
     assert folder.encoded() == {}

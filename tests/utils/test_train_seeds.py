@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -12,9 +14,10 @@ from typing import Any
 import pytest
 
 from method.runtime.errors import InputError, PeerFailed, Stopped
+from tests.helpers.paths import REPOSITORY
 from tests.helpers.runs import STEPS, Crash, Interruption, assert_same_run, crash, send
 from tests.helpers.small_dataset import SmallDataset, run_train
-from utils import train_seeds
+from utils.runs import trainings
 from utils.train_seeds import main
 
 
@@ -31,7 +34,7 @@ class InThisProcess:
     seeds: list[str]
 
     def __init__(self, command: Sequence[str], env: dict[str, str]) -> None:
-        flags = command[command.index(str(train_seeds.TRAIN)) + 1 :]
+        flags = command[command.index(str(trainings.TRAIN)) + 1 :]
         self.seeds.append(flags[flags.index("--seed") + 1])
         self.status = 0
         try:
@@ -54,7 +57,7 @@ class InThisProcess:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The seeds of the trainings that are started, which run in this process."""
     InThisProcess.seeds = []
-    monkeypatch.setattr(train_seeds, "Popen", InThisProcess)
+    monkeypatch.setattr(trainings, "Popen", InThisProcess)
     return InThisProcess.seeds
 
 
@@ -148,9 +151,9 @@ def test_signals(
     body: str, received: int, noted: list[str], small: SmallDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "train.py").write_text(STUB + body)
-    monkeypatch.setattr(train_seeds, "TRAIN", tmp_path / "train.py")
-    monkeypatch.setattr(train_seeds, "_GRACE", 0.3)
-    monkeypatch.setattr(train_seeds, "_POLL", 0.1)
+    monkeypatch.setattr(trainings, "TRAIN", tmp_path / "train.py")
+    monkeypatch.setattr(trainings, "_GRACE", 0.3)
+    monkeypatch.setattr(trainings, "_POLL", 0.1)
     monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
     before, started = signal.getsignal(signal.SIGTERM), time.monotonic()
     with pytest.raises(Stopped) as stopped:
@@ -161,6 +164,64 @@ def test_signals(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_several_at_a_time(small: SmallDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each but the first waits for the next to have started; all but the one that failed are told to stop."""
+    body = """
+signal.signal(signal.SIGTERM, stop)
+seed = int(sys.argv[-1])
+while seed < 3 and f"{seed + 1}1" not in open(os.environ["NOTES"]).read().split():
+    time.sleep(0.01)
+if seed == 1:
+    sys.exit(7)
+if seed == 3:
+    os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(60)
+"""
+    (tmp_path / "train.py").write_text(STUB + body)
+    monkeypatch.setattr(trainings, "TRAIN", tmp_path / "train.py")
+    monkeypatch.setattr(trainings, "_GRACE", 0.0)
+    monkeypatch.setattr(trainings, "_POLL", 0.05)
+    notes = tmp_path / "notes"
+    notes.touch()
+    found = {}
+    running = trainings.Trainings(environment={"NOTES": str(notes)})
+    with running:
+        for seed, status in running.run([(seed, ["--seed", str(seed)]) for seed in range(1, 6)], jobs=2):
+            found[seed] = status
+    assert running.received == signal.SIGTERM
+    assert found == {1: 7, 2: 143, 3: 143}
+    assert sorted(notes.read_text().split()) == ["11", "21", "31", "SIGTERM", "SIGTERM"]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from utils.runs import trainings
+trainings.TRAIN = Path(sys.argv[1])
+list(trainings.Trainings().run([(1, ["--seed", "1"])]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process that its parent has ended")
+def test_no_training_is_left_behind_when_its_starter_is_killed(tmp_path: Path) -> None:
+    body = "signal.signal(signal.SIGTERM, stop); os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)"
+    (tmp_path / "train.py").write_text(STUB + body)
+    notes, started = tmp_path / "notes", time.monotonic()
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "train.py")]
+    environment = {**os.environ, "NOTES": str(notes), "PYTHONPATH": str(REPOSITORY)}
+    # Until the training, too, has closed its standard output.
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert notes.read_text().split() == ["11", "SIGTERM"]
+    assert time.monotonic() - started < 30
+
+
+def test_a_training_whose_starter_has_ended_does_not_start(tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "utils/runs/with_parent.py"), "1", sys.executable, "-c", "print(1)"]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"", b"")
+
+
 def test_several_processes_of_each_training(small: SmallDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
 
@@ -168,11 +229,12 @@ def test_several_processes_of_each_training(small: SmallDataset, monkeypatch: py
         commands.append(command)
         raise OSError(2, "not started")
 
-    monkeypatch.setattr(train_seeds, "Popen", note)
+    monkeypatch.setattr(trainings, "Popen", note)
     with pytest.raises(OSError, match="not started"):
         main(["--seeds=8", "--nproc_per_node", "2", "--", *flags_of(small)])
-    ((*start, _train),) = (command[:7] for command in commands)
-    assert start == [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    place = commands[0].index(str(trainings.TRAIN))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    assert commands[0][place - len(start) : place] == start
     assert commands[0][-2:] == ["--seed", "8"]
 
 

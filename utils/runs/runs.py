@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from method.config.earlier import current_options
 from method.config.flags import make_parser
 from method.evaluation.metrics import RECALLS
 from method.runtime.errors import InputError
@@ -80,7 +81,7 @@ def read_runs(paths: Iterable[Path], score: str, evaluations: bool) -> tuple[lis
 def _read(path: Path, score: str, defaults: Mapping[str, Any]) -> Run:
     metrics = read_json(path / METRICS)
     try:
-        options = metrics["options"]
+        options = current_options(metrics["options"])
         sizes = {"videos": metrics["videos"], "captions": metrics["queries"]}
         # Earlier versions lack later options, and did what is now the default.
         configuration = {name: options.get(name, default) for name, default in defaults.items()} | sizes

@@ -1,0 +1,33 @@
+"""Options as earlier versions stored them in runs and checkpoints, in the form of this version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from method.config.parser import PUBLISHED
+from method.data.dataset_files import RELEASED
+
+# What trainings did before they recorded these options.
+_BEFORE: dict[str, Any] = {"recipe": PUBLISHED, "ema": 0.0, "lr_schedule": "linear"}
+_BEFORE |= {"fused_loss": "off", "false_negatives": "off", "soft_targets": 0.0}
+
+
+def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The stored options with those that have been added or renamed since.
+
+    `recipe` was that of the features, now `feature_recipe`; before that, those of released datasets were known.
+
+    >>> stored = current_options({"dataset_name": "tvr", "recipe": "charades"})
+    >>> stored["feature_recipe"], stored["recipe"]
+    ('charades', 'published')
+    """
+    current = dict(options)
+    if "feature_recipe" not in current:
+        name = current.get("dataset_name")
+        known = {"recipe": name} if name in RELEASED else {}
+        before = {**known, **current}
+        if "recipe" in before:
+            current["feature_recipe"] = before["recipe"]
+        current.pop("recipe", None)
+    return {**_BEFORE, **current}
