@@ -3,6 +3,7 @@
 # The published values are in configs/activitynet.yaml; flags given here override them:
 #   bash do_activitynet.sh
 #   bash do_activitynet.sh --n_epoch 2 --device -1
+#   bash do_activitynet.sh --recipe plus    a recipe of configs/recipes/ on top of the published values
 #   bash do_activitynet.sh --only_eval --eval_ckpt checkpoints/anet.ckpt
 #   bash do_activitynet.sh --description first --resume auto    start the run, or resume it
 #   SEEDS="1 2 3" bash do_activitynet.sh --resume auto    a run for each seed, then their mean

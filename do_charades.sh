@@ -3,6 +3,7 @@
 # The published values are in configs/charades.yaml; flags given here override them:
 #   bash do_charades.sh
 #   bash do_charades.sh --n_epoch 2 --device -1
+#   bash do_charades.sh --recipe plus    a recipe of configs/recipes/ on top of the published values
 #   bash do_charades.sh --only_eval --eval_ckpt checkpoints/charades.ckpt
 #   bash do_charades.sh --description first --resume auto    start the run, or resume it
 #   SEEDS="1 2 3" bash do_charades.sh --resume auto    a run for each seed, then their mean

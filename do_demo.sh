@@ -5,6 +5,7 @@
 #   bash do_demo.sh
 #   bash do_demo.sh --neg_query_loss both      edited captions as hard negative queries
 #   bash do_demo.sh --no_cross_branch_fusion   an ablation
+#   bash do_demo.sh --recipe plus              a recipe of configs/recipes/
 #   SEEDS="1 2 3" bash do_demo.sh              a run for each seed, then their mean
 # Videos, data and runs go to demo/; what is there is not made again. Environment: PYTHON sets the interpreter, NPROC the
 # number of processes.

@@ -3,6 +3,7 @@
 # The published values are in configs/tvr.yaml; flags given here override them:
 #   bash do_tvr.sh
 #   bash do_tvr.sh --n_epoch 2 --device -1
+#   bash do_tvr.sh --recipe plus    a recipe of configs/recipes/ on top of the published values
 #   bash do_tvr.sh --only_eval --eval_ckpt checkpoints/tvr.ckpt
 #   bash do_tvr.sh --description first --resume auto    start the run, or resume it
 # Environment: PYTHON sets the interpreter, ROOT_PATH the folder of dataset/, checkpoints/ and results/, NPROC the number

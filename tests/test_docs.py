@@ -37,6 +37,7 @@ SHELL = {"srun", "if", "then", "fi"}
 PROGRAMS = [
     *(f"method/{name}.py" for name in ("train", "evaluate", "search")),
     *sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "utils").glob("[!_]*.py")),
+    "benchmarks/ablation.py",
 ]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

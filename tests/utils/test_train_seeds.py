@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ import pytest
 
 from method.runtime.errors import InputError, PeerFailed, Stopped
 from tests.helpers.paths import REPOSITORY
-from tests.helpers.runs import STEPS, Crash, Interruption, assert_same_run, crash, send
+from tests.helpers.runs import STEPS, Interruption, assert_same_run, crash, send
 from tests.helpers.small_dataset import SmallDataset, run_train
+from tests.helpers.trainings import InThisProcess
 from utils.runs import trainings
 from utils.train_seeds import main
 
@@ -26,31 +26,6 @@ def flags_of(small: SmallDataset, *more: str) -> list[str]:
     flags = small.flags("--n_epoch", "1", *more)
     place = flags.index("--seed")
     return [*flags[:place], *flags[place + 2 :]]
-
-
-class InThisProcess:
-    """In the place of a process: the training runs here, and a crash is that of a killed process."""
-
-    seeds: list[str]
-
-    def __init__(self, command: Sequence[str], env: dict[str, str]) -> None:
-        flags = command[command.index(str(trainings.TRAIN)) + 1 :]
-        self.seeds.append(flags[flags.index("--seed") + 1])
-        self.status = 0
-        try:
-            run_train(flags)
-        except Crash:
-            self.status = -signal.SIGKILL
-        except InputError:
-            self.status = 2
-        except Stopped as stop:
-            self.status = 128 + stop.signal
-
-    def wait(self, timeout: float | None = None) -> int:
-        return self.status
-
-    def poll(self) -> int:
-        return self.status
 
 
 @pytest.fixture
