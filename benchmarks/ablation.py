@@ -80,9 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     worlds = worlds or {"synthetic": ["--root_path", str(synthetic_world(out)), *SYNTHETIC]}
     flags = {
         (name, world): [*_FLAGS, *own, *words[place + 1 :], *as_flags(values)]
-        for world, own in worlds.items()
         for name, values in chosen.items()
+        for world, own in worlds.items()
     }
+    if any(word.split("=")[0] == "--seed" for own in flags.values() for word in own):
+        raise InputError("--seed: --seeds chooses the seeds, expected one of them alone")
     keys = [Key(name, world, seed) for seed in given.seeds for world in worlds for name in chosen]
     ablation = Ablation(flags, out)
     failed = ablation.train(keys, given.jobs)
@@ -124,7 +126,7 @@ class Ablation:
     """
 
     def __init__(self, flags: Mapping[tuple[str, str], Sequence[str]], out: Path) -> None:
-        self.results: dict[Key, Result] = {}
+        self._results: dict[Key, Result] = {}
         self._out = out
         self._flags = {
             own: [*words, "--exp_id", own[0], "--results_root", str(out / "runs" / own[1]), "--resume", AUTO]
@@ -132,8 +134,14 @@ class Ablation:
         }
         self._options = {own: _checked(*own, words) for own, words in self._flags.items()}
 
+    @property
+    def results(self) -> dict[Key, Result]:
+        """The results so far, in the order of the configurations."""
+        places = {own: place for place, own in enumerate(self._flags)}
+        return dict(sorted(self._results.items(), key=lambda item: (places[item[0][:2]], item[0].seed)))
+
     def train(self, keys: Sequence[Key], jobs: int) -> dict[Key, int]:
-        """Train what is not finished, and keep the results in the order of `keys`; returns the status of failed runs.
+        """Train what is not finished, in this order; returns the status of failed runs.
 
         Stopped after a signal, when the running trainings have saved.
         """
@@ -146,7 +154,6 @@ class Ablation:
                 if not self._read(key):
                     failed[key] = status
                     log.error("%s: ended with status %d", ", ".join(map(str, key)), status)
-                self.results = {one: self.results[one] for one in keys if one in self.results}
                 write_text(self._out / "table.md", self.as_markdown())
         if trainings.received:
             raise Stopped(trainings.received, "stopped; the same command continues")
@@ -173,7 +180,7 @@ class Ablation:
         except InputError as error:
             raise InputError(f"{name.parent / options.description}: {error}; choose another --out") from error
         if path is not None and is_finished:
-            self.results[key] = read_result(path)
+            self._results[key] = read_result(path)
         return is_finished
 
 

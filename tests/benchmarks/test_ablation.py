@@ -36,6 +36,8 @@ def words(shared: SmallDataset, tmp_path: Path) -> list[str]:
     (tmp_path / "changes.yaml").write_text(CHANGES)
     (tmp_path / "mine.yaml").write_text("ema: 0.5\nlr: 0.02\n")
     flags = shared.flags("--n_epoch", "1", "--save_every_steps", "1")
+    place = flags.index("--seed")
+    del flags[place : place + 2]
     world = f"tiny={shared.root} {shlex.join(flags)}"
     files = ["--changes", str(tmp_path / "changes.yaml"), "--recipe", str(tmp_path / "mine.yaml")]
     return ["--world", world, *files, "--out", str(tmp_path / "out"), "--seeds", "1 2"]
@@ -107,6 +109,7 @@ def test_a_stop_starts_no_further_training(words: list[str], started: list[str],
 
 @pytest.mark.parametrize(("more", "message"), [
     (["--only", "slow", "nix"], "--only nix: expected some of published, slow, average, mine, mine without average,"),
+    (["--", "--seed", "3"], "--seed: --seeds chooses the seeds"),
     (["--jobs", "0"], "--jobs 0: expected at least 1"),
     (["--world", "a/b=/"], "--world a/b=/: expected NAME=FOLDER"),
     (["--world", "a="], "--world a=: expected NAME=FOLDER"),
