@@ -86,15 +86,15 @@ def test_a_loss_term_is_one_function_and_one_line(followed: Path) -> None:
 def test_a_head_is_scored_alike_in_training_evaluation_and_search(
     followed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = results(followed, "clips") / "model.ckpt"
-    flags = ["--eval_ckpt", str(checkpoint), "--save_scores", "--description", "clips, evaluated"]
+    checkpoint = results(followed, "votes") / "model.ckpt"
+    flags = ["--eval_ckpt", str(checkpoint), "--save_scores", "--description", "votes, evaluated"]
     follow(["python", "method/evaluate.py", *flags])
     capsys.readouterr()
     follow(["python", "method/search.py", "--eval_ckpt", str(checkpoint), "--query_id", "test0#enc#0", "--json"])
     hits = json.loads(capsys.readouterr().out)["results"]
     model = load_model(checkpoint, SMALL).model
-    assert model.architecture.head == "clips"
-    with np.load(results(followed, "clips, evaluated") / "scores.npz") as scores:
+    assert model.architecture.head == "votes"
+    with np.load(results(followed, "votes, evaluated") / "scores.npz") as scores:
         row = list(scores["query_ids"]).index("test0#enc#0")
         videos = list(scores["video_ids"])
         for hit in hits:
@@ -104,7 +104,7 @@ def test_a_head_is_scored_alike_in_training_evaluation_and_search(
 
 
 def test_keys_of_the_recipes_are_those_of_a_slow_loop(followed: Path) -> None:
-    branch = load_model(results(followed, "clips") / "model.ckpt", SMALL).model.branch("action")
+    branch = load_model(results(followed, "votes") / "model.ckpt", SMALL).model.branch("action")
     frames = random_rows([9, 3, 4], 16)
     with torch.no_grad():
         keys, queries = branch.encode_videos(frames), random_rows([5], 16, seed=1).values

@@ -36,6 +36,7 @@ def make_architecture(options: Mapping[str, Any]) -> Architecture:
         offset_kernel=options["deformable_offset_kernel_size"],
         temperatures=tuple(edit_kinds(options)),
         head=options["head"],
+        clip_weight=options["clip_weight"],
     )
 
 

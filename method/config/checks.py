@@ -48,7 +48,7 @@ _AT_LEAST_ZERO = [
     "fused_loss_weight",
 ]
 _POSITIVE = ["lr", "initializer_range"]
-_FRACTIONS = ["fusion_weight", "lr_warmup_proportion", "zero_shot_weight", "soft_targets"]
+_FRACTIONS = ["fusion_weight", "lr_warmup_proportion", "zero_shot_weight", "soft_targets", "clip_weight"]
 _FRACTIONS_BELOW_ONE = ["input_drop", "drop", "neg_loss_label_smoothing", "holdout_fraction", "similar_from", "ema"]
 
 

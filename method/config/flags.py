@@ -156,7 +156,13 @@ def _add_model(parser: Parser) -> None:
         help="further branches by name: key and width of the stream, optionally attends_to, weight, offset_scale and "
         "edits, as in 'audio: {key: audio_feat, width: 128}' (default: none)",
     )
-    add("--head", default="frames", help="how frames become the embeddings that queries are compared with")
+    add(
+        "--head",
+        default="frames",
+        help="what scores a video: its best frame (frames), its best run of clips and its best frame (clips), or its "
+        "best average of 1, 3 or 5 adjacent frames (windows)",
+    )
+    add("--clip_weight", type=float, default=0.7, help="weight of the clips with --head clips; the frame has the rest")
 
 
 def _add_training(parser: Parser) -> None:

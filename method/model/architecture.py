@@ -25,6 +25,7 @@ class Architecture:
     fusion_extent: 'padded' reads past the end of a video as the published program does, 'valid' never does.
     temperatures: branches trained with hard negative queries, whose loss has a learned temperature.
     head: how frames become the keys of a video and how these are scored, a name in `method.model.retrieval.HEADS`.
+    clip_weight: of the best clips in the head "clips"; the best frame has the rest of 1.
     """
 
     branches: dict[str, BranchSpec]
@@ -45,6 +46,7 @@ class Architecture:
     offset_kernel: int
     temperatures: tuple[str, ...]
     head: str = "frames"
+    clip_weight: float = 0.7
 
     @property
     def streams(self) -> dict[str, tuple[str, int]]:
@@ -59,8 +61,11 @@ class Architecture:
         return {name: spec.attends_to for name, spec in self.branches.items() if spec.attends_to is not None}
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name as plain values, as checkpoints keep them."""
-        return asdict(self)
+        """The fields by name as plain values, as checkpoints keep them.
+
+        Without options that are off, so that what earlier versions wrote and read stays the same.
+        """
+        return {name: value for name, value in asdict(self).items() if name not in _OFF or value != _OFF[name]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Architecture:
@@ -71,6 +76,7 @@ class Architecture:
         """
         values = dict(values) if "branches" in values else _from_two_branches(values)
         _check_fields(cls, values, "field")
+        values = {**_OFF, **values}
         _check_types(values)
         branches = values["branches"]
         if not isinstance(branches, dict) or not all(isinstance(spec, dict) for spec in branches.values()):
@@ -87,6 +93,11 @@ class Architecture:
         check_branches(architecture.branches)
         _check_together(architecture)
         return architecture
+
+
+# Options that came after the first checkpoints, and their values where they are off.
+_OFF = {field.name: field.default for field in fields(Architecture) if field.default is not MISSING}
+_OFF.pop("head")  # always written
 
 
 def _from_two_branches(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,6 +144,7 @@ def _check_types(values: Mapping[str, Any]) -> None:
     require("initializer_range", is_number(values["initializer_range"], LARGEST), f"a number from 0 to {LARGEST}")
     require("fusion_positions", isinstance(values["fusion_positions"], bool), "True or False")
     require("head", isinstance(values.get("head", ""), str), "the name of a head")
+    require("clip_weight", is_number(values["clip_weight"], 1), "a fraction from 0 to 1")
     temperatures = values["temperatures"]
     are_names = isinstance(temperatures, tuple | list) and all(isinstance(name, str) for name in temperatures)
     require("temperatures", are_names, "names of branches")

@@ -52,7 +52,7 @@ class Branch(nn.Module):
         return type(self).score is Branch.score
 
 
-# A head is one file that adds its class here: `HEADS["clips"] = ClipBranch`.
+# A head is one file that adds its class here, imported by `method/model/__init__.py`: `windows.py` is an example.
 HEADS: dict[str, type[Branch]] = {"frames": Branch}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ def log_model_options(loaded: Loaded, described: Architecture, options: Mapping[
         assumed = " ".join(f"--{name} {options[name]}" for name in options_without_trace(found))
         log.info("assuming options that published weights do not record: %s", assumed)
         return
-    given, stored = _flat(described.as_dict()), _flat(found.as_dict())
+    given, stored = _flat(asdict(described)), _flat(asdict(found))
     for name in sorted(given.keys() | stored.keys()):
         if name != "temperatures" and given.get(name) != stored.get(name):
             log.warning("using %s=%s from the checkpoint (command line: %s)", name, stored.get(name), given.get(name))

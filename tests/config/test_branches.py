@@ -131,7 +131,7 @@ def test_wrong_branches_are_named(mine: Path, content: str, message: str) -> Non
     ("{}", ["--losses", "nce,nce"], "--losses nce,nce: expected some of"),
     ("{}", ["--losses", "negative_queries"], "--losses negative_queries: expected some of"),
     ("{}", ["--nce_weight", "-1"], r"--nce_weight -1\.0: expected at least 0"),
-    ("{}", ["--head", "clips"], "--head clips: expected one of frames"),
+    ("{}", ["--head", "votes"], "--head votes: expected one of frames, clips, windows"),
 ])  # fmt: skip
 def test_what_does_not_go_together(mine: Path, content: str, flags: list[str], message: str) -> None:
     mine.write_text(content)
