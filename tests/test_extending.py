@@ -115,8 +115,8 @@ def test_keys_of_the_recipes_are_those_of_a_slow_loop(followed: Path) -> None:
             torch.testing.assert_close(found[:, b], ((10 * cosine).softmax(0) * cosine).sum(0))
 
 
-def test_a_gaussian_window_weakens_what_is_far_away(followed: Path) -> None:
-    model = load_model(results(followed, "gaussian") / "model.ckpt", SMALL).model
+def test_a_local_block_sees_what_is_near_alone(followed: Path) -> None:
+    model = load_model(results(followed, "local") / "model.ckpt", SMALL).model
     features = random_rows([40], 10).values
 
     def change(moved: int) -> float:
@@ -126,5 +126,5 @@ def test_a_gaussian_window_weakens_what_is_far_away(followed: Path) -> None:
             first, second = (model.branch("action").frames(Ragged.of([own])).values for own in (features, other))
         return float((first - second)[0].norm())
 
-    assert change(38) < 1e-3 * change(2)
+    assert change(9) == 0 < change(8)
     assert load_model(results(followed, "other") / "model.ckpt", SMALL).model.architecture.query_width == 24

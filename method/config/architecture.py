@@ -37,6 +37,12 @@ def make_architecture(options: Mapping[str, Any]) -> Architecture:
         temperatures=tuple(edit_kinds(options)),
         head=options["head"],
         clip_weight=options["clip_weight"],
+        attention=options["attention"],
+        registers=options["registers"],
+        fusion_gradient=options["fusion_gradient"],
+        frame_drop=options["frame_drop"],
+        token_drop=options["token_drop"],
+        feature_noise=options["feature_noise"],
     )
 
 

@@ -50,6 +50,7 @@ _AT_LEAST_ZERO = [
 _POSITIVE = ["lr", "initializer_range"]
 _FRACTIONS = ["fusion_weight", "lr_warmup_proportion", "zero_shot_weight", "soft_targets", "clip_weight"]
 _FRACTIONS_BELOW_ONE = ["input_drop", "drop", "neg_loss_label_smoothing", "holdout_fraction", "similar_from", "ema"]
+_FRACTIONS_BELOW_ONE += ["frame_drop", "token_drop"]
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -76,6 +77,8 @@ def check_options(options: Mapping[str, Any]) -> None:
         require(flag, options[flag] == 0 or options[flag] >= 1e-6, "0 or at least 0.000001")
     scale = options["deformable_offset_scale"]
     require("deformable_offset_scale", 0 <= scale <= _LARGEST, f"at least 0 and at most {_LARGEST}")
+    for flag in ("registers", "feature_noise"):
+        require(flag, 0 <= options[flag] <= _LARGEST, f"at least 0 and at most {_LARGEST}")
     require("max_es_cnt", options["max_es_cnt"] >= -1, "-1 or more")
     require("hard_negative_start_epoch", options["hard_negative_start_epoch"] >= 0, "0 or more")
     require("grad_clip", options["grad_clip"] == -1 or 0 < options["grad_clip"] < float("inf"), "-1 or a norm above 0")
@@ -109,6 +112,8 @@ def _check_model(options: Mapping[str, Any], require: Callable[[str, bool, str],
         require("cross_branch_fusion", attending, expected)
     for flag in heads:
         require(flag, width % options[flag] == 0, f"a divisor of --hidden_size {width}")
+    plain = options["attention"] == "plain"
+    require("registers", plain or not options["registers"], f"0 with --attention {options['attention']}")
     branches = options["action_branch"] or options["phrase_action_branch"] or options["branches"]
     require("action_branch", branches, "true when --phrase_action_branch is false: a model needs one branch")
     if options["fusion_positions"] and options["cross_branch_fusion"] and options["deformable_attn"]:

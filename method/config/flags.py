@@ -163,6 +163,19 @@ def _add_model(parser: Parser) -> None:
         "best average of 1, 3 or 5 adjacent frames (windows)",
     )
     add("--clip_weight", type=float, default=0.7, help="weight of the clips with --head clips; the frame has the rest")
+    add(
+        "--attention",
+        choices=("plain", "gaussian"),
+        default="plain",
+        help="self-attention of the frames: plain, or the mean of four under Gaussian windows of different widths",
+    )
+    add("--registers", type=int, default=0, help="learned rows that every frame attends to besides the frames")
+    add(
+        "--fusion_gradient",
+        action=Switch,
+        default=False,
+        help="the losses of a fused branch also train the encoder of the branch that it attends to",
+    )
 
 
 def _add_training(parser: Parser) -> None:
@@ -178,6 +191,14 @@ def _add_training(parser: Parser) -> None:
     add("--max_es_cnt", type=int, default=10, help="early stopping: epochs tolerated without improvement; -1: off")
     add("--input_drop", type=float, default=0.1, help="dropout before the input projections")
     add("--drop", type=float, default=0.1, help="dropout in the encoders")
+    add("--frame_drop", type=float, default=0.0, help="probability that a frame is left out of a training step")
+    add("--token_drop", type=float, default=0.0, help="probability that a token is left out of a training step")
+    add(
+        "--feature_noise",
+        type=float,
+        default=0.0,
+        help="Gaussian noise on frames and tokens in training, as a fraction of each one's norm",
+    )
     add("--initializer_range", type=float, default=0.02, help="standard deviation of the initial weights")
     add("--losses", default="triplet,nce", help="loss terms to sum, of " + ", ".join(loss_names()))
     for name in loss_names():

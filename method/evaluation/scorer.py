@@ -80,7 +80,7 @@ class ScoringSettings:
             videos, length = frames_vLD.shape[:2]
             layout = Layout.of([length] * videos, device=frames_vLD.device)
             found = self.heads[name](Ragged(frames_vLD.flatten(0, 1).float(), layout), vectors_qD)
-            return found.cosine_QB.t(), found.best_frame_QB.t()
+            return found.cosine_QB.t(), found.best_frame_QB.t().long()
         best_vq, frame_vq = _dots(frames_vLD, vectors_qD).max(1)
         return best_vq, frame_vq
 

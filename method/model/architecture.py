@@ -11,10 +11,11 @@ from method.runtime.errors import shown
 
 Fusion = Literal["none", "attention", "deformable"]
 Extent = Literal["padded", "valid"]
+Attention = Literal["plain", "gaussian"]
 
 _SIZES = ["query_width", "hidden_size", "heads", "max_frames", "max_words", "fusion_heads"]
 _SIZES += ["offset_groups", "offset_count", "offset_kernel"]
-_CHOICES = {"fusion": Fusion, "fusion_extent": Extent}
+_CHOICES = {"fusion": Fusion, "fusion_extent": Extent, "attention": Attention}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,10 @@ class Architecture:
     temperatures: branches trained with hard negative queries, whose loss has a learned temperature.
     head: how frames become the keys of a video and how these are scored, a name in `method.model.retrieval.HEADS`.
     clip_weight: of the best clips in the head "clips"; the best frame has the rest of 1.
+    attention: self-attention of the frame encoders, 'plain' or 'gaussian' (`method.model.encoders.GaussianAttention`).
+    registers: learned rows that each frame attends to besides the frames.
+    fusion_gradient: whether the losses of a fused branch also train the encoder of the branch that it attends to.
+    frame_drop, token_drop, feature_noise: augmentation in training, see `method.model.augmentation`.
     """
 
     branches: dict[str, BranchSpec]
@@ -47,6 +52,12 @@ class Architecture:
     temperatures: tuple[str, ...]
     head: str = "frames"
     clip_weight: float = 0.7
+    attention: Attention = "plain"
+    registers: int = 0
+    fusion_gradient: bool = False
+    frame_drop: float = 0.0
+    token_drop: float = 0.0
+    feature_noise: float = 0.0
 
     @property
     def streams(self) -> dict[str, tuple[str, int]]:
@@ -139,10 +150,14 @@ def _check_types(values: Mapping[str, Any]) -> None:
     for name, choices in _CHOICES.items():
         known = isinstance(values[name], str) and values[name] in get_args(choices)
         require(name, known, f"one of {', '.join(get_args(choices))}")
-    for name in ("input_dropout", "dropout"):
+    for name in ("input_dropout", "dropout", "frame_drop", "token_drop"):
         require(name, is_number(values[name], 1) and values[name] < 1, "a fraction from 0 to below 1")
     require("initializer_range", is_number(values["initializer_range"], LARGEST), f"a number from 0 to {LARGEST}")
-    require("fusion_positions", isinstance(values["fusion_positions"], bool), "True or False")
+    require("feature_noise", is_number(values["feature_noise"], LARGEST), f"a number from 0 to {LARGEST}")
+    for name in ("fusion_positions", "fusion_gradient"):
+        require(name, isinstance(values[name], bool), "True or False")
+    registers = values["registers"]
+    require("registers", registers == 0 or is_size(registers), f"a whole number from 0 to {LARGEST}")
     require("head", isinstance(values.get("head", ""), str), "the name of a head")
     require("clip_weight", is_number(values["clip_weight"], 1), "a fraction from 0 to 1")
     temperatures = values["temperatures"]
@@ -162,6 +177,8 @@ def _check_together(model: Architecture) -> None:
     for name, matters in (("heads", True), ("fusion_heads", fused), ("offset_groups", deformable)):
         if matters and model.hidden_size % getattr(model, name):
             raise ValueError(f"{name} {getattr(model, name)} do not divide the hidden_size {model.hidden_size}")
+    if model.registers and model.attention != "plain":
+        raise ValueError(f"registers are {model.registers}, expected 0 with attention {model.attention!r}")
     if deformable and model.offset_kernel % 2 == 0:
         raise ValueError(f"offset_kernel is {model.offset_kernel}, expected an odd number")
     if deformable and model.fusion_positions and model.max_frames > 128:

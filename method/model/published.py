@@ -58,7 +58,14 @@ def is_published(state: Mapping[str, Tensor]) -> bool:
 
 def published_architecture(architecture: Architecture) -> Architecture:
     """The architecture that a published checkpoint of these options has: padded, with a temperature a branch."""
-    return replace(architecture, fusion_extent="padded", temperatures=tuple(architecture.branches))
+    return replace(
+        architecture,
+        fusion_extent="padded",
+        temperatures=tuple(architecture.branches),
+        head="frames",
+        attention="plain",
+        registers=0,
+    )
 
 
 def check_publishable(architecture: Architecture, source: Path | str) -> None:
@@ -67,6 +74,9 @@ def check_publishable(architecture: Architecture, source: Path | str) -> None:
         raise InputError(f"{source}: a published checkpoint has the branches action and object, not {', '.join(own)}")
     if architecture.head != "frames":
         raise InputError(f"{source}: a published checkpoint has the head frames, not {architecture.head}")
+    if architecture.attention != "plain" or architecture.registers:
+        found = architecture.attention if architecture.attention != "plain" else f"{architecture.registers} registers"
+        raise InputError(f"{source}: a published checkpoint has plain attention without registers, not {found}")
 
 
 def from_published(state: Mapping[str, Tensor], architecture: Architecture, source: str) -> dict[str, Tensor]:

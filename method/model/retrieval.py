@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from method.data.ragged import Ragged
 from method.model.architecture import Architecture
-from method.model.encoders import QueryPooling, SequenceEncoder
+from method.model.augmentation import augmented
+from method.model.encoders import QueryPooling, SelfAttention, SequenceEncoder, frame_attention
 from method.model.fusion import AttentionFusion, DeformableFusion
 from method.model.scoring import Similarity, similarity
 from method.runtime.errors import shown
@@ -29,8 +30,9 @@ class Branch(nn.Module):
     def __init__(self, frame_width: int, architecture: Architecture) -> None:
         super().__init__()
         a = architecture
-        self.frames = SequenceEncoder(a, input_width=frame_width, max_length=a.max_frames)
-        self.tokens = SequenceEncoder(a, input_width=a.query_width, max_length=a.max_words)
+        self.token_drop, self.feature_noise = a.token_drop, a.feature_noise
+        self.frames = SequenceEncoder(a, frame_attention(a), input_width=frame_width, max_length=a.max_frames)
+        self.tokens = SequenceEncoder(a, SelfAttention(a), input_width=a.query_width, max_length=a.max_words)
         self.pooling = QueryPooling(a.hidden_size)
         self.key = nn.Linear(a.hidden_size, a.hidden_size, bias=False)
 
@@ -40,6 +42,8 @@ class Branch(nn.Module):
 
     def encode_queries(self, tokens: Ragged) -> Tensor:
         """Token features of Q queries as one vector each, (Q, D)."""
+        if self.training:
+            tokens = augmented(tokens, self.token_drop, self.feature_noise)
         return self.pooling(self.tokens(tokens))
 
     def score(self, keys: Ragged, queries_QD: Tensor) -> Similarity:
@@ -115,13 +119,17 @@ class RetrievalModel(nn.Module):
 
     def encode_frames(self, streams: Mapping[str, Ragged]) -> dict[str, Ragged]:
         """Features (N, I) of each branch's stream as fused frames (N, D), valid frames only."""
+        if self.training:
+            drop, noise = self.architecture.frame_drop, self.architecture.feature_noise
+            streams = {name: augmented(streams[name], drop, noise) for name in self.branches}
         extended = self._extend(streams)
         frames = {name: self.branch(name).frames(extended[name]) for name in self.branches}
         fused = dict(frames)
         for name, fusion in self._fusions():
             context = frames[self.architecture.fusions[name]]
-            # No gradient of one branch's loss reaches another's encoder.
-            fused[name] = fusion(frames[name], context.with_values(context.values.detach()))
+            if not self.architecture.fusion_gradient:  # no gradient of one branch's loss reaches another's encoder
+                context = context.with_values(context.values.detach())
+            fused[name] = fusion(frames[name], context)
         return {name: rows.valid() for name, rows in fused.items()}
 
     def encode_videos(self, streams: Mapping[str, Ragged]) -> dict[str, Ragged]:

@@ -97,16 +97,19 @@ def normalized_linear(rows_NI: Tensor, norm: nn.LayerNorm, layer: nn.Linear, pro
     return chosen.normalized_linear(rows_NI, norm, layer, probability)
 
 
-def self_attention(projected_NE: Tensor, layout: Layout, heads: int, probability: float) -> Tensor:
+def self_attention(
+    projected_NE: Tensor, layout: Layout, heads: int, probability: float, sigma: float | None = None
+) -> Tensor:
     """Scaled dot-product attention of each row over the valid rows of its sequence, (N, D).
 
     Args:
         projected_NE: query, key and value side by side, (N, 3D).
         layout: of the sequences; ValueError unless it has N rows.
         probability: of dropout of the attention weights.
+        sigma: if given, the logit of rows i and j of n valid ones is multiplied by exp(-((i - j) / n)^2 / (2 sigma^2)).
     """
     layout.expect_rows(projected_NE)
-    return backend(projected_NE).self_attention(projected_NE, layout, heads, probability)
+    return backend(projected_NE).self_attention(projected_NE, layout, heads, probability, sigma)
 
 
 def feed_forward(rows_ND: Tensor, inner: nn.Linear, outer: nn.Linear, probability: float) -> Tensor:

@@ -53,7 +53,9 @@ class Backend(Protocol):
         self, rows_NI: Tensor, norm: nn.LayerNorm, layer: nn.Linear, probability: float
     ) -> Tensor: ...
 
-    def self_attention(self, projected_NE: Tensor, layout: Layout, heads: int, probability: float) -> Tensor: ...  # noqa: D102
+    def self_attention(  # noqa: D102
+        self, projected_NE: Tensor, layout: Layout, heads: int, probability: float, sigma: float | None
+    ) -> Tensor: ...
 
     def feed_forward(self, rows_ND: Tensor, inner: nn.Linear, outer: nn.Linear, probability: float) -> Tensor: ...  # noqa: D102
 

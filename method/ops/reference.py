@@ -48,14 +48,28 @@ def normalized_linear(rows_NI: Tensor, norm: nn.LayerNorm, layer: nn.Linear, pro
     return layer(F.dropout(norm(rows_NI), probability))
 
 
-def self_attention(projected_NE: Tensor, layout: Layout, heads: int, probability: float) -> Tensor:
+def self_attention(projected_NE: Tensor, layout: Layout, heads: int, probability: float, sigma: float | None) -> Tensor:
     """Padded self-attention over the valid rows of each sequence."""
     query, key, value = (
         part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in layout.pad(projected_NE).chunk(3, -1)
     )
     mask = None if layout.mask_BL is None else layout.mask_BL[:, None, None, :]
-    attended_BHLd = F.scaled_dot_product_attention(query, key, value, mask, probability)
+    if sigma is None:
+        attended_BHLd = F.scaled_dot_product_attention(query, key, value, mask, probability)
+    else:
+        window_BLL = gaussian_windows(layout.valid_B, layout.max_length, sigma)
+        logits_BHLL = (query @ key.mT).float() * query.shape[-1] ** -0.5 * window_BLL[:, None]
+        if mask is not None:
+            logits_BHLL = logits_BHLL.masked_fill(~mask, -torch.inf)
+        attended_BHLd = F.dropout(logits_BHLL.softmax(-1), probability).to(value.dtype) @ value
     return layout.unpad(attended_BHLd.transpose(1, 2).flatten(2))
+
+
+def gaussian_windows(valid_B: Tensor, length: int, sigma: float) -> Tensor:
+    """What the logits of rows i and j of a sequence are multiplied by, float32 (B, L, L)."""
+    row_L = torch.arange(length, device=valid_B.device)
+    distance_BLL = (row_L[:, None] - row_L) / (sigma * valid_B[:, None, None])
+    return (-0.5 * distance_BLL**2).exp()
 
 
 def feed_forward(rows_ND: Tensor, inner: nn.Linear, outer: nn.Linear, probability: float) -> Tensor:

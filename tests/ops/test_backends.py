@@ -71,13 +71,13 @@ def best_dots_case(lengths: list[int], valid: list[int]) -> Case:
     return Case(lambda p: ops.best_dots(frames, frames.detach().norm(dim=-1), queries, layout)[0], [frames, queries])
 
 
-def self_attention_case(lengths: list[int], valid: list[int], heads: int = 2) -> Case:
+def self_attention_case(lengths: list[int], valid: list[int], heads: int = 2, sigma: float | None = None) -> Case:
     layout = Layout.of(lengths, valid)
     projected = rows(layout.rows, 3 * 6)
 
     def run(probability: float) -> Tensor:
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-        return ops.self_attention(projected.to(dtype), layout, heads, probability)  # as the projection leaves it
+        return ops.self_attention(projected.to(dtype), layout, heads, probability, sigma)  # as the projection leaves it
 
     return Case(run, [projected])
 
@@ -105,6 +105,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "self-attention": lambda: self_attention_case([7, 1, 24, 3, 12], [5, 1, 20, 3, 9]),
     "self-attention of one sequence": lambda: self_attention_case([5], [5]),
     "self-attention of equal sequences": lambda: self_attention_case([4, 4], [4, 4]),
+    "self-attention in windows": lambda: self_attention_case([7, 1, 24, 3, 12], [5, 1, 20, 3, 9], sigma=0.2),
     "deformable attention": lambda: deformable_attention_case([5, 1, 9], [7, 3, 4]),
     "deformable attention of one frame": lambda: deformable_attention_case([1], [1]),
 }

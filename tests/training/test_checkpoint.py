@@ -188,6 +188,13 @@ NO_ARCHITECTURES: list[tuple[dict[str, Any], str]] = [
     ({"offset_groups": 6}, "offset_groups 6 do not divide"),
     ({"offset_kernel": 4}, "offset_kernel is 4, expected an odd number"),
     ({"fusion_positions": True, "max_frames": 129}, "max_frames are 129, expected at most 128"),
+    ({"clip_weight": 2}, "clip_weight is 2, expected a fraction from 0 to 1"),
+    ({"attention": "x"}, "attention is 'x', expected one of plain, gaussian"),
+    ({"registers": 1.5}, "registers is 1.5, expected a whole number from 0 to 1048576"),
+    ({"registers": 2, "attention": "gaussian"}, "registers are 2, expected 0 with attention 'gaussian'"),
+    ({"fusion_gradient": 1}, "fusion_gradient is 1, expected True or False"),
+    ({"frame_drop": 1}, "frame_drop is 1, expected a fraction from 0 to below 1"),
+    ({"feature_noise": -1}, "feature_noise is -1, expected a number from 0 to 1048576"),
 ]
 
 

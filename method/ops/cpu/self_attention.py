@@ -22,27 +22,31 @@ from method.data.ragged import Layout
 from method.ops.cpu import kernels
 from method.ops.cpu.dropout import DropoutSeed
 from method.ops.cpu.threads import as_array, run_in_threads
+from method.ops.reference import gaussian_windows
 
 ROWS_PER_BUCKET = 2048
 
 
-def self_attention(projected_NE: Tensor, layout: Layout, heads: int, probability: float) -> Tensor:
+def self_attention(projected_NE: Tensor, layout: Layout, heads: int, probability: float, sigma: float | None) -> Tensor:
     """Attention of each row over the valid rows of its sequence, (N, D); E = 3D: query, key, value."""
     seed = DropoutSeed.draw(probability)
-    attended_ND: Tensor = _SelfAttention.apply(projected_NE.contiguous(), layout, heads, seed)
+    attended_ND: Tensor = _SelfAttention.apply(projected_NE.contiguous(), layout, heads, seed, sigma)
     return attended_ND
 
 
 class _SelfAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, projected_NE: Tensor, layout: Layout, heads: int, seed: DropoutSeed) -> Tensor:
+    def forward(
+        ctx: Any, projected_NE: Tensor, layout: Layout, heads: int, seed: DropoutSeed, sigma: float | None
+    ) -> Tensor:
         ctx.save_for_backward(projected_NE)
-        ctx.layout, ctx.heads, ctx.seed = layout, heads, seed
+        ctx.layout, ctx.heads, ctx.seed, ctx.sigma = layout, heads, seed, sigma
         attended_ND = projected_NE.new_empty(len(projected_NE), projected_NE.shape[1] // 3)
         for bucket, rows_XSMd, squares_XSMM in _with_buffers(projected_NE, layout, heads, 4, 1):
             (query, key, value, attended), (attn,) = rows_XSMd, squares_XSMM
             bucket.split_heads(projected_NE, rows_XSMd[:3])
             torch.bmm(query, key.mT, out=attn)  # logits, which the softmax replaces
+            bucket.multiply_windows(sigma, attn)
             bucket.softmax_dropout(query.shape[-1] ** -0.5, seed, attn)
             torch.bmm(attn, value, out=attended)
             bucket.merge_heads(rows_XSMd[3:], attended_ND)
@@ -58,13 +62,15 @@ class _SelfAttention(torch.autograd.Function):
             bucket.split_heads(projected_NE, rows_XSMd[:3])
             bucket.split_heads(grad_attended_ND, rows_XSMd[3:4])
             torch.bmm(query, key.mT, out=attn)
+            bucket.multiply_windows(ctx.sigma, attn)
             torch.bmm(grad_attended, value.mT, out=grad_logits)  # of the weights, which the next line replaces
             bucket.softmax_dropout(query.shape[-1] ** -0.5, ctx.seed, attn, grad_logits)
+            bucket.multiply_windows(ctx.sigma, grad_logits)
             torch.bmm(attn.mT, grad_attended, out=grad_value)
             torch.bmm(grad_logits, key, out=grad_query)
             torch.bmm(grad_logits.mT, query, out=grad_key)
             bucket.merge_heads(rows_XSMd[4:], grad_projected_NE)
-        return grad_projected_NE, None, None, None
+        return grad_projected_NE, None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,12 @@ class _Bucket:
     def merge_heads(self, heads_XSMd: Tensor, rows_NE: Tensor) -> None:
         """The inverse of `split_heads`."""
         self._run(kernels.merge_heads, as_array(heads_XSMd.unflatten(1, (-1, self.heads))), as_array(rows_NE))
+
+    def multiply_windows(self, sigma: float | None, square_SMM: Tensor) -> None:
+        """Multiply logits, or their gradient, by the Gaussian windows; None: by nothing."""
+        if sigma is not None:
+            window_bMM = gaussian_windows(torch.from_numpy(self.valid_b), self.longest, sigma).to(square_SMM.dtype)
+            square_SMM.unflatten(0, (-1, self.heads)).mul_(window_bMM[:, None])
 
     def softmax_dropout(self, factor: float, seed: DropoutSeed, *squares_SMM: Tensor) -> None:
         """Replace logits by dropout(softmax(factor * logits)), and its gradient, if given, by that of the logits."""
