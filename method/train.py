@@ -55,6 +55,7 @@ from method.runtime.run_folder import BEST, OPTIONS, log_to_terminal
 from method.runtime.signals import StopRequests
 from method.training.build import make_training, open_splits, training_loader
 from method.training.evaluation_run import evaluate_checkpoint
+from method.training.initialization import initialize
 from method.training.loop import seed_everything
 from method.training.restore import fingerprints, restore
 from method.training.resume import find_run, open_run, saved_options
@@ -121,6 +122,8 @@ def train(options: EasyDict, device: torch.device, processes: Processes = SINGLE
     path, state, data = processes.broadcast((folder.path if folder else Path(), state, data))
     with folder or contextlib.nullcontext(), StopRequests(repeated=processes.count > 1) as requests:
         order = EpochBatches(len(splits.training.video_ids), options.bsz, options.seed, processes.rank, processes.count)
+        if state is None:
+            initialize(model, settings.initialization, reader, splits.training.captions, processes)
         training = make_training(settings, model, len(order), device, negatives, processes)
         with processes.raise_on_all():
             if state is not None:

@@ -10,7 +10,13 @@ from method.data.dataset_files import RELEASED
 
 # What trainings did before they recorded these options.
 _BEFORE: dict[str, Any] = {"recipe": PUBLISHED, "ema": 0.0, "lr_schedule": "linear"}
-_BEFORE |= {"fused_loss": "off", "false_negatives": "off", "soft_targets": 0.0}
+_BEFORE |= {
+    "fused_loss": "off",
+    "false_negatives": "off",
+    "soft_targets": 0.0,
+    "input_init": "normal",
+    "fusion_init": "normal",
+}
 
 
 def current_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -200,6 +200,18 @@ def _add_training(parser: Parser) -> None:
         help="Gaussian noise on frames and tokens in training, as a fraction of each one's norm",
     )
     add("--initializer_range", type=float, default=0.02, help="standard deviation of the initial weights")
+    add(
+        "--input_init",
+        choices=("normal", "whitened"),
+        default="normal",
+        help="whitened: the input projections begin as whitened features of the training videos and captions",
+    )
+    add(
+        "--fusion_init",
+        choices=("normal", "aligned"),
+        default="normal",
+        help="aligned: the fusion begins with orthogonal values and small sampling offsets",
+    )
     add("--losses", default="triplet,nce", help="loss terms to sum, of " + ", ".join(loss_names()))
     for name in loss_names():
         add(f"--{name}_weight", type=float, default=LOSSES[name].weight, help=f"weight of the {name} loss")

@@ -46,6 +46,19 @@ class LoopSettings(StepSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class InitializationSettings:
+    """How a training starts.
+
+    inputs: 'normal', or 'whitened' by the features of the training videos. fusion: 'normal', or 'aligned' with
+        orthogonal values and small offsets.
+    """
+
+    inputs: str = "normal"
+    fusion: str = "normal"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """A training: its data, its loop, and how often it is saved.
 
@@ -68,6 +81,7 @@ class TrainingSettings:
     pin_memory: bool
     features_on_device: bool
     save_every_steps: int
+    initialization: InitializationSettings = field(default_factory=InitializationSettings)
 
 
 def training_settings(options: Mapping[str, Any]) -> TrainingSettings:
@@ -115,4 +129,7 @@ def training_settings(options: Mapping[str, Any]) -> TrainingSettings:
         pin_memory=options["pin_memory"],
         features_on_device=options["features_on_device"],
         save_every_steps=options["save_every_steps"],
+        initialization=InitializationSettings(
+            inputs=options["input_init"], fusion=options["fusion_init"], seed=options["seed"]
+        ),
     )
