@@ -24,13 +24,15 @@ from method.evaluation.corpus import encode_corpus, encode_queries
 from method.evaluation.ranking import rank_block, target_indices
 from method.evaluation.scorer import Scorer
 from method.evaluation.winners import Winners
-from method.model.losses import LossSettings
+from method.model.losses import LOSSES as ALL_LOSSES
+from method.model.losses import NEGATIVE_QUERIES, LossSettings, total
 from method.model.retrieval import RetrievalModel
 from method.negatives.cached import CachedNegatives
 from method.runtime import hardware
 from method.runtime.errors import InputError
 from method.training.loop import Training
 from method.training.optimizer import Schedule
+from method.training.sharded_batch import ShardedBatch
 from method.training.step import training_losses
 from tests.evaluation.corpora import settings_of
 from tests.helpers.reference_model import split_values
@@ -153,6 +155,18 @@ def test_a_step_reads_its_losses_and_nothing_else(
     assert len(read) == 1
     assert read[0].isfinite().all()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+
+
+@pytest.mark.usefixtures("gpu_style")
+@HARD
+def test_losses_that_are_off_by_default_read_nothing(hard: bool) -> None:
+    weights = {name: 0.1 for name in ALL_LOSSES if name != NEGATIVE_QUERIES}
+    settings = LossSettings(weights=weights, fused="beside", false_negatives="similar", soft_targets=0.5)
+    model = lively_model().train()
+    sharded = ShardedBatch(batch_for(model), ())
+    with NoReads():
+        total(training_losses(model, sharded, settings, hard, {}, torch.Generator().manual_seed(0))).backward()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
 
 
 @pytest.mark.usefixtures("gpu_style")
