@@ -86,7 +86,7 @@ class BatchScores:
     hard: whether negatives are the hardest ones instead of random ones.
     keys, edits: those of this process: the keys of its videos, and where they are trained with edits its captions.
     generator: draws whatever is random; on every process from the same seed.
-    sum: the sum over all processes of what each computed from its keys or edits.
+    sum: the sum over all processes of what each computed from its keys, edits or shard.
     """
 
     branches: tuple[str, ...]
