@@ -51,15 +51,15 @@ def test_killed_and_continued(
     words: list[str], started: list[str], interrupt: Interruption, shared: SmallDataset, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    words += ["--only", "average", "mine without slow"]
+    words += ["--only", "mine without slow"]
     runs = tmp_path / "out" / "runs" / "tiny" / "demo"
     interrupt.at(STEPS + 1, crash)  # within the second training
-    with pytest.raises(PeerFailed, match=r"error: 1 of 6 runs failed: average tiny 1$"):
+    with pytest.raises(PeerFailed, match=r"error: 1 of 4 runs failed: mine without slow tiny 1$"):
         ablation.main(words)
-    assert started == ["1", "1", "1", "2", "2", "2"]
+    assert started == ["1", "1", "2", "2"]
     interrupt.over()
     before = {path: path.stat().st_mtime_ns for path in runs.glob("*/*/metrics.json")}
-    assert len(before) == 5
+    assert len(before) == 3
     started.clear()
     capsys.readouterr()
     ablation.main(words)
@@ -67,7 +67,7 @@ def test_killed_and_continued(
     assert {path: path.stat().st_mtime_ns for path in before} == before
     alone = run_train(shared.flags("--n_epoch", "1", "--holdout_fraction", "0.1", "--ema", "0.5", "--seed", "1",
                                    "--description", "alone in no ablation"))  # fmt: skip
-    assert_same_run(runs / "average" / "seed1", alone)
+    assert_same_run(runs / "mine without slow" / "seed1", alone)
 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == [
@@ -82,21 +82,16 @@ def test_killed_and_continued(
         "published",
         "time",
     ]
-    for line, name in zip(lines[1:4], ("published", "average", "mine without slow"), strict=True):
+    for line, name in zip(lines[1:3], ("published", "mine without slow"), strict=True):
         own = [runs / name / f"seed{seed}" for seed in (1, 2)]
         mean, deviation = statistics.mean(map(sumr_of, own)), statistics.stdev(map(sumr_of, own))
         branches = [statistics.mean(sumr_of(run, score) for run in own) for score in ("action", "object")]
         expected = f"{name} tiny 2 {mean:.1f} ± {deviation:.1f} {branches[0]:.1f} {branches[1]:.1f} "
         assert " ".join(line.split()).startswith(expected)
-    # Two runs of the same options, under two names.
-    assert lines[2].replace("average", "").split()[:8] == lines[3].replace("mine without slow", "").split()[:8]
     markdown = (tmp_path / "out" / "table.md").read_text()
     assert "| published | tiny | 2 |" in markdown
     with pytest.raises(InputError, match=r"tiny/demo/published/seed1: a resumed .*--lr was .* choose another --out$"):
         ablation.main([*words, "--", "--lr", "0.5"])
-    started.clear()
-    ablation.main([*words, "--", "--n_epoch", "2"])  # continues all
-    assert len(started) == 6
 
 
 def test_a_stop_starts_no_further_training(words: list[str], started: list[str], interrupt: Interruption) -> None:
