@@ -151,10 +151,11 @@ class Ablation:
         trainings = Trainings(environment={"OMP_NUM_THREADS": "1"})
         with trainings, contextlib.closing(trainings.run(self._started(missing), jobs)) as ended:
             for key, status in ended:
-                if not self._read(key):
+                if self._read(key):
+                    write_text(self._out / "table.md", self.as_markdown())
+                elif not trainings.received:
                     failed[key] = status
                     log.error("%s: ended with status %d", ", ".join(map(str, key)), status)
-                write_text(self._out / "table.md", self.as_markdown())
         if trainings.received:
             raise Stopped(trainings.received, "stopped; the same command continues")
         return failed
