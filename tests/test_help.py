@@ -28,6 +28,7 @@ WIDTHS = {"visual_feat_dim", "visual_flow_feat_dim", "q_feat_size", "max_ctx_l",
 READ_ELSEWHERE = {"dataset_name", "config", "recipe", "root_path", "cross_attn_head", "neg_query_loss_branch", *WIDTHS}
 READ_ELSEWHERE |= {"clip_encoder", "zero_shot_text"}
 TRAINING_ONLY = {"input_drop", "drop", "initializer_range"}  # of an architecture
+TRAINING_ONLY |= {"frame_drop", "token_drop", "feature_noise"}
 
 
 class Recorded(EasyDict):  # type: ignore[misc]
