@@ -24,10 +24,11 @@ from utils import convert_checkpoint
 
 CLIPS = """--head clips --clip_weight 0.6 --attention gaussian --fusion_gradient --cross_attn_q double_q
     --frame_drop 0.2 --token_drop 0.2 --feature_noise 0.1 --amp bf16 --neg_query_loss both"""
+QUERIES = "--query_weights --fused_loss beside --fusion_weight 0.3 --losses nce"
 WINDOWS = "--head windows --registers 3 --no_deformable_attn --frame_drop 0.2 --feature_noise 0.1 --eval_amp bf16"
 
 
-@pytest.mark.parametrize("options", [CLIPS, WINDOWS], ids=["clips", "windows"])
+@pytest.mark.parametrize("options", [CLIPS, WINDOWS, QUERIES], ids=["clips", "windows", "query weights"])
 def test_from_training_to_search(
     small: SmallDataset, options: str, interrupt: Interruption, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,7 +71,9 @@ def test_what_is_off_leaves_no_trace_in_a_checkpoint() -> None:
     assert lively_model(registers=2).architecture.as_dict()["registers"] == 2
 
 
-@pytest.mark.parametrize("changes", [{"attention": "gaussian"}, {"registers": 2}, {"head": "clips"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"attention": "gaussian"}, {"registers": 2}, {"head": "clips"}, {"query_weights": True}], ids=str
+)
 def test_a_published_checkpoint_has_none_of_them(changes: dict[str, Any]) -> None:
     model = lively_model(**changes)
     with pytest.raises(InputError, match="a published checkpoint has"):
@@ -84,6 +87,7 @@ def test_a_published_checkpoint_has_none_of_them(changes: dict[str, Any]) -> Non
     ("--registers 2 --attention gaussian", "--registers 2: expected 0 with --attention gaussian"),
     ("--frame_drop 1", r"--frame_drop 1\.0: expected a fraction from 0 to below 1"),
     ("--token_drop nan", "--token_drop nan: expected a fraction from 0 to below 1"),
+    ("--query_weights", "--query_weights True: expected two branches and --fused_loss beside it"),
     ("--feature_noise -0.1", r"--feature_noise -0\.1: expected at least 0"),
 ])  # fmt: skip
 def test_mistakes_are_named(flags: str, message: str) -> None:

@@ -40,6 +40,7 @@ def make_architecture(options: Mapping[str, Any]) -> Architecture:
         attention=options["attention"],
         registers=options["registers"],
         fusion_gradient=options["fusion_gradient"],
+        query_weights=options["query_weights"],
         frame_drop=options["frame_drop"],
         token_drop=options["token_drop"],
         feature_noise=options["feature_noise"],

@@ -112,6 +112,9 @@ def _check_model(options: Mapping[str, Any], require: Callable[[str, bool, str],
         require("cross_branch_fusion", attending, expected)
     for flag in heads:
         require(flag, width % options[flag] == 0, f"a divisor of --hidden_size {width}")
+    if options["query_weights"] and not options["only_eval"]:
+        several = len(make_branches(options)) > 1
+        require("query_weights", several and options["fused_loss"] != "off", "two branches and --fused_loss beside it")
     plain = options["attention"] == "plain"
     require("registers", plain or not options["registers"], f"0 with --attention {options['attention']}")
     branches = options["action_branch"] or options["phrase_action_branch"] or options["branches"]

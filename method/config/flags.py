@@ -222,6 +222,12 @@ def _add_training(parser: Parser) -> None:
         default="off",
         help="losses of the fused score (--fusion_weight), beside those of the branches or instead of them",
     )
+    add(
+        "--query_weights",
+        action=Switch,
+        default=False,
+        help="learn weights of the branches in the fused score from the query; needs --fused_loss",
+    )
     add("--fused_loss_weight", type=float, default=1.0, help="weight of the fused score's losses")
     add(
         "--false_negatives",

@@ -87,7 +87,7 @@ def frame_timelines(frames: Mapping[str, Tensor], vectors: Mapping[str, Tensor],
     """
     longest = max(len(frames_nD) for frames_nD in frames.values())
     return settings.fuse(
-        {name: resampled(settings.timelines(name, frames[name], vectors[name]), longest) for name in frames}
+        {name: resampled(settings.timelines(name, frames[name], vectors[name]), longest) for name in frames}, vectors
     )
 
 

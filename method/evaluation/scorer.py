@@ -21,6 +21,7 @@ from method.evaluation.frame_embeddings import FrameEmbeddings, LengthBucket
 from method.evaluation.metrics import FUSED
 from method.evaluation.sharding import shard
 from method.model.branch_spec import fused_weights
+from method.model.query_weights import QueryWeights
 from method.model.retrieval import RetrievalModel
 from method.model.scoring import Similarity, fuse
 from method.ops.precision import matmul_precision
@@ -41,12 +42,14 @@ class ScoringSettings:
     weights: branch -> weight in the fused score, summing to 1.
     memory_mb: MiB for a block of scores; embeddings come on top.
     precision: 'off', 'bf16' or 'fp16', of the encoders and embeddings; scores are float32.
+    query_weights: of the model, where the weights of its branches depend on the query.
     heads: `Branch.score` of every branch whose head scores in a way of its own, instead of by the best cosine.
     """
 
     weights: Mapping[str, float]
     memory_mb: int = 512
     precision: str = "off"
+    query_weights: QueryWeights | None = None
     heads: Mapping[str, Callable[[Ragged, Tensor], Similarity]] = field(default_factory=dict)
 
     @classmethod
@@ -58,7 +61,7 @@ class ScoringSettings:
             raise InputError(f"--fusion_weight {settings.fusion_weight}: {error}") from error
         names = [name for name in model.branches if not model.branch(name).scores_by_cosine]
         heads = {name: model.branch(name).score for name in names}
-        return cls(weights, memory_mb=settings.memory_mb, precision=settings.precision, heads=heads)
+        return cls(weights, settings.memory_mb, settings.precision, model.query_weights, heads)
 
     def with_branch(self, name: str, weight: float) -> ScoringSettings:
         """The same with another branch, whose cosine has this weight; the weights of the others sum to the rest.
@@ -70,9 +73,20 @@ class ScoringSettings:
         weights = {other: own * (1 - weight) for other, own in self.weights.items()}
         return replace(self, weights={**weights, name: weight})
 
-    def fuse(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of the branches' scores; of one branch, its scores themselves."""
-        return fuse(scores, self.weights)
+    def fuse(self, scores: Mapping[str, Tensor], vectors: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of the branches' scores; of one branch, its scores themselves.
+
+        Args:
+            scores: branch -> scores (q, V), or (V,) of one query.
+            vectors: branch -> the vectors (q, D) or (D,) of these queries.
+        """
+        if self.query_weights is None:
+            return fuse(scores, self.weights)
+        with torch.no_grad():
+            own = self.query_weights.by_branch(self.query_weights(vectors, self.weights))
+        like = next(iter(scores.values()))
+        fixed = {name: like.new_tensor([weight]) for name, weight in self.weights.items()}
+        return fuse(scores, fixed | {name: weight.to(like.device) for name, weight in own.items()})
 
     def best(self, name: str, frames_vLD: Tensor, vectors_qD: Tensor) -> tuple[Tensor, Tensor]:
         """Score of each video and its best frame, (v, q), for videos with L frames each."""
@@ -132,7 +146,7 @@ class Scorer:
     def scores(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scores of one block of query embeddings (q, D) against all videos: (q, V) of each branch and fused."""
         scores = {name: self._best(name, vectors_qD).t() for name, vectors_qD in vectors.items()}
-        return {**scores, FUSED: self.settings.fuse(scores)}
+        return {**scores, FUSED: self.settings.fuse(scores, vectors)}
 
     def scores_and_frames(self, vectors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What `scores` returns, and for each branch the best frame (q, V), the first of equals.
@@ -144,7 +158,9 @@ class Scorer:
             for name, vectors_qD in vectors.items()
         }
         scores = {name: self._best(name, vectors_qD, frames[name]).t() for name, vectors_qD in vectors.items()}
-        return {**scores, FUSED: self.settings.fuse(scores)}, {name: own_Vq.t() for name, own_Vq in frames.items()}
+        return {**scores, FUSED: self.settings.fuse(scores, vectors)}, {
+            name: own_Vq.t() for name, own_Vq in frames.items()
+        }
 
     def _best(self, name: str, vectors_qD: Tensor, frames_Vq: Tensor | None = None) -> Tensor:
         """Score of each video (V, q); its best frame is written to `frames_Vq`."""

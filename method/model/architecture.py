@@ -30,6 +30,7 @@ class Architecture:
     attention: self-attention of the frame encoders, 'plain' or 'gaussian' (`method.model.encoders.GaussianAttention`).
     registers: learned rows that each frame attends to besides the frames.
     fusion_gradient: whether the losses of a fused branch also train the encoder of the branch that it attends to.
+    query_weights: whether the weights of the branches depend on the query (`method.model.query_weights`).
     frame_drop, token_drop, feature_noise: augmentation in training, see `method.model.augmentation`.
     """
 
@@ -55,6 +56,7 @@ class Architecture:
     attention: Attention = "plain"
     registers: int = 0
     fusion_gradient: bool = False
+    query_weights: bool = False
     frame_drop: float = 0.0
     token_drop: float = 0.0
     feature_noise: float = 0.0
@@ -154,7 +156,7 @@ def _check_types(values: Mapping[str, Any]) -> None:
         require(name, is_number(values[name], 1) and values[name] < 1, "a fraction from 0 to below 1")
     require("initializer_range", is_number(values["initializer_range"], LARGEST), f"a number from 0 to {LARGEST}")
     require("feature_noise", is_number(values["feature_noise"], LARGEST), f"a number from 0 to {LARGEST}")
-    for name in ("fusion_positions", "fusion_gradient"):
+    for name in ("fusion_positions", "fusion_gradient", "query_weights"):
         require(name, isinstance(values[name], bool), "True or False")
     registers = values["registers"]
     require("registers", registers == 0 or is_size(registers), f"a whole number from 0 to {LARGEST}")
@@ -172,6 +174,8 @@ def _check_together(model: Architecture) -> None:
         raise ValueError(
             f"branches are {', '.join(model.branches) or 'none'}{attending}, the fusion is {model.fusion!r}"
         )
+    if model.query_weights and len(model.branches) < 2:
+        raise ValueError("query_weights is True, expected two branches or more with it")
     if not set(model.temperatures) <= set(model.branches):
         raise ValueError(f"temperatures are not those of the branches {', '.join(model.branches)}")
     for name, matters in (("heads", True), ("fusion_heads", fused), ("offset_groups", deformable)):

@@ -65,6 +65,7 @@ def published_architecture(architecture: Architecture) -> Architecture:
         head="frames",
         attention="plain",
         registers=0,
+        query_weights=False,
     )
 
 
@@ -77,6 +78,8 @@ def check_publishable(architecture: Architecture, source: Path | str) -> None:
     if architecture.attention != "plain" or architecture.registers:
         found = architecture.attention if architecture.attention != "plain" else f"{architecture.registers} registers"
         raise InputError(f"{source}: a published checkpoint has plain attention without registers, not {found}")
+    if architecture.query_weights:
+        raise InputError(f"{source}: a published checkpoint has fixed weights of the branches, not those of the query")
 
 
 def from_published(state: Mapping[str, Tensor], architecture: Architecture, source: str) -> dict[str, Tensor]:

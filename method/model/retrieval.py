@@ -17,6 +17,7 @@ from method.model.architecture import Architecture
 from method.model.augmentation import augmented
 from method.model.encoders import QueryPooling, SelfAttention, SequenceEncoder, frame_attention
 from method.model.fusion import AttentionFusion, DeformableFusion
+from method.model.query_weights import QueryWeights
 from method.model.scoring import Similarity, similarity
 from method.runtime.errors import shown
 
@@ -100,7 +101,10 @@ class RetrievalModel(nn.Module):
         self.temperatures = nn.ParameterDict(
             {branch: nn.Parameter(torch.tensor(1 / 0.07)) for branch in architecture.temperatures}
         )
+        self.query_weights = QueryWeights(list(specs), architecture.hidden_size) if architecture.query_weights else None
         self.apply(self._initialize)
+        if self.query_weights is not None:
+            self.query_weights.reset_parameters()
 
     def branch(self, name: str) -> Branch:
         """The branch of this name."""

@@ -57,8 +57,10 @@ def cosines(rows_ND: Tensor) -> Tensor:
         return unit_ND @ unit_ND.t()
 
 
-def fuse(scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+def fuse(scores: Mapping[str, Tensor], weights: Mapping[str, float] | Mapping[str, Tensor]) -> Tensor:
     """The sum of all branches' scores by their weights, which sum to 1; of one branch its scores themselves.
+
+    A weight is a number or, for weights that depend on the query, a column (Q, 1).
 
     >>> fuse({"action": torch.ones(2), "object": torch.zeros(2)}, {"action": 0.25, "object": 0.75}).tolist()
     [0.25, 0.25]
@@ -68,5 +70,9 @@ def fuse(scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
         return torch.lerp(scores[others[0]], scores[first], weights[first]) if others else scores[first]
     fused = scores[first] * weights[first]
     for name in others:
-        fused.add_(scores[name], alpha=weights[name])
+        weight = weights[name]
+        if isinstance(weight, Tensor):
+            fused = fused.addcmul(scores[name], weight)
+        else:
+            fused.add_(scores[name], alpha=weight)
     return fused

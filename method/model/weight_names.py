@@ -14,7 +14,7 @@ from method.runtime.errors import InputError
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # Name parts that earlier versions used.
 _RENAMED = {"words": "tokens", "asking_positions": "query_positions", "answering_positions": "context_positions"}
-_OWN = ("branches.", "fusions.", "temperatures.")
+_OWN = ("branches.", "fusions.", "temperatures.", "query_weights.")
 
 
 def current_names(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ class ShardedBatch:
         return slice(0, len(self.batch.labels_Q))
 
     def gather_captions(self, local: Tensor) -> Tensor:
-        """What belongs to each caption, (Q, ...), from the rows of the shard's captions. Not differentiable."""
+        """What belongs to each caption, (Q, ...), from the rows of the shard's captions, which get its gradient."""
         return local
 
     def gather_videos(self, local: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def score(
     scores = sharded.gather_scores(
         {name: model.branch(name).score(keys, queries[name]) for name, keys in encoded.keys.items()}
     )
-    rows = _rows(model, scores, settings)
+    rows = _rows(model, sharded, encoded, scores, settings)
     found = BatchScores(
         branches=tuple(rows),
         cosine_XQB=torch.stack([cosine_QB for cosine_QB, _ in rows.values()]),
@@ -107,13 +107,21 @@ def score(
 
 
 def _rows(
-    model: RetrievalModel, scores: Mapping[str, Similarity], settings: LossSettings
+    model: RetrievalModel,
+    sharded: ShardedBatch,
+    encoded: Encoded,
+    scores: Mapping[str, Similarity],
+    settings: LossSettings,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """The cosines and raw scores, (Q, B) each, that have losses: of the branches, of their fused score, or of both."""
     rows = {name: (branch.cosine_QB, branch.raw_QB) for name, branch in scores.items()}
     if settings.fused == "off":
         return rows
+    weights: Mapping[str, float] | Mapping[str, Tensor]
     weights = fused_weights(model.architecture.branches, settings.fusion_weight)
+    if model.query_weights is not None:
+        own_QX = model.query_weights(encoded.queries, weights)  # of this rank's captions, whose gradients are its own
+        weights = model.query_weights.by_branch(sharded.gather_captions(own_QX))
     cosine_QB, raw_QB = (
         fuse(dict(zip(rows, parts, strict=True)), weights) for parts in zip(*rows.values(), strict=True)
     )

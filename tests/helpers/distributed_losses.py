@@ -57,6 +57,7 @@ CASES = {
     **{name: Case(VARIANTS[name]) for name in FUSIONS},
     "clips": Case({"head": "clips", "attention": "gaussian", "query": "double_q", "fusion_gradient": True}),
     "windows": Case({"head": "windows", "registers": 2, "fusion_extent": "padded"}, hard=True),
+    "query weights": Case({"query_weights": True}, losses={"fused": "beside", "fusion_weight": 0.3}),
     "hardest negatives": Case({}, hard=True),
     "without edits": Case({}, edited=False),
     "two videos": Case({"fusion_extent": "padded"}, videos=2),

@@ -73,7 +73,7 @@ class Videos:
         parts = [self._score(vectors, part) for part in self._parts(candidates)]
         scores = {name: torch.cat([own[name] for own, _ in parts]) for name in vectors}
         frames = {name: torch.cat([own[name] for _, own in parts]) for name in vectors}
-        return {**scores, FUSED: self.settings.fuse(scores)}, frames
+        return {**scores, FUSED: self.settings.fuse(scores, vectors)}, frames
 
     def best(self, vectors: Mapping[str, Tensor], candidates: Sequence[int], count: int) -> list[Found]:
         """The best `count` of the candidates, which are in corpus order, for one query."""
