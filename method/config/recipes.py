@@ -17,14 +17,18 @@ _GROUPS = ("model", "training", "hard negative queries")
 # Flags of these groups that say what the data are, or where.
 _OF_THE_DATA = {"visual_feat_dim", "visual_flow_feat_dim", "q_feat_size", "branches", "neg_cache"}
 _OF_THE_DATA |= {"id_action_dict", "total_action_dict", "id_object_dict", "total_object_dict"}
+_OF_THE_FUSED_SCORE = "fusion_weight"  # which has losses of its own
 _REFUSED = "not in a recipe, which has flags of the model, its losses and the training alone"
 
 
 def recipe_flags(parser: Parser) -> dict[str, argparse.Action]:
     """The flags that a recipe may set, by name."""
-    groups = [group for group in parser._action_groups if group.title in _GROUPS]
-    actions = [action for group in groups for action in group._group_actions]
-    return {action.dest: action for action in actions if action.dest not in _OF_THE_DATA}
+    return {
+        action.dest: action
+        for group in parser._action_groups
+        for action in group._group_actions
+        if action.dest == _OF_THE_FUSED_SCORE or (group.title in _GROUPS and action.dest not in _OF_THE_DATA)
+    }
 
 
 def read_recipe(recipe: str | Path, parser: Parser, folder: Path) -> dict[str, Any]:
