@@ -176,6 +176,12 @@ def _add_model(parser: Parser) -> None:
         default=False,
         help="the losses of a fused branch also train the encoder of the branch that it attends to",
     )
+    add(
+        "--query_weights",
+        action=Switch,
+        default=False,
+        help="weights of the branches in the fused score that depend on the query, learned by the losses of that score",
+    )
 
 
 def _add_training(parser: Parser) -> None:
@@ -221,12 +227,6 @@ def _add_training(parser: Parser) -> None:
         choices=("off", "beside", "instead"),
         default="off",
         help="losses of the fused score (--fusion_weight), beside those of the branches or instead of them",
-    )
-    add(
-        "--query_weights",
-        action=Switch,
-        default=False,
-        help="learn weights of the branches in the fused score from the query; needs --fused_loss",
     )
     add("--fused_loss_weight", type=float, default=1.0, help="weight of the fused score's losses")
     add(
