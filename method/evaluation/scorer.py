@@ -33,6 +33,7 @@ _BYTES = 4  # float32
 _MAX_QUERY_BLOCK = 1024
 # Large enough to keep a GPU busy, small enough that a CPU takes the maximum from its cache.
 _MAX_PRODUCT = 16 * 2**20
+_FEW_QUERIES = 4
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,17 @@ class ScoringSettings:
 
 
 def _dots(frames_vLD: Tensor, vectors_qD: Tensor) -> Tensor:
-    dots_rq = frames_vLD.flatten(0, 1).float() @ vectors_qD.t()  # r = v * L
+    """Dot products of all frames and queries, (v, L, q).
+
+    A CPU multiplies matrices and vectors in other ways, and of the latter it rounds the last rows differently, so that
+    scores would depend on which videos make a block. A second row or column makes a matrix, at no cost that is seen.
+    """
+    rows_rD, queries = frames_vLD.flatten(0, 1).float(), len(vectors_qD)  # r = v * L
+    if queries == 1 and frames_vLD.dtype == torch.float32:
+        vectors_qD = vectors_qD.repeat(2, 1)  # not expanded: a product with a stride of 0 takes five times as long
+    if len(rows_rD) == 1:
+        rows_rD = rows_rD.expand(2, -1)
+    dots_rq = (rows_rD @ vectors_qD.t())[: len(frames_vLD) * frames_vLD.shape[1], :queries]
     return dots_rq.unflatten(0, frames_vLD.shape[:2])
 
 
@@ -165,7 +176,7 @@ class Scorer:
     def _best(self, name: str, vectors_qD: Tensor, frames_Vq: Tensor | None = None) -> Tensor:
         """Score of each video (V, q); its best frame is written to `frames_Vq`."""
         scores_Vq = vectors_qD.new_empty(len(self.corpus.video_ids), len(vectors_qD))
-        with matmul_precision(self.corpus.frames[name].values.dtype):
+        with matmul_precision(self._product_dtype(name, vectors_qD)):
             for block in self._blocks[name]:
                 if frames_Vq is None:
                     best_vq = self.settings.highest(name, block.frames_vLD, vectors_qD)
@@ -174,6 +185,11 @@ class Scorer:
                     frames_Vq.index_copy_(0, block.index_v, frames_vq)
                 scores_Vq.index_copy_(0, block.index_v, best_vq)
         return scores_Vq
+
+    def _product_dtype(self, name: str, vectors_qD: Tensor) -> torch.dtype:
+        """For `matmul_precision`: a CPU needs longer to round frames for few queries than a float32 product takes."""
+        is_slower = vectors_qD.device.type == "cpu" and len(vectors_qD) <= _FEW_QUERIES
+        return torch.float32 if is_slower else self.corpus.frames[name].values.dtype
 
     @torch.inference_mode()
     def blocks(

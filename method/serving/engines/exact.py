@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from method.evaluation.corpus import Corpus
-from method.evaluation.metrics import FUSED, non_finite_score
-from method.evaluation.scorer import Scorer, ScoringSettings
-from method.runtime.errors import InputError
+from method.evaluation.metrics import FUSED
+from method.evaluation.scorer import ScoringSettings
 from method.serving.engines import Ranking
 from method.serving.engines.rescoring import Videos, rounding
 
@@ -29,8 +28,6 @@ class ExactEngine:
 
     def __init__(self, corpora: Sequence[Corpus], settings: ScoringSettings, device: torch.device) -> None:
         self._videos = Videos(corpora, settings, device)
-        self._scorers = [Scorer(corpus, settings) for corpus in self._videos.corpora if corpus.video_ids]
-        self._query_block = min((scorer.query_block for scorer in self._scorers), default=1)
 
     @property
     def video_ids(self) -> list[str]:
@@ -49,15 +46,13 @@ class ExactEngine:
         queries = len(next(iter(vectors.values())))
         right = right or [None] * queries
         found = []
-        for start in range(0, queries, self._query_block):
-            block = slice(start, start + self._query_block)
+        for start in range(0, queries, self._videos.query_block):
+            block = slice(start, start + self._videos.query_block)
             found += self._search({name: own[block] for name, own in vectors.items()}, count, right[block])
         return found
 
     def _search(self, vectors: Mapping[str, Tensor], count: int, right: Sequence[int | None]) -> list[Ranking]:
-        if not self._scorers:
-            return [Ranking([])] * len(right)
-        scores_qV = self._fused(vectors)
+        scores_qV = self._videos.scan(vectors)
         rankings = []
         for row, target in enumerate(right):
             own = {name: vectors_qD[row] for name, vectors_qD in vectors.items()}
@@ -65,17 +60,6 @@ class ExactEngine:
             rank = None if target is None else self._rank(own, scores_qV[row], target)
             rankings.append(Ranking(self._videos.best(own, candidates, count), rank))
         return rankings
-
-    def _fused(self, vectors: Mapping[str, Tensor]) -> Tensor:
-        """Fused scores (q, V), within rounding of those of evaluation. InputError if one is not finite."""
-        parts = []
-        for scorer in self._scorers:
-            scores = scorer.scores(vectors)
-            bad = non_finite_score(scores)
-            if bad is not None:
-                raise InputError(f"the {bad} scores are not finite: the weights or features are broken")
-            parts.append(scores[FUSED])
-        return torch.cat(parts, 1)
 
     def _rank(self, vectors: Mapping[str, Tensor], scores_V: Tensor, target: int) -> int:
         """How many videos score at least as much as the target; those within rounding of it are scored again."""

@@ -5,7 +5,7 @@ order than by a block of many. An engine therefore finds candidates by whatever 
 here by one whose shape is large enough to round as those of evaluation. It follows that a query has the same result
 whatever other queries it is scored with.
 
-Letters: C candidates, c of one length, L frames of each, D width, V videos, n frames of a video.
+Letters: q queries, C candidates, c of one length, L frames of each, D width, V videos, n frames of a video.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from method.evaluation.corpus import Corpus
-from method.evaluation.metrics import FUSED
-from method.evaluation.scorer import ScoringSettings
+from method.evaluation.metrics import FUSED, non_finite_score
+from method.evaluation.scorer import Scorer, ScoringSettings
 from method.ops.precision import matmul_precision
+from method.runtime.errors import InputError
 from method.serving.engines import Found
 
 _ROUNDING = 4e-6  # of a cosine: ten times what was ever found
@@ -47,7 +48,9 @@ class Videos:
 
     def __init__(self, corpora: Sequence[Corpus], settings: ScoringSettings, device: torch.device) -> None:
         self.corpora = [corpus.to(device) for corpus in corpora]
-        self.settings, self.device = settings, device
+        self.settings = settings
+        self._scorers = [Scorer(corpus, settings) for corpus in self.corpora if corpus.video_ids]
+        self.query_block = min((scorer.query_block for scorer in self._scorers), default=1)
         self.starts = list(accumulate((len(corpus.video_ids) for corpus in corpora), initial=0))
 
     @cached_property
@@ -62,6 +65,21 @@ class Videos:
         """Frame embeddings (n, D) of each branch of one video, in float32."""
         corpus = bisect_right(self.starts, index) - 1
         return self.corpora[corpus].video(index - self.starts[corpus])
+
+    def scan(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """Fused scores (q, V) of at most `query_block` queries, within `rounding` of those of evaluation.
+
+        InputError if a score of a branch is not finite.
+        """
+        any_qD = next(iter(vectors.values()))
+        parts = [any_qD.new_empty(len(any_qD), 0)]
+        for scorer in self._scorers:
+            scores = scorer.scores(vectors)
+            bad = non_finite_score(scores)
+            if bad is not None:
+                raise InputError(f"the {bad} scores are not finite: the weights or features are broken")
+            parts.append(scores[FUSED])
+        return torch.cat(parts, 1)
 
     def score(self, vectors: Mapping[str, Tensor], candidates: Sequence[int]) -> Scored:
         """Scores (C,) of each branch and fused for one query, and the best frame (C,) of each branch; on the CPU.
@@ -118,7 +136,7 @@ class Videos:
     def _best(self, name: str, frames_cLD: Tensor, vector_D: Tensor) -> tuple[Tensor, Tensor]:
         repeats = -(-_LEAST // (frames_cLD.shape[0] * frames_cLD.shape[1]))
         enough_vLD = frames_cLD.repeat(repeats, 1, 1) if repeats > 1 else frames_cLD
-        best_vq, frame_vq = self.settings.best(name, enough_vLD, vector_D.expand(_LEAST, -1))
+        best_vq, frame_vq = self.settings.best(name, enough_vLD, vector_D.repeat(_LEAST, 1))
         return best_vq[: len(frames_cLD), 0], frame_vq[: len(frames_cLD), 0]
 
 
