@@ -37,6 +37,8 @@ from method.runtime.hardware import choose_device
 from method.runtime.processes import expect_one_process
 from method.runtime.progress import be_quiet
 from method.runtime.run_folder import log_to_terminal
+from method.serving.engines.choice import ENGINES, EngineSettings
+from method.serving.engines.milvus_frames import INDEXES
 from method.serving.index import index_path
 from method.serving.opening import (
     ALL,
@@ -133,6 +135,7 @@ def load_searcher(options: EasyDict) -> Searcher:
         moments_per_video=options.moments_per_video,
         evaluation=evaluation_settings(options),
         encoder=encoder_settings(options),
+        engine=EngineSettings(options.engine, options.engine_uri, options.engine_index),
     )
     if options.zero_shot:
         return open_zero_shot_searcher(settings, device)
@@ -166,6 +169,9 @@ def add_flags(parser: Parser) -> None:
         help="folder of the index (default: <checkpoint>.index beside the checkpoint; for zero-shot CLIP beside the "
         "features)",
     )
+    add("--engine", choices=ENGINES, default="exact", help="what finds the videos: scoring all, or an index in Milvus")
+    add("--engine_uri", metavar="URI", help="of --engine milvus: http://HOST:PORT of a server, or FILE.db")
+    add("--engine_index", choices=tuple(INDEXES), default="AUTOINDEX", help="kind of the index that Milvus builds")
     add("--serve", action="store_true", default=False, help="serve a web page")
     add("--host", default="127.0.0.1", help="address of the web page; other than loopback: reachable from the network")
     add("--port", type=int, default=8000, help="port of the web page; 0: any free port")
@@ -191,6 +197,8 @@ def _check(options: EasyDict) -> None:
         raise InputError(f"--topk {options.top_k}: expected at least 1")
     if options.moments_per_video < 1:
         raise InputError(f"--moments_per_video {options.moments_per_video}: expected at least 1")
+    if (options.engine == "milvus") != (options.engine_uri is not None):
+        raise InputError("--engine milvus and --engine_uri FILE.db or http://HOST:PORT: expected both or none")
     if not 0 <= options.port <= 65535:
         raise InputError(f"--port {options.port}: expected 0 to 65535")
     queries = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,9 @@ from method.evaluation.zero_shot import ZeroShot, open_zero_shot
 from method.model.retrieval import RetrievalModel
 from method.model.zero_shot import ZERO_SHOT
 from method.runtime.errors import InputError
-from method.serving.engines.exact import ExactEngine
+from method.runtime.files import digest_of
+from method.serving.engines import SearchEngine
+from method.serving.engines.choice import EngineSettings, open_engine
 from method.serving.index import fingerprint, index_path, open_index
 from method.serving.queries import QueryEncoder
 from method.serving.searcher import Searcher
@@ -44,6 +46,7 @@ class SearchSettings:
     index_dir: folder of the index, None for one beside the checkpoint or, for zero-shot CLIP, the features.
     rebuild: the index, even if there is one. rebuild_outdated: it, if it is outdated.
     moments: file that durations are read from, if there. moments_per_video: at most so many are shown.
+    engine: what finds the videos.
     """
 
     checkpoint: Path | None
@@ -57,6 +60,13 @@ class SearchSettings:
     moments_per_video: int
     evaluation: EvaluationSettings
     encoder: EncoderSettings
+    engine: EngineSettings
+
+    def open_engine(
+        self, corpus: Corpus, scoring: ScoringSettings, device: torch.device, made_from: Mapping[str, str]
+    ) -> SearchEngine:
+        """The engine over these videos; `made_from`: see `method.serving.engines.choice.open_engine`."""
+        return open_engine(self.engine, [corpus], scoring, device, made_from, self.rebuild, self.rebuild_outdated)
 
 
 def choose_split(files: DatasetFiles, asked: str | None) -> str:
@@ -96,17 +106,19 @@ def open_searcher(model: RetrievalModel, sha256: str, settings: SearchSettings) 
     index = index_path(checkpoint, settings.split, settings.index_dir)
     corpus = _open_corpus(model, reader, videos, index, sha256, settings)
     scoring, others = ScoringSettings.of(settings.evaluation, model), []
+    made_from = _made_from(model, sha256, settings)
     if settings.zero_shot is not None:
         zero_shot = open_zero_shot(files, settings.zero_shot, model.device, ["video_feat_path"])
         corpus = corpus.joined(_open_zero_shot_corpus(zero_shot, videos, settings))
         scoring = scoring.with_branch(ZERO_SHOT, settings.zero_shot.weight)
+        made_from |= _made_from(zero_shot.model, ZERO_SHOT, settings)
         others = [QueryEncoder(zero_shot.model, zero_shot.caption_reader, zero_shot.load_sentences)]
     # The model's own dimensions, whatever the flags say.
     width, max_tokens = model.architecture.query_width, model.architecture.max_words
     encoder = replace(settings.encoder, width=width, max_tokens=max_tokens)
     return Searcher(
         model,
-        ExactEngine([corpus], scoring, model.device),
+        settings.open_engine(corpus, scoring, model.device, made_from),
         videos.captions,
         reader,
         partial(_open_encoder, encoder, model.device, reader, videos.captions),
@@ -124,10 +136,11 @@ def open_zero_shot_searcher(settings: SearchSettings, device: torch.device) -> S
     needed = ["caption_test_txt", "caption_train_txt"] if files.has_captions else []
     zero_shot = open_zero_shot(files, settings.zero_shot, device, ["video_feat_path", *needed])
     videos = _select(settings, zero_shot.reader)
+    corpus = _open_zero_shot_corpus(zero_shot, videos, settings)
     scoring = ScoringSettings.of(settings.evaluation, zero_shot.model)
     return Searcher(
         zero_shot.model,
-        ExactEngine([_open_zero_shot_corpus(zero_shot, videos, settings)], scoring, device),
+        settings.open_engine(corpus, scoring, device, _made_from(zero_shot.model, ZERO_SHOT, settings)),
         videos.captions,
         zero_shot.caption_reader,
         zero_shot.load_sentences,
@@ -167,6 +180,12 @@ def _open_zero_shot_corpus(zero_shot: ZeroShot, videos: _Videos, settings: Searc
     reader = zero_shot.reader
     index = index_path(reader.videos.path, f"{ZERO_SHOT}_{settings.split}", settings.index_dir)
     return _open_corpus(zero_shot.model, reader, videos, index, ZERO_SHOT, settings)
+
+
+def _made_from(model: RetrievalModel, digest: str, settings: SearchSettings) -> dict[str, str]:
+    """Branch -> digest of what its embeddings depend on, apart from the features."""
+    own = digest_of([digest, model.architecture.as_dict(), settings.evaluation.precision])
+    return dict.fromkeys(model.branches, own)
 
 
 def _durations(settings: SearchSettings, reader: FeatureReader, videos: _Videos) -> dict[str, float]:

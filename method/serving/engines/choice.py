@@ -1,0 +1,53 @@
+"""Which engine searches, as the command line names it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from method.evaluation.corpus import Corpus
+from method.evaluation.scorer import ScoringSettings
+from method.serving.engines import SearchEngine
+from method.serving.engines.exact import ExactEngine
+from method.serving.engines.rescoring import Videos
+
+ENGINES = ("exact", "milvus")
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """The engine, and for Milvus the address or file, and the kind of index that a new collection gets."""
+
+    name: str = "exact"
+    uri: str | None = None
+    index: str = "AUTOINDEX"
+
+
+def open_engine(
+    settings: EngineSettings,
+    corpora: Sequence[Corpus],
+    scoring: ScoringSettings,
+    device: torch.device,
+    made_from: Mapping[str, str],
+    rebuild: bool = False,
+    rebuild_outdated: bool = False,
+) -> SearchEngine:
+    """Open an engine over the videos of these corpora. InputError as `open_milvus`.
+
+    Args:
+        settings: which one.
+        corpora: the videos.
+        scoring: how to score.
+        device: where to compute.
+        made_from: branch -> digest of what its embeddings depend on, apart from the features.
+        rebuild: make what Milvus stores again. rebuild_outdated: if it was made from something else.
+    """
+    if settings.name == "exact":
+        return ExactEngine(corpora, scoring, device)
+    from method.serving.engines.milvus import open_milvus
+
+    assert settings.uri is not None
+    videos = Videos(corpora, scoring, device)
+    return open_milvus(settings.uri, settings.index, videos, made_from, rebuild, rebuild_outdated)
