@@ -33,7 +33,7 @@ _BYTES = 4  # float32
 _MAX_QUERY_BLOCK = 1024
 # Large enough to keep a GPU busy, small enough that a CPU takes the maximum from its cache.
 _MAX_PRODUCT = 16 * 2**20
-_FEW_QUERIES = 4
+_FEW_QUERIES = 8
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,8 @@ class Scorer:
     def _best(self, name: str, vectors_qD: Tensor, frames_Vq: Tensor | None = None) -> Tensor:
         """Score of each video (V, q); its best frame is written to `frames_Vq`."""
         scores_Vq = vectors_qD.new_empty(len(self.corpus.video_ids), len(vectors_qD))
-        with matmul_precision(self._product_dtype(name, vectors_qD)):
+        few = vectors_qD.device.type == "cpu" and len(vectors_qD) <= _FEW_QUERIES
+        with matmul_precision(self.corpus.frames[name].values.dtype, few):
             for block in self._blocks[name]:
                 if frames_Vq is None:
                     best_vq = self.settings.highest(name, block.frames_vLD, vectors_qD)
@@ -185,11 +186,6 @@ class Scorer:
                     frames_Vq.index_copy_(0, block.index_v, frames_vq)
                 scores_Vq.index_copy_(0, block.index_v, best_vq)
         return scores_Vq
-
-    def _product_dtype(self, name: str, vectors_qD: Tensor) -> torch.dtype:
-        """For `matmul_precision`: a CPU needs longer to round frames for few queries than a float32 product takes."""
-        is_slower = vectors_qD.device.type == "cpu" and len(vectors_qD) <= _FEW_QUERIES
-        return torch.float32 if is_slower else self.corpus.frames[name].values.dtype
 
     @torch.inference_mode()
     def blocks(

@@ -29,13 +29,18 @@ def cpu_product_dtype() -> torch.dtype:
 
 
 @contextlib.contextmanager
-def matmul_precision(dtype: torch.dtype) -> Iterator[None]:
-    """The fastest exact products of float32 numbers that were rounded to `dtype`."""
-    if dtype not in _MATMUL_PRECISION:
+def matmul_precision(dtype: torch.dtype, few_columns: bool = False) -> Iterator[None]:
+    """The fastest exact products of float32 numbers that were rounded to `dtype`.
+
+    few_columns: of a long matrix and a few vectors on a CPU, which the default of PyTorch, MKL, multiplies at the rate
+    at which it reads them; oneDNN takes twice as long.
+    """
+    precision = "highest" if few_columns else _MATMUL_PRECISION.get(dtype)
+    if precision is None:
         yield
         return
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(_MATMUL_PRECISION[dtype])
+    torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:
