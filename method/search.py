@@ -197,8 +197,10 @@ def _check(options: EasyDict) -> None:
         raise InputError(f"--topk {options.top_k}: expected at least 1")
     if options.moments_per_video < 1:
         raise InputError(f"--moments_per_video {options.moments_per_video}: expected at least 1")
-    if (options.engine == "milvus") != (options.engine_uri is not None):
-        raise InputError("--engine milvus and --engine_uri FILE.db or http://HOST:PORT: expected both or none")
+    if options.engine == "milvus" and options.engine_uri is None:
+        raise InputError("--engine milvus needs --engine_uri, FILE.db or http://HOST:PORT")
+    if options.engine != "milvus" and options.engine_uri is not None:
+        raise InputError(f"--engine_uri {options.engine_uri} needs --engine milvus")
     if not 0 <= options.port <= 65535:
         raise InputError(f"--port {options.port}: expected 0 to 65535")
     queries = {

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import math
@@ -82,6 +83,28 @@ def test_a_caption_finds_what_evaluation_found(trained: Trained, capsys: pytest.
             np.testing.assert_allclose(own, scores[name][number][order], atol=1e-5)
         right = scores["video_ids"].tolist().index(answer["query"]["video_id"])
         assert answer["query"]["right_rank"] == (scores["fused"][number] >= scores["fused"][number][right]).sum()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("milvus_lite") is None, reason="milvus-lite is not installed")
+def test_milvus_shows_what_the_exact_engine_shows(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from milvus_lite.server_manager import server_manager_instance
+
+    query = ("--query_id", trained.data.captions()[2].id, "--json", "--topk", "3")
+    trained.search(*query)
+    trained.search(*query, "--engine", "milvus", "--engine_uri", str(tmp_path / "frames.db"))
+    server_manager_instance.release_all()
+    exact, found = answers(capsys)
+    assert found["results"] == exact["results"]
+    assert found["query"]["right_rank"] is None
+
+
+def test_the_flags_of_an_engine_belong_together(trained: Trained) -> None:
+    with pytest.raises(InputError, match="--engine milvus needs --engine_uri, FILE.db or http://HOST:PORT"):
+        trained.search("--engine", "milvus", "a cup")
+    with pytest.raises(InputError, match="--engine_uri frames.db needs --engine milvus"):
+        trained.search("--engine_uri", "frames.db", "a cup")
 
 
 def test_a_published_checkpoint_is_searched_with_the_flags_of_its_launcher(
