@@ -101,9 +101,9 @@ def test_milvus_shows_what_the_exact_engine_shows(
 
 
 def test_the_flags_of_an_engine_belong_together(trained: Trained) -> None:
-    with pytest.raises(InputError, match="--engine milvus needs --engine_uri, FILE.db or http://HOST:PORT"):
+    with pytest.raises(InputError, match=r"--engine milvus needs --engine_uri, FILE\.db or http://HOST:PORT"):
         trained.search("--engine", "milvus", "a cup")
-    with pytest.raises(InputError, match="--engine_uri frames.db needs --engine milvus"):
+    with pytest.raises(InputError, match=r"--engine_uri frames\.db needs --engine milvus"):
         trained.search("--engine_uri", "frames.db", "a cup")
 
 
