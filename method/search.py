@@ -10,8 +10,8 @@
     python method/search.py "a man runs" --dataset_name charades --zero_shot              # CLIP, without a checkpoint
 
 A checkpoint trained here stores its options; a published one takes them from configs/<dataset>.yaml. The videos are
-encoded once, into an index beside the checkpoint, or for zero-shot CLIP beside the features; rebuild it with --rebuild
-when the checkpoint or the features change.
+encoded once, into an index beside the checkpoint, or for zero-shot CLIP beside the features; new and changed videos are
+added to it. utils/index.py lists, removes and checks what it holds.
 """
 
 from __future__ import annotations
@@ -39,17 +39,11 @@ from method.runtime.progress import be_quiet
 from method.runtime.run_folder import log_to_terminal
 from method.serving.engines.choice import ENGINES, EngineSettings
 from method.serving.engines.milvus_frames import INDEXES
-from method.serving.index import index_path
-from method.serving.opening import (
-    ALL,
-    SPLITS,
-    SearchSettings,
-    choose_split,
-    open_searcher,
-    open_zero_shot_searcher,
-)
+from method.serving.model_index import index_folder
+from method.serving.opening import SearchSettings, open_searcher, open_zero_shot_searcher
 from method.serving.prompt import Terminal, warn_without_encoder
 from method.serving.searcher import Searcher
+from method.serving.selection import ALL, SPLITS, choose_split
 from method.serving.videos import VideoFolder
 from method.training.checkpoint import load_model, log_model_options
 from method.training.resume import saved_options
@@ -161,7 +155,7 @@ def add_flags(parser: Parser) -> None:
     )
     add("--json", action="store_true", default=False, help="print one line of JSON per query")
     add("--rebuild", action="store_true", default=False, help="rebuild the index")
-    add("--rebuild_outdated", action="store_true", default=False, help="rebuild the index if it is outdated")
+    add("--rebuild_outdated", action="store_true", default=False, help="rebuild the index if it cannot be used")
     add(
         "--index_dir",
         type=user_path,
@@ -241,8 +235,8 @@ def _serve(searcher: Searcher, options: EasyDict) -> None:
 
     warn_without_encoder(searcher)
     # Beside the index; that of no checkpoint is beside the features.
-    index = index_path(options.eval_ckpt or options.video_feat_path, options.split, options.index_dir)
-    app = make_app(searcher, options.host, options.top_k, options.video_dir, index.with_name("extracts"))
+    index = index_folder(options.eval_ckpt or options.video_feat_path, options.index_dir)
+    app = make_app(searcher, options.host, options.top_k, options.video_dir, index / "extracts")
     serve(app, options.host, options.port)
 
 

@@ -33,7 +33,7 @@ from method.runtime.errors import InputError, run_command
 from method.runtime.hub.models import find_model
 from method.runtime.pretrained import CLIP_FOLDER, clip_files
 from method.runtime.run_folder import log_to_terminal
-from method.serving.opening import ALL
+from method.serving.selection import ALL
 from method.text.encoder_files import has_tokenizer, require_parts
 from method.training.resume import saved_options
 from method.video.files import require_decoder

@@ -16,6 +16,8 @@ from torch import Tensor
 from method.data.ragged import Layout, Ragged
 from method.runtime import hardware
 
+_ROWS_PER_COPY = 1 << 16
+
 
 @dataclass(frozen=True)
 class FrameEmbeddings:
@@ -60,6 +62,34 @@ class FrameEmbeddings:
             raise ValueError(f"{done} frame embeddings, expected {sum(lengths)}")
         return joined
 
+    @classmethod
+    def gather(
+        cls, sources: Sequence[FrameEmbeddings], places: Sequence[tuple[int, int]], device: torch.device | str
+    ) -> FrameEmbeddings:
+        """Videos of several collections in a new order, copied to a device.
+
+        Args:
+            sources: at least one, of the same width and precision.
+            places: of each video, the number of its source and its index there.
+            device: of the result.
+        """
+        like = sources[0].values
+        lengths = tuple(sources[number].lengths[index] for number, index in places)
+        gathered = cls(like.new_empty(sum(lengths), like.shape[1], device=device), lengths)
+        for number, source in enumerate(sources):
+            own = [video for video, place in enumerate(places) if place[0] == number]
+            layout = Layout.of([lengths[video] for video in own])
+            starts = [[source._starts[places[video][1]] for video in own], [gathered._starts[video] for video in own]]
+            rows_2N = torch.tensor(starts, dtype=torch.long)[:, layout.owner_N] + layout.position_N
+            for from_n, to_n in zip(*(rows_N.split(_ROWS_PER_COPY) for rows_N in rows_2N), strict=True):
+                gathered.values.index_copy_(0, to_n.to(device), source.values.index_select(0, from_n).to(device))
+        return gathered
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The stored precision."""
+        return self.values.dtype
+
     def __len__(self) -> int:
         return len(self.lengths)
 
@@ -96,6 +126,59 @@ class FrameEmbeddings:
         return starts
 
 
+class SelectedEmbeddings(FrameEmbeddings):
+    """Videos of several collections, each read where it is; `values` is a copy of all of them.
+
+    Only of a collection of which less than half is selected, these videos are copied when buckets are first needed.
+
+    Args:
+        sources: at least one, of the same width and precision.
+        places: of each video, the number of its source and its index there.
+    """
+
+    def __init__(self, sources: Sequence[FrameEmbeddings], places: Sequence[tuple[int, int]]) -> None:
+        lengths = tuple(sources[number].lengths[index] for number, index in places)
+        for name, value in {"sources": tuple(sources), "places": tuple(places), "lengths": lengths}.items():
+            object.__setattr__(self, name, value)  # the base class is frozen
+
+    sources: tuple[FrameEmbeddings, ...]
+    places: tuple[tuple[int, int], ...]
+
+    @cached_property
+    def values(self) -> Tensor:  # noqa: D102
+        return self.to("cpu", copy=True).values
+
+    @property
+    def dtype(self) -> torch.dtype:  # noqa: D102
+        return self.sources[0].dtype
+
+    def video(self, index: int) -> Tensor:  # noqa: D102
+        number, place = self.places[index]
+        return self.sources[number].video(place)
+
+    def to(self, device: torch.device | str, copy: bool = False) -> FrameEmbeddings:
+        """The same embeddings on another device, copied; on a CPU they stay where they are unless a copy is wanted."""
+        if torch.device(device).type == "cpu" and not copy:
+            return self
+        return FrameEmbeddings.gather(self.sources, self.places, device)
+
+    @cached_property
+    def buckets(self) -> list[LengthBucket]:  # noqa: D102
+        found = []
+        for number, source in enumerate(self.sources):
+            own = [video for video, place in enumerate(self.places) if place[0] == number]
+            if 2 * len(own) < len(source):
+                copied = FrameEmbeddings.gather(self.sources, [self.places[video] for video in own], "cpu")
+                video_v = torch.tensor(own, dtype=torch.long)
+                found += [LengthBucket(video_v[part.index_v], part.frames_vLD) for part in copied.buckets]
+                continue
+            video_V = torch.full((len(source),), -1)
+            video_V[[self.places[video][1] for video in own]] = torch.tensor(own, dtype=torch.long)
+            for bucket in source.buckets:
+                found += bucket.runs(video_V[bucket.index_v])
+        return found
+
+
 @dataclass(frozen=True)
 class LengthBucket:
     """Videos of equal length: their indices in the corpus (v,) and their frame embeddings (v, L, D)."""
@@ -107,3 +190,9 @@ class LengthBucket:
         """Buckets of at most `size` videos."""
         parts = zip(self.index_v.split(size), self.frames_vLD.split(size), strict=True)
         return [LengthBucket(index_v, frames_vLD) for index_v, frames_vLD in parts]
+
+    def runs(self, index_v: Tensor) -> list[LengthBucket]:
+        """Views of the videos whose new index is not negative, as many as they are in one piece."""
+        counts = torch.unique_consecutive(index_v >= 0, return_counts=True)[1].tolist()
+        parts = zip(index_v.split(counts), self.frames_vLD.split(counts), strict=True)
+        return [LengthBucket(own_v, frames_vLD) for own_v, frames_vLD in parts if own_v[0] >= 0]

@@ -151,7 +151,7 @@ class Scorer:
         for bucket in frames.buckets:
             length, width = bucket.frames_vLD.shape[1:]
             # Per frame the dot products, and a float32 copy of an embedding in half precision.
-            columns = self.query_block + (width if frames.values.dtype != torch.float32 else 0)
+            columns = self.query_block + (width if frames.dtype != torch.float32 else 0)
             yield from bucket.split(max(1, product // (_BYTES * (length * columns + self.query_block))))
 
     def scores(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -177,7 +177,7 @@ class Scorer:
         """Score of each video (V, q); its best frame is written to `frames_Vq`."""
         scores_Vq = vectors_qD.new_empty(len(self.corpus.video_ids), len(vectors_qD))
         few = vectors_qD.device.type == "cpu" and len(vectors_qD) <= _FEW_QUERIES
-        with matmul_precision(self.corpus.frames[name].values.dtype, few):
+        with matmul_precision(self.corpus.frames[name].dtype, few):
             for block in self._blocks[name]:
                 if frames_Vq is None:
                     best_vq = self.settings.highest(name, block.frames_vLD, vectors_qD)

@@ -105,7 +105,7 @@ def damaged_index(world: World, rng: random.Random) -> None:
     shutil.copy(world.reference / "model.ckpt", checkpoint)
     arguments = ["--eval_ckpt", str(checkpoint), "--query_id", "E00#enc#0", "--json", *CPU]
     world.starter.start("method.search", arguments).wait().expect_done()
-    path = next(checkpoint.parent.glob("*.index/*.pt"))
+    path = rng.choice(sorted(checkpoint.parent.glob("*.index/[!.]*")))
     what = damage(path, rng, [checkpoint, world.data.features])
     outcome = world.starter.start("method.search", arguments).wait()
     if outcome.status:

@@ -80,7 +80,7 @@ def odd_checkpoint(world: World, rng: random.Random) -> None:
         index = path.with_name(f"{path.name}.index")
         if rng.random() < 0.7:
             index.mkdir()
-            index /= "test.pt"
+            index /= "manifest.json"
         what = put(index, rng)
         program, arguments = "method.search", search
     _is_done(world.starter.start(program, arguments).wait(), what, path)

@@ -88,7 +88,7 @@ def test_videos_are_found_by_clip_alone(
     assert {hit["video_id"]: hit["score"] for hit in result["results"]} == pytest.approx(scores, abs=1e-5)
     assert result["results"][0]["scores"].keys() == {"zero_shot", "fused"}
     assert all(hit["moment"]["end_seconds"] <= hit["duration"] for hit in result["results"])
-    index = features.with_name(f"{features.name}.index") / "zero_shot_all.pt"
+    index = features.with_name(f"{features.name}.index") / "zero_shot" / "manifest.json"
     before = index.stat().st_mtime_ns, features.stat().st_mtime_ns
 
     caplog.clear()
@@ -101,7 +101,7 @@ def test_videos_are_found_by_clip_alone(
     (collection.videos / "clip 0.mp4").unlink()
     collection.search(SENTENCE, "--json")
     assert found(capsys).keys() == {"clip 1", "clip 2", "deeper/new"}
-    assert "built from another feature file, another list of videos" in caplog.text
+    assert "1 videos added, 1 videos no longer there" in caplog.text
 
 
 def test_a_video_that_cannot_be_read_stops_nothing(collection: Collection, capsys: pytest.CaptureFixture[str]) -> None:

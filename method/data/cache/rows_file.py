@@ -1,8 +1,7 @@
 """A rows file: the rows of many items in one file, with a checksum for each item.
 
     rows of all items, one item after the other: float32 or float16, D wide, little-endian
-    index, JSON: fingerprint of what the file was built from; id, number of rows and CRC-32 of each item
-    magic (8 bytes) | size of the index (uint64) | SHA-256 of the index (32 bytes)
+    index, JSON at the end: fingerprint of what the file was built from; id, number of rows and CRC-32 of each item
 
 It is written atomically. Rows are read by `preadv` straight into a batch. A memory-mapped file would be as fast, but
 then a failing disk or a truncated file kills the process instead of raising an error.
@@ -10,11 +9,8 @@ then a failing disk or a truncated file kills the process instead of raising an 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import mmap
 import os
-import struct
 import weakref
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,11 +24,11 @@ import numpy.typing as npt
 from method.data.ragged import Ragged
 from method.runtime.errors import InputError
 from method.runtime.files import atomic_writer
+from method.runtime.json_trailer import read_trailer, trailer_of
 
 Rows = npt.NDArray[np.floating[Any]]
 
 _MAGIC = b"A3PROWS\x01"
-_TRAILER = struct.Struct("<8sQ32s")
 _DTYPES = ("float32", "float16")
 
 
@@ -160,21 +156,16 @@ def write_rows(
         content = {"made_from": dict(fingerprint), "width": width, "ids": list(ids), "rows": rows, "sums": sums}
         if dtype.name != "float32":  # files from before there was a choice lack it
             content["dtype"] = dtype.name
-        index = json.dumps(content).encode()
-        file.write(index + _TRAILER.pack(_MAGIC, len(index), hashlib.sha256(index).digest()))
+        file.write(trailer_of(_MAGIC, content))
 
 
 def _read_index(descriptor: int, path: Path) -> dict[str, Any]:
-    size = os.fstat(descriptor).st_size
-    trailer = os.pread(descriptor, _TRAILER.size, max(0, size - _TRAILER.size))
-    if len(trailer) < _TRAILER.size or not trailer.startswith(_MAGIC):
-        raise InputError(f"{path}: not a rows file, or truncated")
-    _, length, digest = _TRAILER.unpack(trailer)
-    start = size - _TRAILER.size - length
-    stored = os.pread(descriptor, length, start) if start >= 0 else b""
-    if hashlib.sha256(stored).digest() != digest:
-        raise InputError(f"{path}: its index is corrupt")
-    index: dict[str, Any] = json.loads(stored)
+    try:
+        index, start = read_trailer(descriptor, _MAGIC)
+    except LookupError:
+        raise InputError(f"{path}: not a rows file, or truncated") from None
+    except ValueError:
+        raise InputError(f"{path}: its index is corrupt") from None
     if index.get("dtype", _DTYPES[0]) not in _DTYPES:
         raise InputError(f"{path}: rows of type {index['dtype']}, expected {' or '.join(_DTYPES)}")
     expected = sum(index["rows"]) * index["width"] * _stored_dtype(index).itemsize

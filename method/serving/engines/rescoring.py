@@ -127,7 +127,7 @@ class Videos:
         scores, frames = {}, {}
         for name, vector_D in vectors.items():
             scores[name], frames[name] = torch.empty(len(videos)), torch.empty(len(videos), dtype=torch.long)
-            with matmul_precision(self.corpora[0].frames[name].values.dtype):
+            with matmul_precision(self.corpora[0].frames[name].dtype):
                 for places, frames_cLD in _by_length([video[name] for video in videos]):
                     best_c, frame_c = self._best(name, frames_cLD, vector_D)
                     scores[name][places], frames[name][places] = best_c.cpu(), frame_c.cpu()
