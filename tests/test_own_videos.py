@@ -158,7 +158,11 @@ def own(trained: tuple[SmallDataset, Path], monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_own_videos_are_searched_without_captions(
-    trained: tuple[SmallDataset, Path], own: Own, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: tuple[SmallDataset, Path],
+    own: Own,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     own.extract()
     flags = ["--dataset_name", "own", "--root_path", str(own.root), "--eval_ckpt", str(trained[1])]
@@ -179,8 +183,13 @@ def test_own_videos_are_searched_without_captions(
             run_search(*flags, *arguments)
     own.write("some/video #2", "y" * 22)  # as long as before
     own.extract()
-    with pytest.raises(InputError, match="another feature file; rebuild it with --rebuild"), own_log_handlers():
-        search.main([*flags, "a door", "--device", "-1"])
+    capsys.readouterr()
+    with own_log_handlers():
+        search.main([*flags, "a person opens the door", "--device", "-1", "--json"])
+    assert "1 replaced" in caplog.text
+    again = json.loads(capsys.readouterr().out)
+    scores, others = ({hit["video_id"]: hit["score"] for hit in one["results"]} for one in (answer, again))
+    assert {name for name in scores if scores[name] != others[name]} == {"some/video #2"}
 
 
 def test_moments_of_own_videos_are_cut(

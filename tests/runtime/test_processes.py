@@ -28,6 +28,7 @@ from method.runtime.hardware import choose_device
 from method.runtime.process_group import joined_processes
 from method.runtime.processes import expect_one_process
 from method.runtime.run_folder import REPOSITORY
+from method.serving.index.snapshot import Snapshot
 from method.training.checkpoint_file import read_checkpoint
 from method.training.loop import TRAINED
 from tests.faults.programs import Outcome, Program, Starter
@@ -36,7 +37,7 @@ from tests.helpers.runs import EPOCHS, assert_same_run
 from tests.helpers.small_dataset import QUERY_WIDTH, SmallDataset, history, metrics, own_log_handlers, run_train
 from tests.helpers.small_negatives import damage
 from tests.helpers.tiny_text_encoder import make_text_encoder
-from utils import cache_negatives
+from utils import cache_negatives, index
 
 Events = Mapping[int, Sequence[Sequence[Any]]]
 
@@ -323,6 +324,28 @@ def test_a_single_process_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     expect_one_process("search")
+
+
+# Other programs
+
+
+def test_two_processes_add_to_an_index(group: Group, shared: SmallDataset, one_epoch: Path, tmp_path: Path) -> None:
+    words = ["--eval_ckpt", str(one_epoch / "model.ckpt"), "--split", "all", "--index_dir"]
+    done = group.run(2, "utils.index", ["add", *words, str(tmp_path / "two")])
+    assert [outcome.status for outcome in done] == [0, 0], done[0].show()
+    assert "20 videos in 2 segments" in done[0].output
+    assert (done[1].log, done[1].output) == ("", "")
+    with own_log_handlers():
+        index.main(["add", *words, str(tmp_path / "one"), "--device", "-1"])
+    opened = [Snapshot.open(tmp_path / name) for name in ("two", "one")]
+    ids = shared.videos_of(shared.test_txt)
+    corpora = [snapshot.select(ids) for snapshot in opened if snapshot is not None]
+    for name, frames in corpora[0].frames.items():
+        torch.testing.assert_close(frames.values, corpora[1].frames[name].values, rtol=0, atol=1e-6)
+    done = group.run(2, "utils.index", ["add", *words, str(tmp_path / "two")])
+    assert "20 videos in 2 segments" in done[0].output
+    done = group.run(2, "utils.index", ["list", *words[:2], "--index_dir", str(tmp_path / "two")])
+    assert done[0].log.endswith("utils/index.py list runs in one process; start it without torchrun\n")
 
 
 # With torchrun itself

@@ -101,7 +101,7 @@ def test_videos_are_found_by_clip_alone(
     (collection.videos / "clip 0.mp4").unlink()
     collection.search(SENTENCE, "--json")
     assert found(capsys).keys() == {"clip 1", "clip 2", "deeper/new"}
-    assert "1 videos added, 1 videos no longer there" in caplog.text
+    assert "1 added, 1 gone" in caplog.text
 
 
 def test_a_video_that_cannot_be_read_stops_nothing(collection: Collection, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,13 +76,26 @@ class Index:
             InputError: as `open`; for features that are missing or broken, or embeddings that are not finite.
         """
         processes = encoder.processes
-        with processes.raise_on_all():
-            snapshot = None if rebuild else self.open()
-            if snapshot is not None and processes.count == 1 and compare(snapshot, encoder, video_ids, named).is_empty:
-                return snapshot
+        if processes.count > 1 or rebuild or (snapshot := self.open()) is None:
+            return self._update(encoder, video_ids, named, rebuild)
+        plan = compare(snapshot, encoder, video_ids, named)
+        if plan.is_empty:
+            return snapshot
+        try:
+            return self._update(encoder, video_ids, named, rebuild)
+        except OSError as error:
+            if plan.encoded:
+                raise
+            log.info("%s: not written (%s), so that features are compared each time", self.folder, error.strerror)
+            return snapshot
+
+    def _update(
+        self, encoder: VideoEncoder, video_ids: Sequence[str], named: Collection[str] | None, rebuild: bool
+    ) -> Snapshot:
+        processes = encoder.processes
+        snapshot = planned = None
         with self._writing(processes.is_first):
             with processes.raise_on_all():
-                planned: Plan | None = None
                 if processes.is_first:
                     snapshot = self._start(rebuild)
                     planned = compare(snapshot, encoder, video_ids, named)
@@ -90,9 +103,7 @@ class Index:
             assert plan is not None
             self._apply(snapshot, plan, encoder)
         with processes.raise_on_all():
-            opened = self.open()
-        assert opened is not None
-        return opened
+            return self._require()
 
     def plan(self, encoder: VideoEncoder, video_ids: Sequence[str], named: Collection[str] | None = None) -> Plan:
         """What `update` would do."""
@@ -142,13 +153,15 @@ class Index:
         self.folder.mkdir(parents=True, exist_ok=True)
         busy = f"waiting for another process that is writing the index {self.folder}"
         with exclusive_lock(self.folder / ".lock", busy, poll=poll):
+            with contextlib.suppress(InputError):
+                if (manifest := read_manifest(self.folder)) is not None:
+                    self._clean(manifest)
             yield
 
     def _start(self, rebuild: bool) -> Snapshot:
         """What the index holds before an update, nothing if it is rebuilt or there is none."""
         snapshot = None if rebuild else self.open()
         if snapshot is not None:
-            self._clean(snapshot.manifest)
             return snapshot
         generation = 0
         with contextlib.suppress(InputError):  # an index that is rebuilt may be unreadable
@@ -169,16 +182,10 @@ class Index:
             with processes.raise_on_all():
                 own = self._encode(encoder, video_ids[shard(len(video_ids), processes)], plan)
             entries = all_gather_items(own, processes)
-            if snapshot is not None and manifest is not None:
-                gone, confirmed = (plan.gone, plan.confirmed) if start == rounds[-1] else ((), {})
-                segments = [*_without(snapshot, manifest, [*video_ids, *gone]), *entries]
-                # Last, because a segment agrees with the features only without the videos that have changed.
-                segments = [replace(own, features=confirmed.get(own.name, own.features)) for own in segments]
-                excluded = tuple(video_id for video_id in manifest.excluded if video_id not in set(video_ids))
-                counted = int(bool(video_ids or gone or not snapshot.segments))
-                generation = manifest.generation + counted
-                manifest = replace(manifest, generation=generation, segments=tuple(segments), excluded=excluded)
-                self._commit(manifest)
+            with processes.raise_on_all():  # no process goes on before the round is kept
+                if snapshot is not None and manifest is not None:
+                    manifest = _after_round(snapshot, manifest, plan, video_ids, entries, start == rounds[-1])
+                    self._commit(manifest)
         if manifest is not None:
             _report(self.folder, manifest, plan)
 
@@ -203,6 +210,28 @@ class Index:
             path.unlink(missing_ok=True)
 
 
+def _after_round(
+    snapshot: Snapshot,
+    manifest: Manifest,
+    plan: Plan,
+    video_ids: Sequence[str],
+    entries: Sequence[SegmentEntry],
+    is_last: bool,
+) -> Manifest:
+    """The manifest once these videos of a plan are in these segments; `snapshot` was before all rounds."""
+    # Last, because a segment agrees with the features only without the videos that have changed.
+    gone, confirmed = (plan.gone, plan.confirmed) if is_last else ((), {})
+    segments = [*_without(snapshot, manifest, [*video_ids, *gone]), *entries]
+    segments = [replace(own, features=confirmed.get(own.name, own.features)) for own in segments]
+    added = set(video_ids)
+    return replace(
+        manifest,
+        generation=manifest.generation + bool(video_ids or gone or not snapshot.segments),
+        segments=tuple(segments),
+        excluded=tuple(video_id for video_id in manifest.excluded if video_id not in added),
+    )
+
+
 def _without(snapshot: Snapshot, manifest: Manifest, video_ids: Iterable[str]) -> tuple[SegmentEntry, ...]:
     """The segments of a manifest without these videos, as far as a snapshot before it has them."""
     positions: dict[str, set[int]] = {}
@@ -215,6 +244,6 @@ def _without(snapshot: Snapshot, manifest: Manifest, video_ids: Iterable[str]) -
 
 def _report(folder: Path, manifest: Manifest, plan: Plan) -> None:
     size = format_bytes(sum(entry.size for entry in manifest.segments))
-    parts = {"added": plan.missing, "replaced": plan.changed, "no longer there": plan.gone}
-    done = ", ".join(f"{len(own)} videos {what}" for what, own in parts.items() if own)
-    log.info("index in %s: %s (%s)", folder, done or "nothing changed", size)
+    parts = {"added": plan.missing, "replaced": plan.changed, "gone": plan.gone}
+    done = ", ".join(f"{len(own)} {what}" for what, own in parts.items() if own)
+    log.info("index in %s: %s; %s", folder, done or "nothing changed", size)
