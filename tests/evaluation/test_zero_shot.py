@@ -212,7 +212,7 @@ def test_a_search_scores_as_the_evaluation(
         for name, own in hit["scores"].items():
             assert own == pytest.approx(scores[name][4][videos.index(hit["video_id"])], abs=2e-6)
     assert answer["query"]["right_rank"] == world.ranks(scores["fused"])[4]
-    assert (tmp_path / "zero_shot_test.pt").exists()
+    assert (tmp_path / "zero_shot" / "manifest.json").exists()
     if weight is None:  # the caption by its words instead of its id, and more of them than CLIP reads
         with own_log_handlers():
             search.main([*flags, caption.text])

@@ -141,6 +141,7 @@ def test_names_are_safe_and_different(texts: list[str]) -> None:
 ])  # fmt: skip
 def test_mistakes_are_named(given: dict[str, Any], message: str, tmp_path: Path) -> None:
     options = {"eval_ckpt": Path("m"), "top_k": 1, "moments_per_video": 1, "port": 0, "sentence": [], "query_id": None}
+    options |= {"engine": "exact", "engine_uri": None}
     more = {"serve": False, "save_clips": tmp_path, "video_dir": tmp_path}
     search._check(EasyDict({**options, **more}))
     with pytest.raises(InputError, match=message):
@@ -154,4 +155,5 @@ def test_without_durations_or_the_decoder(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"package av is missing; run `pip install -r requirements-video\.txt`"):
         search._check(EasyDict({"eval_ckpt": "m", "top_k": 1, "moments_per_video": 1, "port": 0, "sentence": [],
-                                "query_id": None, "serve": False, **options}))  # fmt: skip
+                                "query_id": None, "serve": False, "engine": "exact", "engine_uri": None,
+                                **options}))  # fmt: skip

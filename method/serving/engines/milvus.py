@@ -133,7 +133,7 @@ def open_milvus(
         client = _connect(uri)
         place_of = {video_id: place for place, video_id in enumerate(videos.ids)}
         for name, digest in made_from.items():
-            width = videos.corpora[0].frames[name].values.shape[1]
+            width = videos.frames(0)[name].shape[1]
             frames[name] = own = MilvusFrames(client, name, width, index)
             own.open(digest, rebuild, rebuild_outdated)
             read = partial(_read, videos, place_of, name)
