@@ -85,6 +85,9 @@ def architecture_flags() -> set[str]:
 
 SEARCH = {
     "query_id",
+    "like",
+    "offset",
+    "min_confidence",
     "moments_per_video",
     "split",
     "json",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import io
 import json
@@ -20,20 +21,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from method import search
+from method.config.options import read_options
 from method.evaluation.moments import Moment, best_moment
 from method.evaluation.proposals import best_moments
 from method.model.published import to_published
 from method.model.retrieval import RetrievalModel
 from method.runtime.errors import InputError
-from method.serving.output import ASCII_BLOCKS, BLOCKS, as_text, draw_timeline, span_text
+from method.serving.answer import Hit
+from method.serving.flags import add_flags
+from method.serving.output import ASCII_BLOCKS, BLOCKS, as_json, as_text, draw_timeline, span_text
 from method.serving.prompt import Terminal
-from method.serving.searcher import MAX_CHARACTERS, Hit, Searcher
+from method.serving.searcher import MAX_CHARACTERS, Searcher
 from method.text.encoder import TextEncoder
 from method.training.checkpoint import load_model
+from method.training.resume import saved_options
+from tests.helpers.paths import REPOSITORY
 from tests.helpers.search_runs import kitchen, make_searcher
 from tests.helpers.small_dataset import QUERY_WIDTH, SmallDataset, own_log_handlers, run_evaluate, run_train
 from tests.helpers.small_models import SMALL
 from tests.helpers.tiny_text_encoder import make_text_encoder
+from tests.test_docs import fences
+from utils import calibrate_search
 
 
 class Trained:
@@ -133,7 +141,8 @@ def test_a_sentence_finds_what_its_features_find(trained: Trained, capsys: pytes
     trained.search(caption.text, "--json")
     trained.search(caption.id, "--json")
     by_id, by_text, by_typed_id = answers(capsys)
-    assert by_text["query"] == {"text": caption.text, "caption_id": None, "video_id": None, "right_rank": None}
+    nothing = dict.fromkeys(("caption_id", "video_id", "right_rank", "like"))
+    assert by_text["query"] == {"text": caption.text, **nothing}
     assert [hit["video_id"] for hit in by_text["results"]] == [hit["video_id"] for hit in by_id["results"]]
     scores = np.array([[hit["score"] for hit in one["results"]] for one in (by_text, by_id)])
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-6)
@@ -143,9 +152,10 @@ def test_a_sentence_finds_what_its_features_find(trained: Trained, capsys: pytes
 def test_json_has_the_documented_fields(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     trained.search("--query_id", "E01#enc#0", "--json", "--topk", "3")
     (answer,) = answers(capsys)
-    assert answer["schema"] == "a3prvr.search/1"
-    assert set(answer) == {"schema", "query", "corpus", "note", "seconds", "results"}
-    assert set(answer["query"]) == {"text", "caption_id", "video_id", "right_rank"}
+    assert answer["schema"] == "a3prvr.search/2"
+    paging, judged = {"offset", "next_offset"}, {"confidence", "confident"}
+    assert set(answer) == {"schema", "query", "corpus", "note", "seconds", "results", *paging, *judged}
+    assert set(answer["query"]) == {"text", "caption_id", "video_id", "right_rank", "like"}
     assert answer["corpus"] == {"split": "test", "videos": 8}
     assert answer["note"] is None
     assert 0 < answer["seconds"] < 10
@@ -224,6 +234,96 @@ def test_text_shows_the_results_and_marks_the_right_video(
         assert line.count("[") == line.count("]") == 1
 
 
+def test_pages_have_each_video_once(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--query_id", "E01#enc#0"], ["a person"], ["--like", "E01@10-30%"]):
+        trained.search(*words, "--json", "--topk", "100")
+        (whole,) = answers(capsys)
+        offset, found = 0, []
+        while offset is not None:
+            trained.search(*words, "--json", "--topk", "3", "--offset", str(offset))
+            (page,) = answers(capsys)
+            found += page["results"]
+            offset = page["next_offset"]
+        assert found == whole["results"]
+
+
+def test_a_moment_of_a_video_finds_it_first(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    trained.search("--like", "E03@45%", "--json", "--text_encoder", "nowhere")
+    (answer,) = answers(capsys)
+    assert answer["query"]["like"] == {"video_id": "E03", "start": 0.45, "end": 0.45}
+    assert answer["results"][0]["video_id"] == "E03"
+    assert answer["results"][0]["score"] == pytest.approx(1, abs=1e-5)
+    trained.search("--like", "E03@45%")
+    assert capsys.readouterr().out.startswith("moments like E03@45%  (8 videos, ")
+
+
+def test_python_finds_what_the_command_line_finds(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    trained.search("a person", "--json", "--topk", "4", "--split", "both", "--moments_per_video", "2")
+    (expected,) = answers(capsys)
+    searcher = search.open_searcher(trained.checkpoint, device=-1, split="both", moments_per_video=2)
+    found = json.loads(json.dumps(as_json(searcher.search("a person", 4), searcher.split, len(searcher.video_ids))))
+    assert {**found, "seconds": 0} == {**expected, "seconds": 0}
+
+
+def test_a_server_follows_its_index(
+    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("method.serving.source.CHECK_EVERY", 0.0)
+    words = ["--eval_ckpt", str(trained.checkpoint), "--device", "-1", "--index_dir", str(tmp_path)]
+
+    def settled() -> Searcher:
+        source.current()
+        source.wait()
+        return source.current()
+
+    source = search.load_source(read_options(words, extra=add_flags, saved=saved_options))
+    first = settled()
+    first.load_encoder()
+    assert settled() is first
+    trained.search("--query_id", "E01#enc#0", "--index_dir", str(tmp_path), "--rebuild")
+    second = settled()
+    assert second is not first
+    assert second.has_encoder
+    found, again = (own.search_caption("E01#enc#0", 8) for own in (first, second))
+    assert found.hits == again.hits
+    assert second.confidence.calibration is None
+    with own_log_handlers():
+        calibrate_search.main(words)
+    assert settled().confidence.calibration is not None
+    (tmp_path / "broken").write_bytes(b"broken")
+    (tmp_path / "broken").replace(tmp_path / "test.pt")
+    kept = settled()
+    assert kept.search_caption("E01#enc#0", 8).hits == found.hits
+    assert "cannot be opened, so the earlier one is searched" in caplog.text
+    assert "test.pt" in str(source.error)
+
+
+def test_the_session_of_the_documentation(trained: Trained) -> None:
+    (session,) = (fence.code for fence in fences(REPOSITORY / "docs" / "search.md") if fence.language == "python")
+    assert session.count("results/charades/a3prvr/RUN/model.ckpt") == 1
+    code = session.replace("results/charades/a3prvr/RUN/model.ckpt", str(trained.checkpoint))
+    test = doctest.DocTestParser().get_doctest(code, {}, "docs/search.md", None, None)
+    result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test)
+    assert (result.failed, result.attempted > 3) == (0, True)
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ({"no_such_flag": 1}, "unrecognized arguments: --no_such_flag=1"),
+    ({"json": True}, "unrecognized arguments: --json"),
+    ({"split": "half"}, "argument --split: invalid choice"),
+    ({"moments_per_video": 0}, "--moments_per_video 0: expected at least 1"),
+    ({"eval_amp": "bf8"}, "--eval_amp"),
+])  # fmt: skip
+def test_mistakes_in_python_are_named(trained: Trained, flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        search.open_searcher(trained.checkpoint, **flags)
+
+
+def test_flags_in_python() -> None:
+    flags = {"device": -1, "rebuild": False, "zero_shot": True, "pin_memory": False, "dataset_name": None, "x": [1, 2]}
+    assert search._words(flags) == ["--device=-1", "--zero_shot", "--pin_memory=False", "--x", "1", "2"]
+
+
 @pytest.mark.parametrize(("split", "videos"), [("train", {"T"}), ("both", {"T", "E"})])
 def test_other_splits_are_searched_with_the_same_index(
     trained: Trained, capsys: pytest.CaptureFixture[str], split: str, videos: set[str]
@@ -272,6 +372,11 @@ def test_the_index_is_used_refused_and_rebuilt(
     (("x" * (MAX_CHARACTERS + 1),), "501 characters, expected at most 500"),
     (("a man", "--text_encoder", "nowhere"), "download_roberta.py"),
     (("--serve", "--video_dir", "nowhere"), "--video_dir .*nowhere: no such folder"),
+    (("a man", "--like", "E01@3"), "a sentence and --like given, expected one of them"),
+    (("--serve", "--offset", "3"), "--offset and --serve given, expected one of them"),
+    (("a man", "--offset", "-1"), "--offset -1: expected at least 0"),
+    (("--like", "E01"), "'E01': expected VIDEO@TIME"),
+    (("--like", "T01@3%"), "no searched video has the id 'T01'"),
 ])  # fmt: skip
 def test_mistakes_are_named(trained: Trained, words: Sequence[str], message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -1,4 +1,4 @@
-"""The index of a checkpoint, which search reads: add videos, remove them, list, compact and verify them.
+"""The index of a checkpoint, which search reads: add videos, remove them, list, compact and verify them, calibrate.
 
     python utils/index.py add --eval_ckpt results/charades/a3prvr/RUN/model.ckpt                # as search does itself
     python utils/index.py add --eval_ckpt ... --split all --dry_run                             # what is missing?
@@ -7,6 +7,7 @@
     python utils/index.py list --eval_ckpt ...
     python utils/index.py compact --eval_ckpt ...
     python utils/index.py verify --eval_ckpt ...
+    python utils/index.py calibrate --eval_ckpt ...                                          # confidence of answers
     torchrun --nproc_per_node 4 utils/index.py add --eval_ckpt ... --split all                  # shared by four GPUs
 
 --zero_shot instead of --eval_ckpt: the index of zero-shot CLIP.
@@ -45,8 +46,9 @@ from method.serving.model_index import ModelIndex, checkpoint_index, zero_shot_i
 from method.serving.selection import ALL, SPLITS, choose_split, select_videos
 from method.training.checkpoint import load_model
 from method.training.resume import saved_options
+from utils import calibrate_search
 
-ACTIONS = ("add", "remove", "list", "compact", "verify")
+ACTIONS = ("add", "remove", "list", "compact", "verify", "calibrate")
 _LISTED_FLAGS = [
     "dataset_name",
     "config",
@@ -56,7 +58,7 @@ _LISTED_FLAGS = [
     "num_workers",
     "quiet",
     "video_feat_path",
-    "recipe",
+    "feature_recipe",
     "caption_train_txt",
     "caption_test_txt",
     "model",
@@ -72,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Do what the first word of the command line says."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     action = words.pop(0) if words and not words[0].startswith("-") else None
+    if action == "calibrate":
+        calibrate_search.main(words)
+        return
     if action != "add":
         expect_one_process(f"utils/index.py {action}")
     with joined_processes() as processes:

@@ -33,6 +33,7 @@ from method.runtime.errors import InputError, run_command
 from method.runtime.hub.models import find_model
 from method.runtime.pretrained import CLIP_FOLDER, clip_files
 from method.runtime.run_folder import log_to_terminal
+from method.serving.flags import LISTED_FLAGS, add_flags
 from method.serving.selection import ALL
 from method.text.encoder_files import has_tokenizer, require_parts
 from method.training.resume import saved_options
@@ -68,10 +69,10 @@ def _of_features(word: str) -> str:
 
 
 def _parser() -> Parser:
-    listed = [name for name in search.LISTED_FLAGS if name not in _NOT_LISTED]
+    listed = [name for name in LISTED_FLAGS if name not in _NOT_LISTED]
     parser = make_parser("Search a folder of videos: the first argument, before a sentence and flags.", listed)
-    search.add_flags(parser)
-    # Here --recipe is that of the features; `search.add_flags` lets a flag replace others.
+    add_flags(parser)
+    # Here --recipe is that of the features; `add_flags` lets a flag replace others.
     parser.add_argument_group("features").add_argument(
         "--recipe", "--feature_recipe", dest="feature_recipe", metavar="NAME"
     )
@@ -114,7 +115,7 @@ def _search(folder: Path, words: Sequence[str], given: Mapping[str, Any]) -> int
         more += ["--zero_shot"]
     elif "zero_shot_weight" not in given and stored.get("dataset_name") != name:
         more += ["--zero_shot_weight", str(WEIGHT)]
-    if not any(given.get(flag) for flag in ("sentence", "query_id", "json", "serve")):
+    if not any(given.get(flag) for flag in ("sentence", "query_id", "like", "json", "serve")):
         more += ["--serve"]
     if "split" not in given:
         more += ["--split", ALL]

@@ -38,6 +38,11 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             action.help = texts.get(action.dest, action.help)
 
+    @property
+    def switches(self) -> set[str]:
+        """Names of the flags that are `Switch`es."""
+        return {action.dest for action in self._actions if isinstance(action, Switch)}
+
     def _parse_optional(self, arg_string: str) -> Any:
         """Treat a caption id as a value: YouTube ids may begin with dashes, and no flag has a `#`."""
         if "#" in arg_string and "=" not in arg_string.split("#")[0]:

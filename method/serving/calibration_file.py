@@ -1,44 +1,44 @@
-"""The calibration that is stored with an index."""
+"""The calibrations that an index holds in its manifest, one for each split that was searched to fit it."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from method.runtime.errors import InputError
-from method.runtime.files import read_json, write_json
 from method.serving.calibration import Bin, Calibration, Confidence, ScoreScale
+from method.serving.index.index import Index
+from method.serving.index.manifest import read_manifest
 
 log = logging.getLogger(__name__)
 
 VERSION = 1
-COMMAND = "python utils/calibrate_search.py"
-_MAX_BYTES = 1 << 24
+COMMAND = "python utils/index.py calibrate"
+
+Stored = Mapping[str, Any]
 
 
-def calibration_path(index: Path) -> Path:
-    """The file of the calibration of the index at a path."""
-    return index.with_name(f"{index.stem}.calibration.json")
+def save(folder: Path, split: str, calibration: Calibration) -> None:
+    """Store the calibration of a split in the index of a folder. InputError if there is none."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError(f"{folder}: no index there")
+    index = Index(folder, manifest.made_from)
+    index.calibrate({**(manifest.calibration or {}), split: as_json(calibration)})
 
 
-def save(index: Path, calibration: Calibration) -> None:
-    """Store a calibration with the index at a path."""
-    write_json(calibration_path(index), as_json(calibration))
-
-
-def load(index: Path) -> Calibration | None:
-    """The calibration of the index at a path, None without one. InputError for a file that is not one."""
-    path = calibration_path(index)
-    if not path.exists():
+def load(stored: Stored | None, split: str) -> Calibration | None:
+    """The calibration of a split, None without one. InputError for values that are not a calibration."""
+    if stored is None or split not in stored:
         return None
     try:
-        return from_json(read_json(path, _MAX_BYTES))
+        return from_json(stored[split])
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not a calibration ({error!r}); make it again with {COMMAND}") from error
+        raise InputError(f"split {split}: not a calibration ({error!r}); make it again with {COMMAND}") from error
 
 
 def as_json(calibration: Calibration) -> dict[str, Any]:
@@ -67,12 +67,13 @@ def from_json(value: Any) -> Calibration:
 
 
 def open_confidence(
-    indexes: Sequence[Path], scale: ScoreScale, dataset: str, videos: int, minimum: float
+    stored: Stored | None, splits: Sequence[str], scale: ScoreScale, dataset: str, videos: int, minimum: float
 ) -> Confidence:
-    """The calibration of the first index that has one for these scores.
+    """The calibration of the first split that has one for these scores.
 
     Args:
-        indexes: the one that is searched, then others of the same model.
+        stored: in the manifest of the index.
+        splits: the one that is searched, then others.
         scale: of the scores.
         dataset: that is searched.
         videos: number of its videos.
@@ -82,9 +83,9 @@ def open_confidence(
         InputError: if a minimum is wanted and there is no such calibration.
     """
     reason = f"this search has no calibration; run {COMMAND} with its flags"
-    for index in dict.fromkeys(indexes):
+    for split in dict.fromkeys(splits):
         try:
-            calibration = load(index)
+            calibration = load(stored, split)
         except InputError as error:
             reason = str(error)
             log.warning("no confidence: %s", reason)
@@ -92,8 +93,7 @@ def open_confidence(
         if calibration is not None and calibration.scale == scale:
             return Confidence(calibration, minimum, calibration.note(dataset, videos))
         if calibration is not None:
-            path = calibration_path(index)
-            reason = f"{path} is of another checkpoint, fusion weight or precision; run {COMMAND} again"
+            reason = f"the calibration is of another checkpoint, fusion weight or precision; run {COMMAND} again"
             log.info("no confidence: %s", reason)
     if minimum:
         raise InputError(f"--min_confidence {minimum:g}: {reason}")

@@ -11,8 +11,8 @@ from pathlib import Path
 from method.evaluation.moments import Moment
 from method.runtime.files import atomic_writer, digest_of
 from method.runtime.progress import progress_bar
+from method.serving.answer import Answer, Hit, clean
 from method.serving.output import Clips
-from method.serving.searcher import Answer, Hit, clean
 from method.serving.videos import VideoFolder
 from method.video.clips import read_comment, write_clip
 from method.video.container import VideoError

@@ -22,12 +22,16 @@ from method.model.retrieval import RetrievalModel
 from method.model.zero_shot import ZERO_SHOT
 from method.runtime.errors import InputError
 from method.runtime.files import digest_of
+from method.serving.calibration import Confidence, ScoreScale
+from method.serving.calibration_file import open_confidence
 from method.serving.engines import SearchEngine
 from method.serving.engines.choice import EngineSettings, open_engine
 from method.serving.engines.verified import VerifiedEngine
+from method.serving.index.earlier import SUBFOLDER
+from method.serving.index.manifest import NAME as MANIFEST
 from method.serving.index.segment import UnusableIndex
 from method.serving.index.snapshot import Snapshot
-from method.serving.model_index import ModelIndex, checkpoint_index, zero_shot_index
+from method.serving.model_index import ModelIndex, checkpoint_index, index_folder, zero_shot_index
 from method.serving.queries import QueryEncoder
 from method.serving.searcher import Searcher
 from method.serving.selection import Selection, select_videos
@@ -45,7 +49,7 @@ class SearchSettings:
     index_dir: folder of the index, None for one beside the checkpoint or, for zero-shot CLIP, the features.
     rebuild: the index, even if there is one. rebuild_outdated: it, if it cannot be used.
     moments: file that durations are read from, if there. moments_per_video: at most so many are shown.
-    engine: what finds the videos.
+    min_confidence: of a confident match; 0: not judged. engine: what finds the videos.
     """
 
     checkpoint: Path | None
@@ -57,12 +61,13 @@ class SearchSettings:
     rebuild_outdated: bool
     moments: Path | None
     moments_per_video: int
+    min_confidence: float
     evaluation: EvaluationSettings
     encoder: EncoderSettings
     engine: EngineSettings
 
 
-def open_searcher(model: RetrievalModel, sha256: str, settings: SearchSettings) -> Searcher:
+def open_checkpoint_searcher(model: RetrievalModel, sha256: str, settings: SearchSettings) -> Searcher:
     """Open the search by a checkpoint, or by it and zero-shot CLIP; builds an index if there is none.
 
     Args:
@@ -89,12 +94,15 @@ def open_searcher(model: RetrievalModel, sha256: str, settings: SearchSettings) 
         scoring = scoring.with_branch(ZERO_SHOT, settings.zero_shot.weight)
         made_from |= _made_from(zero_shot.model, ZERO_SHOT, settings)
         others = [QueryEncoder(zero_shot.model, zero_shot.caption_reader, zero_shot.load_sentences)]
+    name = sha256 if settings.zero_shot is None else f"{sha256} and {ZERO_SHOT}"
+    scale = ScoreScale(name, dict(scoring.weights), scoring.precision)
     # The model's own dimensions, whatever the flags say.
     width, max_tokens = model.architecture.query_width, model.architecture.max_words
     encoder = replace(settings.encoder, width=width, max_tokens=max_tokens)
+    engine = _open_engine(snapshots, videos, scoring, model.device, made_from, settings)
     return Searcher(
         model,
-        _open_engine(snapshots, videos, scoring, model.device, made_from, settings),
+        engine,
         videos.captions,
         reader,
         partial(_open_encoder, encoder, model.device, reader, videos.captions),
@@ -102,11 +110,17 @@ def open_searcher(model: RetrievalModel, sha256: str, settings: SearchSettings) 
         scoring,
         settings.moments_per_video,
         others,
+        settings.split,
+        scale,
+        _confidence(snapshots[0], scale, len(engine.video_ids), settings),
     )
 
 
 def open_zero_shot_searcher(settings: SearchSettings, device: torch.device) -> Searcher:
-    """Open the search by zero-shot CLIP alone; builds its index if there is none. InputError as `open_searcher`."""
+    """Open the search by zero-shot CLIP alone; builds its index if there is none.
+
+    InputError as `open_checkpoint_searcher`.
+    """
     files = settings.files
     assert settings.zero_shot is not None
     needed = ["caption_test_txt", "caption_train_txt"] if files.has_captions else []
@@ -115,16 +129,45 @@ def open_zero_shot_searcher(settings: SearchSettings, device: torch.device) -> S
     index = zero_shot_index(zero_shot, settings.index_dir, settings.evaluation)
     snapshot = _open_index(index, videos, settings)
     scoring = ScoringSettings.of(settings.evaluation, zero_shot.model)
+    scale = ScoreScale(ZERO_SHOT, dict(scoring.weights), scoring.precision)
+    made_from = _made_from(zero_shot.model, ZERO_SHOT, settings)
+    engine = _open_engine([snapshot], videos, scoring, device, made_from, settings)
     return Searcher(
         zero_shot.model,
-        _open_engine([snapshot], videos, scoring, device, _made_from(zero_shot.model, ZERO_SHOT, settings), settings),
+        engine,
         videos.captions,
         zero_shot.caption_reader,
         zero_shot.load_sentences,
         _durations(settings, snapshot, videos),
         scoring,
         settings.moments_per_video,
+        split=settings.split,
+        scale=scale,
+        confidence=_confidence(snapshot, scale, len(engine.video_ids), settings),
     )
+
+
+def searched_folder(settings: SearchSettings) -> Path:
+    """The folder of the index whose calibration counts: that of the checkpoint, or of zero-shot CLIP alone."""
+    if settings.checkpoint is not None:
+        return index_folder(settings.checkpoint, settings.index_dir)
+    features = settings.files.video_feat_path
+    assert features is not None
+    return index_folder(features, settings.index_dir) / SUBFOLDER
+
+
+def generation_of(settings: SearchSettings) -> object:
+    """Another value whenever the index or its calibration has changed; None without an index."""
+    try:
+        status = (searched_folder(settings) / MANIFEST).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _confidence(snapshot: Snapshot, scale: ScoreScale, videos: int, settings: SearchSettings) -> Confidence:
+    stored, splits, dataset = snapshot.manifest.calibration, [settings.split, "test"], settings.files.dataset
+    return open_confidence(stored, splits, scale, dataset, videos, settings.min_confidence)
 
 
 def _open_index(own: ModelIndex, videos: Selection, settings: SearchSettings) -> Snapshot:

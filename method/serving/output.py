@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from method.data.captions import Caption
 from method.evaluation.metrics import FUSED
 from method.evaluation.moments import Moment
-from method.serving.searcher import Answer, Hit, clean
+from method.serving.answer import Answer, Hit, clean
 
 Clips: TypeAlias = Mapping[tuple[int, int], Path]  # rank of the video and place of its moment, both from 1 -> file
 
-SCHEMA = "a3prvr.search/1"
+SCHEMA = "a3prvr.search/2"
 BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = "_.:-=+*#"  # for terminals without block characters
 _MAX_COLUMNS, _MIN_COLUMNS = 48, 8
 
 
-def as_json(
-    answer: Answer, split: str, videos: int, several: bool = False, clips: Clips | None = None
-) -> dict[str, Any]:
+def as_json(answer: Answer, split: str, videos: int, clips: Clips | None = None) -> dict[str, Any]:
     """The result of one query as JSON values.
 
-        schema      "a3prvr.search/1"; the number changes with the fields
+        schema      "a3prvr.search/2"; the number changes with the fields
         query       text; caption_id, video_id and right_rank of a caption of the dataset, else null. right_rank is the
-                    rank of its own video as in evaluation, null if that is not in the corpus
+                    rank of its own video as in evaluation, null if that is not in the corpus. like: video_id, start and
+                    end (fractions of the video) of the moment that is the query, else null
         corpus      split and number of videos
+        offset      number of better videos that were left out
+        next_offset that of the next page, null after the last video
+        confidence  how often the first result (of offset 0) was right at such a score, or null
+        confident   whether that is enough, null if there is no confidence or no minimum
         note        a remark on the query, or null
         seconds     from the query to the answer
         error       only if the query failed: the reason; results is empty
@@ -44,7 +48,6 @@ def as_json(
         answer: the result.
         split: name of the searched split.
         videos: number of searched videos.
-        several: whether several moments a video were requested.
         clips: those that were saved, if they were to be.
     """
     caption = answer.caption
@@ -55,12 +58,23 @@ def as_json(
             "caption_id": caption.id or None,
             "video_id": caption.video_id or None,
             "right_rank": answer.right_rank,
+            "like": None if answer.like is None else asdict(answer.like),
         },
         "corpus": {"split": split, "videos": videos},
+        "offset": answer.offset,
+        "next_offset": next_offset(answer, videos),
+        "confidence": answer.confidence,
+        "confident": answer.confident,
         "note": answer.note,
         "seconds": answer.seconds,
-        "results": [_hit_as_json(hit, several, clips) for hit in answer.hits],
+        "results": [_hit_as_json(hit, answer.several, clips) for hit in answer.hits],
     }
+
+
+def next_offset(answer: Answer, videos: int) -> int | None:
+    """The offset of the page after an answer; None if that has no videos."""
+    end = answer.offset + len(answer.hits)
+    return end if answer.hits and end < videos else None
 
 
 def failure_as_json(query: str, message: str, split: str, videos: int) -> dict[str, Any]:
@@ -104,6 +118,8 @@ def as_text(answer: Answer, videos: int, blocks: str, columns: int) -> str:
     lines = [f"{name}{clean(caption.text)}  ({videos} videos, {1000 * answer.seconds:.0f} ms)"]
     if answer.note:
         lines.append(f"note: {answer.note}")
+    if (confidence := confidence_text(answer)) is not None:
+        lines.append(confidence)
     if answer.right_rank is not None:
         lines.append(f"its own video {clean(caption.video_id)} has rank {answer.right_rank} of {videos}")
     heads = [
@@ -121,6 +137,20 @@ def as_text(answer: Answer, videos: int, blocks: str, columns: int) -> str:
             also = "; ".join(f"{moment_text(hit, moment)} ({moment.score:.4f})" for moment in hit.further)
             lines.append(f"     also {also}")
     return "\n".join(lines)
+
+
+def confidence_text(answer: Answer) -> str | None:
+    """What is known of the first result; None if that is nothing.
+
+    >>> from method.data.captions import Caption
+    >>> unsure = Answer(Caption("", "", "a man runs"), [], None, None, 0.1, confidence=0.124, confident=False)
+    >>> confidence_text(unsure)
+    'no confident match: at such a score, 12% of first results were right'
+    """
+    if answer.confidence is None:
+        return None
+    rate = f"at such a score, {100 * answer.confidence:.0f}% of first results were right"
+    return f"no confident match: {rate}" if answer.confident is False else rate
 
 
 def span_text(hit: Hit) -> str:

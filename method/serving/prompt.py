@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from method.runtime.errors import InputError
 from method.runtime.text import decoded_lines
+from method.serving.answer import Answer, clean
 from method.serving.output import ASCII_BLOCKS, BLOCKS, as_json, as_text, failure_as_json
-from method.serving.searcher import MAX_CHARACTERS, Answer, Searcher, clean, looks_like_an_id
+from method.serving.searcher import MAX_CHARACTERS, Searcher, looks_like_an_id
 
 if TYPE_CHECKING:
     from method.serving.clips import ClipFolder  # imports the package av, which is optional
@@ -28,19 +29,19 @@ _PROMPT = "search> "
 class Terminal:
     """Prints the results of a searcher.
 
-    top_k: number of videos to show. json: a line of JSON per query instead of text. split: name of the searched split.
-    clips: where to save the moments, if they are to be.
+    top_k: number of videos to show. json: a line of JSON per query instead of text.
+    clips: where to save the moments, if they are to be. offset: how many better videos to leave out.
     """
 
     searcher: Searcher
     top_k: int
     json: bool
-    split: str
     clips: ClipFolder | None = None
+    offset: int = 0
 
     def answer(self, query: str, number: int | None = None) -> None:
         """Answer a sentence or a caption id of the dataset; `number`: of the query, if there are several."""
-        self.show(self.searcher.search(query, self.top_k), number)
+        self.show(self.searcher.search(query, self.top_k, self.offset), number)
 
     def answer_lines(self) -> None:
         """Answer every line of standard input that is not blank.
@@ -64,7 +65,7 @@ class Terminal:
             print(f"error: {error}", file=sys.stderr, flush=True)
             if self.json:
                 query = clean(line)[:MAX_CHARACTERS]
-                failure = failure_as_json(query, str(error), self.split, len(self.searcher.video_ids))
+                failure = failure_as_json(query, str(error), self.searcher.split, len(self.searcher.video_ids))
                 print(json.dumps(failure), flush=True)
         if failed:
             raise InputError(f"{failed} of {queries} queries could not be answered")
@@ -85,8 +86,7 @@ class Terminal:
         clips = self.clips.save(answer, number) if self.clips else None
         videos = len(self.searcher.video_ids)
         if self.json:
-            several = self.searcher.moments_per_video > 1
-            print(json.dumps(as_json(answer, self.split, videos, several, clips), allow_nan=False), flush=True)
+            print(json.dumps(as_json(answer, self.searcher.split, videos, clips), allow_nan=False), flush=True)
             return
         encoding = sys.stdout.encoding or "ascii"
         try:

@@ -1,22 +1,20 @@
-"""Queries of a search as the embeddings of one model: a sentence of the user, or a caption of the dataset.
-
-Letters: D width.
-"""
+"""Queries of a search as the embeddings of one model: a sentence of the user, or a caption of the dataset."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from method.data.batch import Loader, QueryBatch
 from method.data.captions import Caption
 from method.data.dataset import FeatureReader, Queries
 from method.data.ragged import Ragged
-from method.evaluation.corpus import encode_queries
+from method.evaluation.corpus import QuerySet, encode_queries
 from method.model.retrieval import RetrievalModel
+
+_BATCH = 64
 
 
 class SentenceEncoder(Protocol):
@@ -57,19 +55,30 @@ class QueryEncoder:
             self._encoder = self._make_encoder()
         return self._encoder
 
+    def take(self, other: QueryEncoder) -> None:
+        """Use the text encoder that another one for the same model has loaded."""
+        self._encoder = self._encoder or other._encoder
+
     def sentence(self, text: str) -> QueryBatch:
         """The features of a sentence."""
         return QueryBatch((Caption("", "", text),), self.load().encode([text]))
 
     def caption(self, caption: Caption) -> QueryBatch:
         """The features of a caption of the dataset, from its file where there is one."""
-        if self._reader is None:
-            return QueryBatch((caption,), self.load().encode([caption.text]))
-        (batch,) = Loader(Queries(self._reader, [caption]), 1, workers=0, pinned=False)
-        assert isinstance(batch, QueryBatch)
+        (batch,) = self.captions([caption])
         return batch
 
+    def captions(self, captions: Sequence[Caption]) -> Iterator[QueryBatch]:
+        """The features of captions of the dataset, in batches; see `caption`."""
+        if self._reader is not None:
+            loader = Loader(Queries(self._reader, captions), _BATCH, workers=0, pinned=False)
+            yield from (batch for batch in loader if isinstance(batch, QueryBatch))
+            return
+        for start in range(0, len(captions), _BATCH):
+            own = tuple(captions[start : start + _BATCH])
+            yield QueryBatch(own, self.load().encode([caption.text for caption in own]))
+
     @torch.inference_mode()
-    def embed(self, batch: QueryBatch, precision: str) -> dict[str, Tensor]:
-        """Branch -> embedding (1, D) of the query."""
-        return encode_queries(self.model, [batch], self.model.device, precision).vectors
+    def embed(self, batches: Iterable[QueryBatch], precision: str) -> QuerySet:
+        """The embeddings of queries."""
+        return encode_queries(self.model, batches, self.model.device, precision)

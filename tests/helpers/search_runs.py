@@ -21,6 +21,7 @@ from method.evaluation.corpus import Corpus
 from method.evaluation.frame_embeddings import FrameEmbeddings
 from method.evaluation.scorer import ScoringSettings
 from method.runtime.errors import InputError
+from method.serving.calibration import Calibration, Confidence, ScoreScale
 from method.serving.engines.exact import ExactEngine
 from method.serving.searcher import Searcher
 from method.text.encoder import TextEncoder
@@ -55,7 +56,7 @@ class MadeUpText:
 
 def make_searcher(
     captions: Mapping[str, Sequence[str]], durations: Mapping[str, float] | None = None, encoder: bool = True,
-    branches: Sequence[str] = ("action", "object"), moments: int = 1,
+    branches: Sequence[str] = ("action", "object"), moments: int = 1, confidence: Confidence | None = None,
 ) -> Searcher:  # fmt: skip
     """A searcher over one video of random frame embeddings for each id in `captions`, which also gives its captions.
 
@@ -86,7 +87,14 @@ def make_searcher(
         durations=durations or {},
         settings=settings,
         moments_per_video=moments,
+        confidence=confidence,
     )
+
+
+def confidence(curve: Sequence[tuple[float, float]], minimum: float = 0.0, note: str | None = None) -> Confidence:
+    """A confidence by a curve of scores and shares."""
+    calibration = Calibration(ScoreScale("a digest", {}, "off"), "demo", 14, 100, tuple(curve), ())
+    return Confidence(calibration, minimum, note)
 
 
 def write_video(path: Path) -> Path:
@@ -106,11 +114,12 @@ def kitchen(videos: int = 14) -> dict[str, list[str]]:
 _SERVE = """
 import sys
 from pathlib import Path
+from method.serving.source import SearcherSource
 from method.serving.web.server import make_app, serve
 from tests.helpers.search_runs import kitchen, make_searcher
 folder = Path(sys.argv[1])
 searcher = make_searcher({**kitchen(), sys.argv[2]: [sys.argv[2]]}, {"v03": 6.0}, moments=3)
-serve(make_app(searcher, "127.0.0.1", 5, folder, folder / ".extracts"), "127.0.0.1", 0)
+serve(make_app(SearcherSource(searcher), "127.0.0.1", 5, folder, folder / ".extracts"), "127.0.0.1", 0)
 """
 
 

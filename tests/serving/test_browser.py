@@ -228,6 +228,21 @@ def test_only_one_video_plays(page: Page) -> None:
         page.wait(partial(page.driver.execute_script, ALONE, own))
 
 
+def test_pages_and_similar_moments_are_links(page: Page) -> None:
+    page.open("?q=a+man")
+    first = page.results
+    page.driver.find_element(By.LINK_TEXT, "Next page").click()
+    page.wait(lambda: page.js("location.search") == "?q=a+man&offset=5")
+    assert not {*page.results} & {*first}
+    page.driver.find_element(By.LINK_TEXT, "Previous page").click()
+    page.wait(lambda: page.results == first)
+    page.driver.find_element(By.LINK_TEXT, "More like this").click()
+    page.wait(lambda: page.js("location.search").startswith("?like="))
+    assert len(page.results) == 5
+    assert page.driver.find_element(By.TAG_NAME, "h1").text.startswith(f"Moments like {first[0]}@")
+    assert not page.complaints()
+
+
 def test_a_file_that_cannot_be_played_is_offered(page: Page) -> None:
     page.open("?q=a+man&top=15")
     number = page.results.index("v01") + 1
@@ -314,7 +329,7 @@ def test_contrast_in_both_colour_schemes(page: Page, scheme: str) -> None:
           }
         };
         return ["h1", ".quiet", "h2", ".rank", ".score", ".branches", ".span", ".axis", "summary", "label", ".right",
-                "button[type=submit]", ".play"].map((selector) => {
+                "button[type=submit]", ".play", ".like"].map((selector) => {
           const node = document.querySelector(selector);
           return [selector, rgb(getComputedStyle(node).color), behind(node)];
         });

@@ -1,4 +1,4 @@
-"""Confidence against known probabilities, and its file."""
+"""Confidence against known probabilities, and how an index stores it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from method.runtime.errors import InputError
 from method.serving.calibration import Calibration, ScoreScale, confidences, fit, fit_curve, isotonic, reliability
-from method.serving.calibration_file import calibration_path, load, open_confidence, save
+from method.serving.calibration_file import as_json, load, open_confidence, save
+from method.serving.index.manifest import Manifest, read_manifest, write_manifest
 
 Array = npt.NDArray[Any]
 SCALE = ScoreScale("a digest", {"action": 0.5, "object": 0.5}, "off")
@@ -137,11 +138,19 @@ def test_bins_hold_every_query() -> None:
 
 
 def test_a_calibration_is_stored_with_the_index(tmp_path: Path) -> None:
-    index, calibration = tmp_path / "test.pt", fitted(RATES["logistic"], 300)
-    assert load(index) is None
-    save(index, calibration)
-    assert load(index) == calibration
-    assert [path.name for path in tmp_path.iterdir()] == ["test.calibration.json"]
+    calibration = fitted(RATES["logistic"], 300)
+    with pytest.raises(InputError, match="no index there"):
+        save(tmp_path, "test", calibration)
+    write_manifest(tmp_path, Manifest(3, {"checkpoint": "a digest"}))
+    save(tmp_path, "test", calibration)
+    save(tmp_path, "all", replace(calibration, videos=50))
+    save(tmp_path, "test", replace(calibration, videos=60))
+    manifest = read_manifest(tmp_path)
+    assert manifest is not None
+    assert manifest.generation == 6
+    assert load(manifest.calibration, "test") == replace(calibration, videos=60)
+    assert load(manifest.calibration, "all") == replace(calibration, videos=50)
+    assert load(manifest.calibration, "train") is load(None, "test") is None
 
 
 @pytest.mark.parametrize("damage", [
@@ -151,52 +160,48 @@ def test_a_calibration_is_stored_with_the_index(tmp_path: Path) -> None:
     lambda value: {name: own for name, own in value.items() if name != "scale"},
     lambda value: {**value, "reliability": [{"right": 0}]}, lambda value: {**value, "scale": {}},
 ])  # fmt: skip
-def test_a_damaged_file_is_named_and_costs_the_confidence_alone(
-    tmp_path: Path, damage: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
+def test_a_damaged_calibration_is_named_and_costs_the_confidence_alone(
+    damage: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    index = tmp_path / "test.pt"
-    save(index, fitted(RATES["logistic"], 30))
-    path = calibration_path(index)
-    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
-    with pytest.raises(InputError, match=r"test\.calibration\.json: not a calibration .*calibrate_search\.py"):
-        load(index)
-    assert open_confidence([index], SCALE, "demo", 40, 0.0).calibration is None
+    stored = {"test": damage(json.loads(json.dumps(as_json(fitted(RATES["logistic"], 30)))))}
+    with pytest.raises(InputError, match=r"split test: not a calibration .*utils/index\.py calibrate"):
+        load(stored, "test")
+    assert open_confidence(stored, ["test"], SCALE, "demo", 40, 0.0).calibration is None
     assert "no confidence" in caplog.text
     with pytest.raises(InputError, match=r"--min_confidence 0\.5: .*not a calibration"):
-        open_confidence([index], SCALE, "demo", 40, 0.5)
+        open_confidence(stored, ["test"], SCALE, "demo", 40, 0.5)
 
 
-def test_which_calibration_is_used(tmp_path: Path) -> None:
-    own, other = tmp_path / "all.pt", tmp_path / "test.pt"
-    calibration = fitted(RATES["logistic"], 300)
+def test_which_calibration_is_used() -> None:
+    splits, calibration = ["all", "test"], fitted(RATES["logistic"], 300)
     with pytest.raises(InputError, match=r"--min_confidence 0\.5: this search has no calibration; run python utils/"):
-        open_confidence([own, other], SCALE, "demo", 40, 0.5)
-    save(other, calibration)
-    assert open_confidence([own, other], SCALE, "demo", 40, 0.5).calibration == calibration
+        open_confidence(None, splits, SCALE, "demo", 40, 0.5)
+    stored = {"test": as_json(calibration)}
+    assert open_confidence(stored, splits, SCALE, "demo", 40, 0.5).calibration == calibration
     for scale in (
         replace(SCALE, checkpoint="another"),
         replace(SCALE, weights={"action": 1.0}),
         replace(SCALE, precision="bf16"),
     ):
-        assert open_confidence([own, other], scale, "demo", 40, 0.0).of(0.5) == (None, None)
-        with pytest.raises(InputError, match=r"test\.calibration\.json is of another checkpoint"):
-            open_confidence([own, other], scale, "demo", 40, 0.5)
-    save(own, replace(calibration, videos=50))
-    found = open_confidence([own, other], SCALE, "demo", 50, 0.5).calibration
+        assert open_confidence(stored, splits, scale, "demo", 40, 0.0).of(0.5) == (None, None)
+        with pytest.raises(InputError, match="the calibration is of another checkpoint"):
+            open_confidence(stored, splits, scale, "demo", 40, 0.5)
+    stored["all"] = as_json(replace(calibration, videos=50))
+    found = open_confidence(stored, splits, SCALE, "demo", 50, 0.5).calibration
     assert found is not None
     assert found.videos == 50
 
 
-def test_what_is_said_of_a_score(tmp_path: Path) -> None:
-    index, calibration = tmp_path / "test.pt", fitted(RATES["logistic"], 3000)
-    save(index, calibration)
-    judge = open_confidence([index], SCALE, "demo", 40, 0.5)
+def test_what_is_said_of_a_score() -> None:
+    calibration = fitted(RATES["logistic"], 3000)
+    stored = {"test": as_json(calibration)}
+    judge = open_confidence(stored, ["test"], SCALE, "demo", 40, 0.5)
     assert judge.note is None
     assert judge.of(0.3)[1] is False
     assert judge.of(0.8)[1] is True
     assert judge.of(0.8)[0] == calibration.confidence(0.8)
-    assert open_confidence([index], SCALE, "demo", 40, 0.0).of(0.8)[1] is None
-    larger, smaller, others = (open_confidence([index], SCALE, *own, 0.0).note for own in (
+    assert open_confidence(stored, ["test"], SCALE, "demo", 40, 0.0).of(0.8)[1] is None
+    larger, smaller, others = (open_confidence(stored, ["test"], SCALE, *own, 0.0).note for own in (
         ("demo", 41), ("demo", 39), ("mine", 40)))  # fmt: skip
     said = "the confidence is that of a search in 40 videos of demo"
     assert larger == f"{said}; first results are wrong more often than it says"

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from method import search
 from method.runtime.errors import InputError
 from method.serving.clips import ClipFolder, safe_name
+from method.serving.flags import check_flags
 from method.serving.prompt import Terminal
 from method.serving.searcher import Searcher
 from method.serving.videos import VideoFolder
@@ -28,6 +29,9 @@ from tests.helpers.small_videos import write_video
 
 IDS = ["trips/lake", "trips_lake", "ä % #1 'x' \"y\"", ".hidden name", "v04", "v05"]
 SECONDS = 3.0
+FLAGS: dict[str, Any] = {"top_k": 1, "offset": 0, "moments_per_video": 1, "min_confidence": 0.0}
+FLAGS |= {"engine": "exact", "engine_uri": None}
+FLAGS |= {"sentence": [], "query_id": None, "like": None, "serve": False, "port": 0}
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +109,7 @@ def test_json_has_the_paths_and_a_pipe_gets_folders(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    terminal = Terminal(searcher, 6, True, "test", clips_of(videos, tmp_path))
+    terminal = Terminal(searcher, 6, True, clips_of(videos, tmp_path))
     lines = SimpleNamespace(buffer=io.BytesIO(b"a door\n\na/../cup\na door\n"))
     monkeypatch.setattr(sys, "stdin", lines)
     terminal.answer_lines()
@@ -140,12 +144,10 @@ def test_names_are_safe_and_different(texts: list[str]) -> None:
     ({"save_clips": Path(__file__)}, r"--save_clips .*: a file, expected a folder"),
 ])  # fmt: skip
 def test_mistakes_are_named(given: dict[str, Any], message: str, tmp_path: Path) -> None:
-    options = {"eval_ckpt": Path("m"), "top_k": 1, "moments_per_video": 1, "port": 0, "sentence": [], "query_id": None}
-    options |= {"engine": "exact", "engine_uri": None}
-    more = {"serve": False, "save_clips": tmp_path, "video_dir": tmp_path}
-    search._check(EasyDict({**options, **more}))
+    more = {"save_clips": tmp_path, "video_dir": tmp_path}
+    check_flags(EasyDict({**FLAGS, **more}))
     with pytest.raises(InputError, match=message):
-        search._check(EasyDict({**options, **more, **given}))
+        check_flags(EasyDict({**FLAGS, **more, **given}))
 
 
 def test_without_durations_or_the_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +156,4 @@ def test_without_durations_or_the_decoder(tmp_path: Path, monkeypatch: pytest.Mo
         search._clips(make_searcher({"v": ["a"]}), options)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"package av is missing; run `pip install -r requirements-video\.txt`"):
-        search._check(EasyDict({"eval_ckpt": "m", "top_k": 1, "moments_per_video": 1, "port": 0, "sentence": [],
-                                "query_id": None, "serve": False, "engine": "exact", "engine_uri": None,
-                                **options}))  # fmt: skip
+        check_flags(EasyDict({**FLAGS, **options}))

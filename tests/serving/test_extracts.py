@@ -17,6 +17,7 @@ import pytest
 from flask.testing import FlaskClient
 from PIL import Image
 
+from method.serving.source import SearcherSource
 from method.serving.web import extracts as module
 from method.serving.web.extracts import Extracts
 from method.serving.web.server import make_app
@@ -43,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def client(folder: Path) -> FlaskClient:
     searcher = make_searcher({own: ["a"] for own in IDS}, dict.fromkeys(IDS, SECONDS), moments=2)
-    return make_app(searcher, "127.0.0.1", 5, folder, folder.parent / "extracts").test_client()
+    return make_app(SearcherSource(searcher), "127.0.0.1", 5, folder, folder.parent / "extracts").test_client()
 
 
 def addresses(client: FlaskClient, kind: str) -> list[str]:
@@ -117,7 +118,7 @@ def test_what_browsers_cannot_play_is_offered_as_a_clip(client: FlaskClient) -> 
 @pytest.mark.parametrize("suffix", MIME_TYPES)
 def test_every_kind_of_video_file_has_its_type(suffix: str, tmp_path: Path) -> None:
     (tmp_path / f"v{suffix.upper()}").write_bytes(b"x")
-    client = make_app(make_searcher({"v": ["a"]}), "127.0.0.1", 5, tmp_path).test_client()
+    client = make_app(SearcherSource(make_searcher({"v": ["a"]})), "127.0.0.1", 5, tmp_path).test_client()
     assert client.get("/video/v").mimetype == MIME_TYPES[suffix]
 
 
@@ -127,7 +128,7 @@ def test_no_pictures_without_videos_or_decoder(missing: str, folder: Path, monke
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     searcher = make_searcher({"v01": ["a"]}, {"v01": SECONDS})
     given = None if missing == "folder" else folder
-    client = make_app(searcher, "127.0.0.1", 5, given, folder.parent / "extracts").test_client()
+    client = make_app(SearcherSource(searcher), "127.0.0.1", 5, given, folder.parent / "extracts").test_client()
     assert "<img" not in client.get("/?q=a").text
     assert client.get("/picture/5000/v01").status_code == 404
     assert client.get("/clip/0/5000/v01").status_code == 404
@@ -145,7 +146,7 @@ def test_many_requests_leave_threads_free(folder: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(module, "write_still", slow)
     searcher = make_searcher({"v01": ["a"]}, {"v01": SECONDS})
-    app = make_app(searcher, "127.0.0.1", 5, folder, folder.parent / "extracts")
+    app = make_app(SearcherSource(searcher), "127.0.0.1", 5, folder, folder.parent / "extracts")
     found: list[int] = []
     threads = [
         threading.Thread(target=lambda at=at: found.append(app.test_client().get(f"/picture/{at}/v01").status_code))

@@ -21,10 +21,11 @@ from werkzeug.test import TestResponse
 from method.runtime.errors import InputError
 from method.serving.output import as_json
 from method.serving.searcher import MAX_CHARACTERS, Searcher
+from method.serving.source import SearcherSource
 from method.serving.videos import VideoFolder
 from method.serving.web.server import make_app, serve
 from method.serving.web.timeline import draw
-from tests.helpers.search_runs import MISSING_ENCODER, kitchen, make_searcher, serving, write_video
+from tests.helpers.search_runs import MISSING_ENCODER, confidence, kitchen, make_searcher, serving, write_video
 
 SECRET = b"not for anybody"
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
@@ -70,7 +71,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def client_of(searcher: Searcher, folder: Path | None = None, host: str = "127.0.0.1") -> FlaskClient:
-    app = make_app(searcher, host, 5, folder)
+    app = make_app(SearcherSource(searcher), host, 5, folder)
     app.test_client_class = Reader
     return app.test_client()
 
@@ -127,7 +128,7 @@ def test_a_caption_and_its_permanent_link(client: FlaskClient, searcher: Searche
 
 def test_videos_without_captions(tmp_path: Path) -> None:
     write_video(tmp_path / "own.webm")
-    client = make_app(make_searcher({"own": [], "other": []}), "127.0.0.1", 10, tmp_path).test_client()
+    client = make_app(SearcherSource(make_searcher({"own": [], "other": []})), "127.0.0.1", 10, tmp_path).test_client()
     assert "2 videos in the index" in client.get("/").text
     page = client.get("/?q=a door").text
     assert page.count("<article") == 2
@@ -164,17 +165,74 @@ def test_further_moments_are_marked_and_lead_to_their_place(folder: Path) -> Non
     assert "further" not in client_of(make_searcher(kitchen()), folder).get("/?id=v01%23enc%230").get_data(as_text=True)
 
 
-def test_more_results(client: FlaskClient) -> None:
-    def shown(response: TestResponse) -> int:
-        return len(page(response).named("article"))
+def shown(response: TestResponse) -> list[str]:
+    """The ids of the videos of a page."""
+    return re.findall(r'<h2 id="r\d+-name">(.*?)</h2>', response.get_data(as_text=True))
 
-    first = client.get("/", query_string={"q": "a & b"})
-    assert shown(first) == 5
-    (more,) = [str(link["href"]) for link in page(first).named("a") if link.get("class") == "more"]
-    assert more == "/?q=a+%26+b&top=14#r6"
-    assert shown(client.get(more)) == 14
+
+def linked(response: TestResponse, rel: str) -> str | None:
+    """The address of the page before or after."""
+    links = [str(link["href"]) for link in page(response).named("a") if link.get("rel") == rel]
+    assert len(links) <= 1
+    return links[0] if links else None
+
+
+@pytest.mark.parametrize("question", [("q", "a & b"), ("id", "v04#enc#1"), ("like", "v03@20-50%")])
+@pytest.mark.parametrize("more", [{}, {"top": "4"}], ids=["default", "four"])
+def test_pages_have_each_video_once(
+    client: FlaskClient, searcher: Searcher, question: tuple[str, str], more: dict[str, str]
+) -> None:
+    name, value = question
+    search = {"q": searcher.search, "id": searcher.search_caption, "like": searcher.search_like}[name]
+    expected = [hit.video_id for hit in search(value, 14).hits]
+    response = client.get("/", query_string={name: value, **more})
+    assert linked(response, "prev") is None
+    pages = [shown(response)]
+    while (address := linked(response, "next")) is not None:
+        before = response
+        response = client.get(address)
+        pages.append(shown(response))
+        back = linked(response, "prev")
+        assert back is not None
+        assert shown(client.get(back)) == shown(before)
+    assert [video_id for own in pages for video_id in own] == expected
+    assert [len(own) for own in pages] == ([4, 4, 4, 2] if more else [5, 5, 4])
+
+
+def test_pages_that_do_not_exist(client: FlaskClient) -> None:
     for top, expected in (("1", 1), ("0", 1), ("-3", 1), ("99999999999", 14), ("x", 5), ("", 5)):
-        assert shown(client.get("/", query_string={"q": "a", "top": top})) == expected
+        assert len(shown(client.get("/", query_string={"q": "a", "top": top}))) == expected
+    for offset, expected in (("13", 1), ("-1", 5), ("x", 5), ("14", 0), ("9" * 30, 0)):
+        response = client.get("/", query_string={"q": "a", "offset": offset})
+        assert (response.status_code, len(shown(response))) == (200, expected)
+    last = linked(client.get("/?q=a&offset=99"), "prev")
+    assert last is not None
+    assert len(shown(client.get(last))) == 5
+
+
+def test_more_like_a_moment(client: FlaskClient, searcher: Searcher) -> None:
+    response = client.get("/?q=a+man")
+    first = searcher.search("a man", 1).hits[0]
+    links = [str(link["href"]) for link in page(response).named("a") if link.get("class") == "like"]
+    assert len(links) == 5
+    found = client.get(links[0])
+    moment = f"{100 * first.moment.start:.2f}-{100 * first.moment.end:.2f}%"
+    expected = searcher.search_like(f"{first.video_id}@{moment}", 5)
+    assert shown(found) == [hit.video_id for hit in expected.hits]
+    assert [box["value"] for box in page(found).named("input")] == [""]
+    wrong = client.get("/", query_string={"like": "v99@10%"})
+    assert (wrong.status_code, "no searched video has the id" in page(wrong).text) == (400, True)
+
+
+def test_the_confidence_is_shown() -> None:
+    curve = ((-1.0, 0.25), (1.0, 0.25))
+    for minimum, kind in ((0.0, "quiet"), (0.2, "quiet"), (0.3, "note")):
+        response = client_of(make_searcher(kitchen(), confidence=confidence(curve, minimum))).get("/?q=a+man")
+        (line,) = [own for own in page(response).named("p") if own.get("id") == "confidence"]
+        assert line["class"] == kind
+        assert "at such a score, 25% of first results were right." in page(response).text.lower()
+        assert ("No confident match" in page(response).text) == (kind == "note")
+    assert "first results" not in client_of(make_searcher(kitchen())).get("/?q=a+man").get_data(as_text=True)
 
 
 @pytest.mark.parametrize(("question", "status", "message"), [
@@ -241,7 +299,9 @@ def test_a_query_is_never_markup(client: FlaskClient, question: str) -> None:
 def test_ids_and_captions_are_never_markup() -> None:
     hostile = {HOSTILE: [HOSTILE], "javascript:alert(1)": ["{{ 7 * 7 }}"], "v' onclick='alert(1)": ["b"]}
     client = client_of(make_searcher(hostile))
-    for response in (client.get("/"), client.get("/?q=a"), client.get("/", query_string={"id": f"{HOSTILE}#enc#0"})):
+    questions: tuple[dict[str, str], ...] = ({}, {"q": "a"}, {"id": f"{HOSTILE}#enc#0"}, {"like": f"{HOSTILE}@30%"})
+    for response in (client.get("/", query_string=question) for question in questions):
+        assert response.status_code == 200
         text = response.get_data(as_text=True)
         assert_no_markup_of(text)
         assert "{{ 7 * 7 }}" in text
@@ -456,7 +516,7 @@ def test_only_get_and_head_are_allowed(client: FlaskClient) -> None:
 
 
 def test_a_port_in_use_is_named(searcher: Searcher) -> None:
-    app = make_app(searcher, "127.0.0.1", 5, None)
+    app = make_app(SearcherSource(searcher), "127.0.0.1", 5, None)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from werkzeug.exceptions import ServiceUnavailable
 
 from method.runtime.files import atomic_writer, digest_of
-from method.serving.searcher import clean
+from method.serving.answer import clean
 from method.video.clips import write_clip
 from method.video.container import VideoError
 from method.video.stills import write_still

@@ -14,16 +14,19 @@ from werkzeug.wrappers import Response as BaseResponse
 from method.data.captions import Caption
 from method.evaluation.moments import Moment
 from method.runtime.errors import InputError
-from method.serving.output import moment_text, span_text, timeline_scale
-from method.serving.searcher import MAX_CHARACTERS, Answer, Hit, Searcher
+from method.serving.answer import Answer, Hit
+from method.serving.like import Like
+from method.serving.output import confidence_text, moment_text, next_offset, span_text, timeline_scale
+from method.serving.searcher import MAX_CHARACTERS, Searcher
+from method.serving.source import SearcherSource
 from method.serving.videos import VideoFolder
+from method.serving.web.api import MAX_OFFSET, MAX_RESULTS
 from method.serving.web.ranges import send
 from method.serving.web.timeline import HEIGHT, WIDTH, Drawing, band, clock, draw
 
 if TYPE_CHECKING:
     from method.serving.web.extracts import Extracts  # imports the package av, which is optional
 
-MAX_RESULTS = 200
 _STEPS = 10_000  # of a video: the resolution of moments in addresses
 _EXAMPLES = 6
 
@@ -33,7 +36,7 @@ class Row:
     """A result for the template.
 
     video: URL of its file. kind: suffix of the file. at: where playback starts, in seconds. further: marks of its
-    further moments. picture, clip: URLs for its best moment.
+    further moments. picture, clip: URLs for its best moment. like: URL of a search for similar ones.
     """
 
     hit: Hit
@@ -48,6 +51,7 @@ class Row:
     further: list[Mark]
     picture: str | None
     clip: str | None
+    like: str | None
 
 
 @dataclass(frozen=True)
@@ -70,37 +74,64 @@ class Pages:
     """What the server answers.
 
     Args:
-        searcher: answers the queries.
+        source: of the searcher that answers the queries.
         results: number of videos to show, unless a request asks for another.
         videos: the files to play.
         extracts: pictures and clips of moments, if there are any.
     """
 
-    def __init__(self, searcher: Searcher, results: int, videos: VideoFolder, extracts: Extracts | None) -> None:
-        self._searcher, self._results, self._videos, self._extracts = searcher, results, videos, extracts
+    def __init__(self, source: SearcherSource, results: int, videos: VideoFolder, extracts: Extracts | None) -> None:
+        self._source, self._results, self._videos, self._extracts = source, min(results, MAX_RESULTS), videos, extracts
 
     def search(self) -> Any:
-        """The page of a query: `q` is a sentence or a caption id, `id` a caption id, `top` the number of videos."""
-        searcher = self._searcher
-        query, caption_id = request.args.get("q", "").strip(), request.args.get("id")
+        """The page of a query.
+
+        `q` is a sentence or a caption id, `id` a caption id, `like` a moment; `top` is the number of videos after the
+        best `offset`.
+        """
+        searcher = self._source.current()
+        query, caption_id, moment = request.args.get("q", "").strip(), request.args.get("id"), request.args.get("like")
         if caption_id is None and query in searcher.captions:
             return redirect(url_for("page", id=query))
-        if caption_id is None and not query:
-            return self._render(examples=self._examples())
+        if caption_id is None and not query and moment is None:
+            return self._render(searcher, examples=_examples(searcher))
         if caption_id is not None and caption_id not in searcher.captions:
-            return self._render(box=caption_id, error=f"There is no caption “{caption_id}” in the dataset."), 404
-        top = min(max(request.args.get("top", self._results, type=int), 1), MAX_RESULTS)
+            error = f"There is no caption “{caption_id}” in the dataset."
+            return self._render(searcher, box=caption_id, error=error), 404
+        top, offset = self._number("top", self._results, 1, MAX_RESULTS), self._number("offset", 0, 0, MAX_OFFSET)
         try:
-            answer = searcher.search(query if caption_id is None else caption_id, top)
+            if caption_id is not None:
+                answer = searcher.search_caption(caption_id, top, offset)
+            elif query or moment is None:
+                answer = searcher.search(query, top, offset)
+            else:
+                answer = searcher.search_like(moment, top, offset)
         except InputError as error:
             page: dict[str, Any] = {"box": query[:MAX_CHARACTERS], "error": str(error)}
-            if not searcher.has_encoder:
-                page |= {"hint": "Captions of the dataset still work as queries:", "examples": self._examples()}
-            return self._render(**page), 400
-        rows = self._rows(answer)
-        more = min(len(rows) + 2 * self._results, len(searcher.video_ids), MAX_RESULTS)
-        more_or_none = more if more > len(rows) else None
-        return self._render(box=caption_id or query, answer=answer, rows=rows, more=more_or_none)
+            if not searcher.has_encoder and query:
+                page |= {"hint": "Captions of the dataset still work as queries:", "examples": _examples(searcher)}
+            return self._render(searcher, **page), 400
+        box = (caption_id or query) if answer.like is None else ""
+        links = self._links(answer, box, top, len(searcher.video_ids))
+        return self._render(searcher, box=box, answer=answer, rows=self._rows(answer, searcher), **links)
+
+    def _number(self, name: str, default: int, least: int, most: int) -> int:
+        """A parameter of the request, as near to it as is allowed."""
+        return min(max(request.args.get(name, default, type=int), least), most)
+
+    def _links(self, answer: Answer, box: str, top: int, videos: int) -> dict[str, str | None]:
+        """The URLs of the pages before and after an answer, if there are any."""
+        query: dict[str, Any] = {"id": answer.caption.id} if answer.caption.id else {"q": box}
+        if answer.like is not None:
+            query = {"like": answer.like}
+        if top != self._results:
+            query |= {"top": top}
+
+        def link(offset: int | None) -> str | None:
+            return None if offset is None else url_for("page", **query, offset=offset or None)
+
+        before = max(0, min(answer.offset, videos) - top) if answer.offset else None
+        return {"before": link(before), "after": link(next_offset(answer, videos))}
 
     def video(self, video_id: str) -> BaseResponse:
         """The file of a video of the dataset."""
@@ -110,7 +141,8 @@ class Pages:
         """A frame of a video of the dataset, or a placeholder."""
         assert self._extracts is not None
         video, _ = self._file(video_id)
-        made = self._extracts.picture(video_id, video, min(at / _STEPS, 1.0), self._searcher.duration(video_id))
+        duration = self._source.current().duration(video_id)
+        made = self._extracts.picture(video_id, video, min(at / _STEPS, 1.0), duration)
         response = send(made, "image/jpeg") if made else current_app.send_static_file("no_picture.svg")
         response.cache_control.no_cache = True  # asked for again, because the video may have changed
         return response
@@ -119,7 +151,7 @@ class Pages:
         """A moment of a video of the dataset."""
         assert self._extracts is not None
         video, _ = self._file(video_id)
-        duration = self._searcher.duration(video_id)
+        duration = self._source.current().duration(video_id)
         if duration is None or not start < end <= _STEPS:
             abort(404)
         made = self._extracts.clip(video_id, video, start / _STEPS * duration, end / _STEPS * duration)
@@ -129,7 +161,7 @@ class Pages:
 
     def _file(self, video_id: str) -> tuple[Path, str]:
         """The file of a video of the dataset, and its type; 404 without one."""
-        found = self._videos.find(video_id) if video_id in self._searcher.captions_of else None
+        found = self._videos.find(video_id) if video_id in self._source.current().captions_of else None
         if found is None:
             abort(404)
         return found
@@ -138,25 +170,23 @@ class Pages:
         """The page of an error."""
         if isinstance(error, SecurityError):  # no page for an unknown host
             return Response(f"{error.code}: unknown host name\n", error.code, mimetype="text/plain")
-        return self._render(error=f"{error.code}: {error.name}"), error.code, error.get_headers()
+        return (
+            self._render(self._source.current(), error=f"{error.code}: {error.name}"),
+            error.code,
+            error.get_headers(),
+        )
 
-    def _render(self, **values: Any) -> str:
+    def _render(self, searcher: Searcher, **values: Any) -> str:
         return render_template(
             "page.html",
             **{"box": "", "error": None, "hint": None, "answer": None, "examples": [], **values},
-            videos=len(self._searcher.video_ids),
+            videos=len(searcher.video_ids),
+            confidence_text=confidence_text,
             longest=MAX_CHARACTERS,
             timeline=(WIDTH, HEIGHT),
         )
 
-    def _examples(self) -> list[Caption]:
-        """Captions of videos spread over the corpus, one per video."""
-        video_ids = self._searcher.video_ids
-        step = max(1, len(video_ids) // _EXAMPLES)
-        captions = (self._searcher.captions_of[video_id] for video_id in video_ids[::step][:_EXAMPLES])
-        return [own[0] for own in captions if own]
-
-    def _rows(self, answer: Answer) -> list[Row]:
+    def _rows(self, answer: Answer, searcher: Searcher) -> list[Row]:
         scale = timeline_scale(answer.hits)
         rows = []
         for hit in answer.hits:
@@ -172,7 +202,7 @@ class Pages:
                     video=url_for("video", video_id=hit.video_id) if found else None,
                     kind=found[0].suffix.lower() if found else "",
                     at=_seconds(hit, hit.moment),
-                    captions=self._searcher.captions_of[hit.video_id],
+                    captions=searcher.captions_of[hit.video_id],
                     further=[
                         Mark(
                             *band(moment),
@@ -185,6 +215,7 @@ class Pages:
                     ],
                     picture=picture,
                     clip=clip,
+                    like=_like(hit, hit.moment) if searcher.can_search_like else None,
                 )
             )
         return rows
@@ -196,6 +227,19 @@ class Pages:
         picture = url_for("picture", video_id=hit.video_id, at=int(moment.peak * _STEPS))
         start, end = int(moment.start * _STEPS), math.ceil(moment.end * _STEPS)
         return picture, url_for("clip", video_id=hit.video_id, start=start, end=end) if hit.duration else None
+
+
+def _examples(searcher: Searcher) -> list[Caption]:
+    """Captions of videos spread over the corpus, one per video."""
+    video_ids = searcher.video_ids
+    step = max(1, len(video_ids) // _EXAMPLES)
+    captions = (searcher.captions_of[video_id] for video_id in video_ids[::step][:_EXAMPLES])
+    return [own[0] for own in captions if own]
+
+
+def _like(hit: Hit, moment: Moment) -> str:
+    """The URL of a search with a moment."""
+    return url_for("page", like=Like(hit.video_id, moment.start, moment.end))
 
 
 def _span(hit: Hit, moment: Moment) -> str:

@@ -19,8 +19,9 @@ from waitress.server import create_server
 from werkzeug.exceptions import HTTPException, SecurityError
 
 from method.runtime.errors import InputError
-from method.serving.searcher import Searcher
+from method.serving.source import SearcherSource
 from method.serving.videos import VideoFolder
+from method.serving.web.api import PREFIX, Api, bad_input, failed
 from method.serving.web.pages import Pages
 from method.video.files import can_open_videos
 
@@ -41,12 +42,12 @@ _SECURITY = {
 
 
 def make_app(
-    searcher: Searcher, host: str, results: int, video_dir: Path | None, extracts_dir: Path | None = None
+    source: SearcherSource, host: str, results: int, video_dir: Path | None, extracts_dir: Path | None = None
 ) -> Flask:
-    """The page as a WSGI application.
+    """The page and the API as a WSGI application.
 
     Args:
-        searcher: answers the queries.
+        source: of the searcher that answers the queries.
         host: address to serve on. On the loopback interface, the Host header must name it: otherwise any web site could
             read the page by DNS rebinding.
         results: number of videos to show.
@@ -58,21 +59,26 @@ def make_app(
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
     videos = VideoFolder(video_dir)
     if video_dir is not None:
-        found, line = videos.describe(searcher.video_ids)
+        found, line = videos.describe(source.current().video_ids)
         log.log(logging.INFO if found else logging.WARNING, "%s", line)
     extracts = None
     if video_dir is not None and extracts_dir is not None and can_open_videos():
         from method.serving.web.extracts import Extracts  # here, because it imports the package av
 
         extracts = Extracts(extracts_dir)
-    pages = Pages(searcher, results, videos, extracts)
+    pages, api = Pages(source, results, videos, extracts), Api(source, results)
     app.before_request(partial(_refuse_other_hosts, host))
     app.add_url_rule("/", "page", pages.search)
     app.add_url_rule("/video/<path:video_id>", "video", pages.video)
     if extracts is not None:
         app.add_url_rule("/picture/<int:at>/<path:video_id>", "picture", pages.picture)
         app.add_url_rule("/clip/<int:start>/<int:end>/<path:video_id>", "clip", pages.clip)
-    app.register_error_handler(HTTPException, pages.failed)
+    for name in ("search", "videos", "health", "version"):
+        app.add_url_rule(f"{PREFIX}{name}", f"api_{name}", getattr(api, name))
+    app.register_error_handler(InputError, bad_input)  # pages handle theirs
+    app.register_error_handler(
+        HTTPException, lambda error: failed(error) if request.path.startswith(PREFIX) else pages.failed(error)
+    )
     app.after_request(_secure)
     return app
 
@@ -88,7 +94,7 @@ def serve(app: Flask, host: str, port: int) -> None:
         server = create_server(app, sockets=[listening], threads=16, ident=None, max_request_body_size=1 << 16,
             outbuf_high_watermark=_UNSENT_BYTES)  # fmt: skip
         if not _is_loopback(host):
-            log.warning("anyone who can reach this machine can use the page (no password)")
+            log.warning("anyone who can reach this machine can use the page and the API (no password)")
         print(f"http://{_in_url(host)}:{listening.getsockname()[1]}/   (Ctrl-C to quit)", flush=True)
         server.run()
 

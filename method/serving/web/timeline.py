@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from method.evaluation.moments import Moment
-from method.serving.searcher import Hit
+from method.serving.answer import Hit
 
 WIDTH, HEIGHT = 1000.0, 100.0
 
