@@ -41,7 +41,7 @@ from tests.helpers.small_dataset import QUERY_WIDTH, SmallDataset, own_log_handl
 from tests.helpers.small_models import SMALL
 from tests.helpers.tiny_text_encoder import make_text_encoder
 from tests.test_docs import fences
-from utils import calibrate_search
+from utils import calibrate_search, index
 
 
 class Trained:
@@ -290,12 +290,24 @@ def test_a_server_follows_its_index(
     with own_log_handlers():
         calibrate_search.main(words)
     assert settled().confidence.calibration is not None
+    with own_log_handlers():
+        index.main(
+            ["remove", "--eval_ckpt", str(trained.checkpoint), "--index_dir", str(tmp_path), found.hits[0].video_id]
+        )
+    assert [hit.video_id for hit in settled().search_caption("E01#enc#0", 8).hits] == [
+        hit.video_id for hit in found.hits[1:]
+    ]
+    with own_log_handlers():
+        index.main(
+            ["add", "--eval_ckpt", str(trained.checkpoint), "--index_dir", str(tmp_path), found.hits[0].video_id]
+        )
+    assert settled().search_caption("E01#enc#0", 8).hits == found.hits
     (tmp_path / "broken").write_bytes(b"broken")
-    (tmp_path / "broken").replace(tmp_path / "test.pt")
+    (tmp_path / "broken").replace(tmp_path / "manifest.json")
     kept = settled()
     assert kept.search_caption("E01#enc#0", 8).hits == found.hits
     assert "cannot be opened, so the earlier one is searched" in caplog.text
-    assert "test.pt" in str(source.error)
+    assert "manifest.json" in str(source.error)
 
 
 def test_the_session_of_the_documentation(trained: Trained) -> None:
