@@ -24,8 +24,8 @@ from method.model.losses import LossSettings, total
 from method.model.retrieval import RetrievalModel
 from method.runtime.process_group import joined_processes
 from method.runtime.processes import SINGLE_PROCESS, Processes
+from method.training.batch_losses import training_losses
 from method.training.sharded_batch import shard_batch
-from method.training.step import training_losses
 from tests.helpers.reference_model import split_values
 from tests.helpers.small_models import VARIANTS, lively_model, random_rows, random_streams
 

@@ -25,9 +25,9 @@ from method.model.losses import (
     triplet_loss,
 )
 from method.ops.precision import autocast
+from method.training.batch_losses import training_losses
 from method.training.relations import negative_weights, video_similarity
 from method.training.sharded_batch import ShardedBatch
-from method.training.step import training_losses
 from tests.helpers.reference_model import split_values
 from tests.helpers.small_models import lively_model, random_rows, random_streams
 

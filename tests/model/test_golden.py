@@ -11,7 +11,7 @@ from method.data.ragged import Ragged
 from method.model.losses import LossSettings, total
 from method.model.published_names import published_name
 from method.model.scoring import similarity
-from method.training.step import training_losses
+from method.training.batch_losses import training_losses
 from tests.helpers.golden_case import CASES, LABELS, draw, golden_case
 from tests.helpers.small_models import whole_batch
 

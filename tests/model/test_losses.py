@@ -21,7 +21,7 @@ from method.model.losses import (
     triplet_loss,
 )
 from method.model.scoring import similarity
-from method.training.step import training_losses
+from method.training.batch_losses import training_losses
 from tests.helpers import reference_model
 from tests.helpers.small_models import SMALL, lively_model, random_rows, random_streams, whole_batch
 

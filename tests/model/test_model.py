@@ -10,7 +10,7 @@ from method.data.ragged import Ragged
 from method.model.losses import LossSettings, total
 from method.model.retrieval import RetrievalModel
 from method.model.scoring import similarity
-from method.training.step import training_losses
+from method.training.batch_losses import training_losses
 from tests.helpers import reference_model
 from tests.helpers.small_models import (
     SMALL,

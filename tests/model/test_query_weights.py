@@ -12,7 +12,7 @@ from method.model.losses import LossSettings
 from method.model.query_weights import QueryWeights
 from method.model.retrieval import RetrievalModel
 from method.model.scoring import fuse
-from method.training.step import training_losses
+from method.training.batch_losses import training_losses
 from tests.helpers.small_models import SMALL, changed, lively_model, random_rows, random_streams, whole_batch
 
 FIXED = {"action": 0.2, "object": 0.3, "audio": 0.5}

@@ -30,10 +30,10 @@ from method.model.retrieval import RetrievalModel
 from method.negatives.cached import CachedNegatives
 from method.runtime import hardware
 from method.runtime.errors import InputError
+from method.training.batch_losses import training_losses
 from method.training.loop import Training
 from method.training.optimizer import Schedule
 from method.training.sharded_batch import ShardedBatch
-from method.training.step import training_losses
 from tests.evaluation.corpora import settings_of
 from tests.helpers.reference_model import split_values
 from tests.helpers.small_models import VARIANTS, lively_model, random_rows, random_streams

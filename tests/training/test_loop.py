@@ -13,10 +13,10 @@ from method.config.training_settings import LoopSettings
 from method.data.captions import read_captions
 from method.model.losses import LossSettings
 from method.runtime.errors import InputError
+from method.training.batch_losses import training_losses
 from method.training.checkpoint_file import read_checkpoint
 from method.training.loop import Training
 from method.training.optimizer import Schedule
-from method.training.step import training_losses
 from tests.helpers.runs import same_content
 from tests.helpers.small_dataset import SmallDataset, run_train
 from tests.helpers.small_models import lively_model
