@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from method.config.architecture import edit_kinds, make_branches
 from method.config.flags import loss_names
 from method.config.yaml_values import place_of_branches
+from method.model.batch_scores import OPTIMAL_MATCHING
 from method.model.branch_spec import check_branches, fused_weights
 from method.model.retrieval import HEADS, find_head
 from method.runtime.errors import InputError, shown
@@ -142,7 +144,18 @@ def _check_losses(options: Mapping[str, Any], require: Callable[[str, bool, str]
         require(flag, 0 <= options[flag] <= 1000, "from 0 to 1000")
     if options["soft_targets"]:
         require("soft_targets", "cosine_nce" in names, "0 without cosine_nce in --losses")
-        require("soft_targets", options["phrase_action_branch"], "0 without the object branch (--phrase_action_branch)")
+        of_videos = options["soft_target_teacher"] == "videos"
+        expected = "0 without the object branch (--phrase_action_branch), or --soft_target_teacher average"
+        require("soft_targets", options["phrase_action_branch"] or not of_videos, expected)
+    taught = options["ema"] > 0 and options["soft_targets"] > 0
+    require(
+        "soft_target_teacher",
+        options["soft_target_teacher"] == "videos" or taught,
+        "--ema and --soft_targets above 0 beside it",
+    )
+    if OPTIMAL_MATCHING in names and not options["only_eval"] and importlib.util.find_spec("scipy") is None:
+        missing = "the package scipy is missing; run `pip install -r requirements-matching.txt`"
+        raise InputError(f"--losses {options['losses']}: {missing}")
 
 
 def check_branch_options(options: Mapping[str, Any], source: Path | str) -> None:

@@ -14,6 +14,7 @@ _BEFORE |= {
     "fused_loss": "off",
     "false_negatives": "off",
     "soft_targets": 0.0,
+    "soft_target_teacher": "videos",
     "input_init": "normal",
     "fusion_init": "normal",
 }

@@ -241,9 +241,15 @@ def _add_training(parser: Parser) -> None:
         "--soft_targets",
         type=float,
         default=0.0,
-        help="fraction of cosine_nce whose targets are similar videos; 0: off",
+        help="fraction of cosine_nce whose targets are a teacher's scores; 0: off",
     )
-    add("--soft_target_temperature", type=float, default=0.1, help="temperature of the similarity of videos")
+    add(
+        "--soft_target_teacher",
+        choices=("videos", "average"),
+        default="videos",
+        help="teacher of the soft targets: the similarity of videos, or the model with averaged weights (--ema)",
+    )
+    add("--soft_target_temperature", type=float, default=0.1, help="temperature of the teacher's scores")
     add("--query_diverse_scale", type=float, default=32.0, help="alpha of the query_diverse loss")
     add("--query_diverse_margin", type=float, default=0.15, help="margin of the query_diverse loss")
     add("--margin", type=float, default=0.2, help="margin of the triplet loss")

@@ -101,6 +101,7 @@ def training_settings(options: Mapping[str, Any]) -> TrainingSettings:
         false_negatives=options["false_negatives"],
         similar_from=options["similar_from"],
         soft_targets=options["soft_targets"],
+        soft_teacher=options["soft_target_teacher"],
         soft_temperature=options["soft_target_temperature"],
         diverse_scale=options["query_diverse_scale"],
         diverse_margin=options["query_diverse_margin"],

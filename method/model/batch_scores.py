@@ -16,6 +16,7 @@ from method.data.ragged import Ragged
 
 NEGATIVE_QUERIES = "negative_queries"
 TEXT_STRUCTURE = "text_structure"
+OPTIMAL_MATCHING = "optimal_matching"
 FUSED = "fused"  # the row of the fused score, beside or instead of those of the branches
 PUBLISHED = {"triplet": 1.0, "nce": 0.02, NEGATIVE_QUERIES: 0.005}  # the published terms and their weights
 
@@ -35,6 +36,7 @@ class LossSettings:
         other; 'similar': further, less so the more similar the texts are above similar_from, a cosine.
     soft_targets: fraction of the cosine NCE loss that is to a teacher's distribution, the softmax of its scores divided
         by soft_temperature.
+    soft_teacher: 'videos': the similarity of videos; 'average': the scores of the model with averaged weights.
     diverse_scale, diverse_margin: alpha and delta of the query diverse loss.
     weights: the terms that are summed, by their names in `LOSSES`, and the weight of each.
     """
@@ -50,6 +52,7 @@ class LossSettings:
     similar_from: float = 0.9
     soft_targets: float = 0.0
     soft_temperature: float = 0.1
+    soft_teacher: str = "videos"
     diverse_scale: float = 32.0
     diverse_margin: float = 0.15
     weights: Mapping[str, float] = field(default_factory=lambda: dict(PUBLISHED))
@@ -84,6 +87,7 @@ class BatchScores:
     teacher_XQB: scores of a teacher for the soft targets, if any; X may be 1.
     tokens_QD: mean token features, where a term needs them.
     hard: whether negatives are the hardest ones instead of random ones.
+    first_video: the index in the batch of the first of this process's videos.
     keys, edits: those of this process: the keys of its videos, and where they are trained with edits its captions.
     generator: draws whatever is random; on every process from the same seed.
     sum: the sum over all processes of what each computed from its keys, edits or shard.
@@ -95,6 +99,7 @@ class BatchScores:
     labels_Q: Tensor
     queries: Mapping[str, Tensor] = field(default_factory=dict)
     shard: slice = field(default_factory=lambda: slice(None))
+    first_video: int = 0
     negative_weight_QB: Tensor | None = None
     teacher_XQB: Tensor | None = None
     tokens_QD: Tensor | None = None

@@ -16,6 +16,7 @@ from method.data.ragged import Ragged
 from method.model.batch_scores import (
     FUSED,
     NEGATIVE_QUERIES,
+    OPTIMAL_MATCHING,
     PUBLISHED,
     TEXT_STRUCTURE,
     BatchScores,
@@ -23,6 +24,7 @@ from method.model.batch_scores import (
     LossSettings,
 )
 from method.model.contrastive import cosine_nce_loss, nce_loss
+from method.model.matching import optimal_matching_loss
 from method.model.query_losses import query_diverse_loss, text_structure_loss
 from method.model.scoring import Similarity
 
@@ -30,6 +32,7 @@ __all__ = [
     "FUSED",
     "LOSSES",
     "NEGATIVE_QUERIES",
+    "OPTIMAL_MATCHING",
     "TEXT_STRUCTURE",
     "BatchScores",
     "EditScores",
@@ -40,6 +43,7 @@ __all__ = [
     "edit_cross_entropy",
     "nce_loss",
     "negative_query_loss",
+    "optimal_matching_loss",
     "query_diverse_loss",
     "text_structure_loss",
     "total",
@@ -155,6 +159,7 @@ LOSSES: dict[str, Loss] = {
     "cosine_nce": Loss(cosine_nce_loss, weight=0.1),
     "query_diverse": Loss(query_diverse_loss, weight=0.005),
     TEXT_STRUCTURE: Loss(text_structure_loss, weight=0.1),
+    OPTIMAL_MATCHING: Loss(optimal_matching_loss, weight=0.1),
     NEGATIVE_QUERIES: Loss(negative_query_loss, weight=PUBLISHED[NEGATIVE_QUERIES]),
 }
 

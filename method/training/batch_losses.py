@@ -6,7 +6,7 @@ Letters: X branches, Q captions, B videos, E edited captions, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ def training_losses(
     hard: bool,
     edits: Mapping[str, EditedQueries],
     generator: torch.Generator | None = None,
+    average: RetrievalModel | None = None,
 ) -> dict[str, Tensor]:
     """All weighted loss terms of a whole batch by name; training minimizes their sum.
 
@@ -45,9 +46,28 @@ def training_losses(
         hard: whether triplet negatives are the hardest ones instead of random ones.
         edits: edited captions of the shard, for each branch that has any.
         generator: draws the random negatives; with the same seed on every rank.
+        average: the model with averaged weights, where it is the teacher of soft targets.
     """
     encoded = encode(model, sharded, edits)
-    return weighted_terms(score(model, sharded, encoded, settings, hard, edits, generator), settings)
+    scores = score(model, sharded, encoded, settings, hard, edits, generator)
+    if settings.soft_targets and settings.soft_teacher == "average":
+        assert average is not None, "this teacher is the running average of the weights"
+        scores = replace(scores, teacher_XQB=teacher_scores(average, sharded, settings))
+    return weighted_terms(scores, settings)
+
+
+@torch.no_grad()
+def teacher_scores(average: RetrievalModel, sharded: ShardedBatch, settings: LossSettings) -> Tensor:
+    """The cosines that a teacher gives the whole batch, (X, Q, B), in the rows of the model that it teaches.
+
+    The teacher is the average of the trained weights (Tarvainen and Valpola 2017), without dropout and augmentation;
+    its scores are targets as in momentum distillation (Li et al. 2021: ALBEF), which goes without the model's queue of
+    earlier batches and the first epoch's warm-up here.
+    """
+    average.eval()
+    encoded = encode(average, sharded, {})
+    _, scores = _gathered(average, sharded, encoded)
+    return torch.stack([cosine_QB for cosine_QB, _ in _rows(average, sharded, encoded, scores, settings).values()])
 
 
 def encode(model: RetrievalModel, sharded: ShardedBatch, edits: Mapping[str, EditedQueries]) -> Encoded:
@@ -68,10 +88,7 @@ def score(
     generator: torch.Generator | None,
 ) -> BatchScores:
     """Gather the queries and scores of all ranks: what the losses are functions of."""
-    queries = sharded.gather_queries(encoded.queries)
-    scores = sharded.gather_scores(
-        {name: model.branch(name).score(keys, queries[name]) for name, keys in encoded.keys.items()}
-    )
+    queries, scores = _gathered(model, sharded, encoded)
     rows = _rows(model, sharded, encoded, scores, settings)
     found = BatchScores(
         branches=tuple(rows),
@@ -80,6 +97,7 @@ def score(
         labels_Q=sharded.gather_labels(sharded.batch.labels_Q),
         queries=queries,
         shard=sharded.own_captions,
+        first_video=sharded.first_video,
         hard=hard,
         keys=encoded.keys,
         edits={
@@ -91,6 +109,15 @@ def score(
         sum=sharded.sum,
     )
     return with_relations(found, sharded, settings)
+
+
+def _gathered(
+    model: RetrievalModel, sharded: ShardedBatch, encoded: Encoded
+) -> tuple[Mapping[str, Tensor], Mapping[str, Similarity]]:
+    """The queries of all ranks and the scores of all of them and all videos, for each branch."""
+    queries = sharded.gather_queries(encoded.queries)
+    scores = {name: model.branch(name).score(keys, queries[name]) for name, keys in encoded.keys.items()}
+    return queries, sharded.gather_scores(scores)
 
 
 def _rows(

@@ -71,7 +71,8 @@ class Training:
         self.average = WeightAverage(self.model, settings.ema) if settings.ema else None
         if self.average is not None:  # not called for a step that the scaler of --amp fp16 skips
             self.optimizer.register_step_post_hook(self._average_weights)
-        self._update = TrainStep(self.model, self.optimizer, settings, device, negatives, processes)
+        averaged = None if self.average is None else self.average.model
+        self._update = TrainStep(self.model, self.optimizer, settings, device, negatives, processes, averaged)
         self.stopwatch = self._update.stopwatch
 
     def run_epoch(

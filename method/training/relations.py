@@ -27,7 +27,7 @@ def with_relations(scores: BatchScores, sharded: ShardedBatch, settings: LossSet
     if settings.false_negatives != "off":
         weight_QB = negative_weights(sharded, labels_Q, scores.own_QB, settings)
         scores = replace(scores, negative_weight_QB=weight_QB)
-    if settings.soft_targets:
+    if settings.soft_targets and settings.soft_teacher == "videos":
         scores = replace(scores, teacher_XQB=video_similarity(sharded, labels_Q)[None])
     if TEXT_STRUCTURE in settings.weights:
         scores = replace(scores, tokens_QD=mean_tokens(sharded))

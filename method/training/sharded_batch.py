@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -47,6 +46,11 @@ class ShardedBatch:
     def gather_labels(self, local_Q: Tensor) -> Tensor:
         """The index of each caption's video in the batch, from the shard's indices of its own videos."""
         return local_Q
+
+    @property
+    def first_video(self) -> int:
+        """The index in the batch of the shard's first video."""
+        return 0
 
     @property
     def own_captions(self) -> slice:
@@ -101,8 +105,11 @@ class _GatheredBatch(ShardedBatch):
         }
 
     def gather_labels(self, local_Q: Tensor) -> Tensor:
-        offset = list(accumulate(self._videos, initial=0))[self._processes.rank]
-        return self._processes.rows(local_Q + offset, self._captions, partial=False)
+        return self._processes.rows(local_Q + self.first_video, self._captions, partial=False)
+
+    @property
+    def first_video(self) -> int:
+        return sum(self._videos[: self._processes.rank])
 
     @property
     def own_captions(self) -> slice:

@@ -38,6 +38,7 @@ class TrainStep:
         device: torch.device,
         negatives: NegativeSource | None,
         processes: Processes,
+        average: RetrievalModel | None = None,
     ) -> None:
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "fp16")
         self.stopwatch = Stopwatch(device)
@@ -47,6 +48,7 @@ class TrainStep:
         self._device = device
         self._negatives = negatives
         self._processes = processes
+        self._average = average
         self._generator = torch.Generator(device)
 
     def __call__(self, batch: VideoBatch, epoch: int, step: int) -> dict[str, float]:
@@ -84,7 +86,7 @@ class TrainStep:
         seeds = np.random.SeedSequence([settings.seed, epoch, step])
         self._generator.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
         with autocast(self._device, settings.amp):
-            return training_losses(self._model, sharded, settings.losses, hard, edits, self._generator)
+            return training_losses(self._model, sharded, settings.losses, hard, edits, self._generator, self._average)
 
     def _edits(self, batch: VideoBatch) -> dict[str, EditedQueries]:
         """Edited captions for each branch that is trained with them and has any in this batch."""
