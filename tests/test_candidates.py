@@ -24,7 +24,8 @@ from utils import convert_checkpoint
 
 CLIPS = """--head clips --clip_weight 0.6 --attention gaussian --fusion_gradient --cross_attn_q double_q
     --frame_drop 0.2 --token_drop 0.2 --feature_noise 0.1 --amp bf16 --neg_query_loss both"""
-QUERIES = "--query_weights --fused_loss beside --fusion_weight 0.3 --losses nce"
+QUERIES = """--query_weights --fused_loss beside --fusion_weight 0.3 --losses nce,cosine_nce,optimal_matching --ema 0.5
+    --soft_targets 0.4 --soft_target_teacher average --token_drop 0.2"""
 WINDOWS = "--head windows --registers 3 --no_deformable_attn --frame_drop 0.2 --feature_noise 0.1 --eval_amp bf16"
 
 

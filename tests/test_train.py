@@ -185,12 +185,13 @@ def test_a_dataset_whose_yaml_file_is_elsewhere(small: SmallDataset) -> None:
 
 
 def test_a_training_with_every_loss(shared: SmallDataset) -> None:
-    flags = ["--losses", "triplet,nce,cosine_nce,query_diverse,text_structure", "--fused_loss", "instead",
+    of_branches = ("query_diverse", "text_structure", "optimal_matching")
+    flags = ["--losses", ",".join(["triplet,nce,cosine_nce", *of_branches]), "--fused_loss", "instead",
         "--false_negatives", "similar", "--similar_from", "0.5", "--soft_targets", "0.3",
         "--hard_negative_start_epoch", "1", "--n_epoch", "2", "--amp", "bf16"]  # fmt: skip
     run = run_train(shared.flags("--description", "every loss", *flags))
     for row in history(run):
         assert set(row["losses"]) == {"fused/triplet", "fused/nce", "fused/cosine_nce"} | {
-            f"{branch}/{name}" for branch in ("action", "object") for name in ("query_diverse", "text_structure")
+            f"{branch}/{name}" for branch in ("action", "object") for name in of_branches
         }
         assert all(math.isfinite(value) and value > 0 for value in row["losses"].values())

@@ -1,5 +1,6 @@
 """Options: where their values come from, what they mean, and that wrong ones are named."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,9 @@ FUSED = ["--phrase_action_branch", "--cross_branch_fusion"]
     (["--soft_targets", "2"], "--soft_targets 2.0: expected a fraction from 0 to 1"),
     (["--soft_targets", "0.5", "--losses", "cosine_nce", "--no_phrase_action_branch", "--no_cross_branch_fusion"],
         "--soft_targets 0.5: expected 0 without the object branch"),
+    (["--losses", "cosine_nce", "--soft_targets", "0.5", "--soft_target_teacher", "average"],
+        "--soft_target_teacher average: expected --ema and --soft_targets above 0 beside it"),
+    (["--ema", "0.9", "--soft_target_teacher", "average"], "--soft_target_teacher average: expected --ema and --soft_"),
     (["--similar_from", "1"], "--similar_from 1.0: expected a fraction from 0 to below 1"),
     (["--query_diverse_scale", "inf"], "--query_diverse_scale inf: expected from 0 to 1000"),
     (["--fused_loss_weight", "nan"], "--fused_loss_weight nan: expected at least 0"),
@@ -287,6 +291,16 @@ def test_wrong_values_are_named(arguments: list[str], message: str) -> None:
         read(*arguments)
 
 
+@pytest.mark.usefixtures("own_configs")
+def test_optimal_matching_without_scipy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "scipy" else find(name))
+    message = "--losses triplet,optimal_matching: the package scipy is missing; run `pip install -r"
+    with pytest.raises(InputError, match=message):
+        read("--losses", "triplet,optimal_matching")
+    assert read("--losses", "triplet")
+
+
 @pytest.mark.parametrize("arguments", [
     ["--deformable_heads", "7"],  # without fusion nothing depends on it
     ["--fusion_positions", "--max_ctx_l", "129"],
@@ -294,6 +308,8 @@ def test_wrong_values_are_named(arguments: list[str], message: str) -> None:
     [*FUSED, "--deformable_attn", "--cross_attn_head", "7"],
     ["--max_es_cnt", "-1"], ["--grad_clip", "-1"], ["--lr_warmup_proportion", "0"], ["--fusion_weight", "1"],
     ["--neg_query_loss", "both"],
+    ["--losses", "cosine_nce", "--soft_targets", "0.5", "--soft_target_teacher", "average", "--ema", "0.9",
+        "--no_phrase_action_branch", "--no_cross_branch_fusion"],
 ], ids=" ".join)  # fmt: skip
 @pytest.mark.usefixtures("own_configs")
 def test_values_that_are_right(arguments: list[str]) -> None:

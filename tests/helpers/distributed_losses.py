@@ -27,13 +27,14 @@ from method.runtime.processes import SINGLE_PROCESS, Processes
 from method.training.batch_losses import training_losses
 from method.training.sharded_batch import shard_batch
 from tests.helpers.reference_model import split_values
-from tests.helpers.small_models import VARIANTS, lively_model, random_rows, random_streams
+from tests.helpers.small_models import VARIANTS, averaged, lively_model, random_rows, random_streams
 
 CAPTIONS = [2, 1, 3, 1, 1, 2, 1]  # of each video
 ACTION, OBJECT = [5, 1, 24, 7, 9, 3, 12], [4, 6, 2, 20, 1, 8, 3]  # frames: each process has the longest of one stream
 WEIGHTS = {"triplet": 1.0, "nce": 0.02, "negative_queries": 0.5}
-ALL = {**WEIGHTS, "cosine_nce": 0.1, "query_diverse": 0.005, "text_structure": 0.5}
+ALL = {**WEIGHTS, "cosine_nce": 0.1, "query_diverse": 0.005, "text_structure": 0.5, "optimal_matching": 0.5}
 SOFT = {"weights": ALL, "false_negatives": "similar", "similar_from": 0.1, "soft_targets": 0.4, "fused": "beside"}
+TAUGHT = {**SOFT, "soft_teacher": "average", "fusion_weight": 0.3}
 WITH_COSINES = {**WEIGHTS, "cosine_nce": 0.1}
 EDITS = {"action": [0, 0, 2], "object": [1, 3, 3, 3, 8, 9]}  # captions that have one each time they are named
 
@@ -67,6 +68,8 @@ CASES = {
     "all losses": Case({}, losses=SOFT),
     "all losses, hardest negatives": Case({}, hard=True, losses=SOFT),
     "all losses, two videos": Case({}, videos=2, losses=SOFT),
+    "average as the teacher": Case({"query_weights": True}, hard=True, losses=TAUGHT),
+    "average as the teacher, two videos": Case({}, videos=2, losses={**TAUGHT, "fused": "instead"}),
     "one video, without edits": Case({}, videos=1, edited=False),
 }
 
@@ -92,7 +95,8 @@ def compute(case: Case, processes: Processes) -> dict[str, Tensor]:
     sharded = shard_batch(processes, batch, edits)
     generator = torch.Generator().manual_seed(1)
     settings = LossSettings(**{"hard_pool_size": 3, "weights": WEIGHTS, **case.losses})
-    terms = training_losses(model, sharded, settings, case.hard, edits, generator)
+    average = averaged(model) if settings.soft_teacher == "average" else None
+    terms = training_losses(model, sharded, settings, case.hard, edits, generator, average)
     total(terms).backward()
     processes.add_gradients(model.parameters())
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}

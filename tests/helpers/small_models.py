@@ -15,6 +15,7 @@ from method.model.architecture import Architecture
 from method.model.branch_spec import BranchSpec, two_branches
 from method.model.published import to_published
 from method.model.retrieval import RetrievalModel
+from method.training.average import WeightAverage
 from method.training.sharded_batch import ShardedBatch
 from tests.helpers.reference_model import NaiveModel
 
@@ -83,6 +84,15 @@ def lively_model(**changes: Any) -> RetrievalModel:
             elif weight.dim():
                 weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
     return model.eval()
+
+
+def averaged(model: RetrievalModel) -> RetrievalModel:
+    """The model of a running average that differs from the model."""
+    average = WeightAverage(model, 0.5).model
+    with torch.no_grad():
+        for index, weight in enumerate(average.parameters()):
+            weight.mul_(1.1 if index % 2 else 0.8)
+    return average
 
 
 def many_branches(names: Iterable[str]) -> RetrievalModel:

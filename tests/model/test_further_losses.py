@@ -290,6 +290,9 @@ def test_equal_queries_and_few_of_them_keep_text_structure_finite(count: int) ->
 # All together
 
 
+OF_BRANCHES = ("query_diverse", "text_structure", "optimal_matching")
+
+
 @pytest.mark.parametrize("precision", ["off", "bf16"])
 def test_all_losses_together(precision: str) -> None:
     weights = {name: 0.1 for name in LOSSES if name != NEGATIVE_QUERIES}
@@ -300,7 +303,7 @@ def test_all_losses_together(precision: str) -> None:
     of_scores = [
         f"{name}/{term}" for name in ("action", "object", "fused") for term in ("triplet", "nce", "cosine_nce")
     ]
-    of_queries = [f"{name}/{term}" for name in ("action", "object") for term in ("query_diverse", "text_structure")]
+    of_queries = [f"{name}/{term}" for name in ("action", "object") for term in OF_BRANCHES]
     assert sorted(terms) == sorted(of_scores + of_queries)
     total(terms).backward()
     assert all(math.isfinite(term.item()) for term in terms.values())

@@ -25,7 +25,7 @@ from method.evaluation.ranking import rank_block, target_indices
 from method.evaluation.scorer import Scorer
 from method.evaluation.winners import Winners
 from method.model.losses import LOSSES as ALL_LOSSES
-from method.model.losses import NEGATIVE_QUERIES, LossSettings, total
+from method.model.losses import NEGATIVE_QUERIES, OPTIMAL_MATCHING, LossSettings, total
 from method.model.retrieval import RetrievalModel
 from method.negatives.cached import CachedNegatives
 from method.runtime import hardware
@@ -36,7 +36,7 @@ from method.training.optimizer import Schedule
 from method.training.sharded_batch import ShardedBatch
 from tests.evaluation.corpora import settings_of
 from tests.helpers.reference_model import split_values
-from tests.helpers.small_models import VARIANTS, lively_model, random_rows, random_streams
+from tests.helpers.small_models import VARIANTS, averaged, lively_model, random_rows, random_streams
 
 CPU = torch.device("cpu")
 LOSSES = LossSettings(hard_pool_size=3, weights={"triplet": 1.0, "nce": 0.02, "negative_queries": 0.5})
@@ -159,13 +159,19 @@ def test_a_step_reads_its_losses_and_nothing_else(
 
 @pytest.mark.usefixtures("gpu_style")
 @HARD
-def test_losses_that_are_off_by_default_read_nothing(hard: bool) -> None:
-    weights = {name: 0.1 for name in ALL_LOSSES if name != NEGATIVE_QUERIES}
-    settings = LossSettings(weights=weights, fused="beside", false_negatives="similar", soft_targets=0.5)
+@pytest.mark.parametrize("teacher", ["videos", "average"])
+def test_losses_that_are_off_by_default_read_nothing(hard: bool, teacher: str) -> None:
+    """Except optimal matching, which is computed on the CPU."""
+    weights = {name: 0.1 for name in ALL_LOSSES if name not in (NEGATIVE_QUERIES, OPTIMAL_MATCHING)}
+    settings = LossSettings(
+        weights=weights, fused="beside", false_negatives="similar", soft_targets=0.5, soft_teacher=teacher
+    )
     model = lively_model().train()
+    average = averaged(model)
     sharded = ShardedBatch(batch_for(model), ())
     with NoReads():
-        total(training_losses(model, sharded, settings, hard, {}, torch.Generator().manual_seed(0))).backward()
+        generator = torch.Generator().manual_seed(0)
+        total(training_losses(model, sharded, settings, hard, {}, generator, average)).backward()
     assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
 
 
