@@ -7,10 +7,12 @@ L frames of the longest of these, M matched captions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from method.data.ragged import Ragged
@@ -60,8 +62,8 @@ def match(frames: Ragged, queries_SD: Tensor, captions: dict[int, list[int]]) ->
     if not captions:
         none = torch.zeros(0, dtype=torch.long, device=device)
         return none, none
-    matched: list[np.ndarray] = []
-    rows: list[np.ndarray] = []
+    matched: list[NDArray[Any]] = []
+    rows: list[NDArray[Any]] = []
     lengths, starts = frames.layout.lengths, np.cumsum([0, *frames.layout.lengths])
     cosine_VCL = _cosines(frames, queries_SD, captions)
     for cosine_CL, (video, own) in zip(cosine_VCL, captions.items(), strict=True):
@@ -73,7 +75,7 @@ def match(frames: Ragged, queries_SD: Tensor, captions: dict[int, list[int]]) ->
     return caption_M, frame_M
 
 
-def _cosines(frames: Ragged, queries_SD: Tensor, captions: dict[int, list[int]]) -> np.ndarray:
+def _cosines(frames: Ragged, queries_SD: Tensor, captions: dict[int, list[int]]) -> NDArray[Any]:
     """Cosines of the videos' captions with their own frames, (V, C, L), padded; NaN as 0, to be found in the loss."""
     with autocast(queries_SD.device, "off"):
         unit = normalized(frames)

@@ -61,8 +61,8 @@ def teacher_scores(average: RetrievalModel, sharded: ShardedBatch, settings: Los
     """The cosines that a teacher gives the whole batch, (X, Q, B), in the rows of the model that it teaches.
 
     The teacher is the average of the trained weights (Tarvainen and Valpola 2017), without dropout and augmentation;
-    its scores are targets as in momentum distillation (Li et al. 2021: ALBEF), which goes without the model's queue of
-    earlier batches and the first epoch's warm-up here.
+    its scores are targets as in momentum distillation (Li et al. 2021: ALBEF), but of this batch alone, without a queue
+    of earlier ones, and with the same weight from the first step on.
     """
     average.eval()
     encoded = encode(average, sharded, {})
