@@ -88,8 +88,9 @@ def test_a_shard_is_matched_to_its_own_videos() -> None:
     keys, queries = trained_rows([3, 2], 0), trained_rows([5], 1).values
     unused = torch.zeros(1, 5, 4)
     labels_Q = torch.tensor([0, 2, 2, 3, 3])
-    more = {"shard": slice(1, 5), "first_video": 2}
-    scores = BatchScores(("a",), unused, unused, labels_Q, queries={"a": queries}, keys={"a": keys}, **more)
+    scores = BatchScores(
+        ("a",), unused, unused, labels_Q, queries={"a": queries}, keys={"a": keys}, shard=slice(1, 5), first_video=2
+    )
     alone = batch({"a": keys}, {"a": queries[1:]}, [0, 0, 1, 1])
     settings = LossSettings()
     torch.testing.assert_close(optimal_matching_loss(scores, settings), optimal_matching_loss(alone, settings))
