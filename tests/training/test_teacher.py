@@ -58,8 +58,9 @@ def test_the_targets_are_the_scores_of_the_average(fused: str, changes: dict[str
     with torch.no_grad():
         theirs = rows_of(average.eval(), fused, 0.3)
     average.train()
+    sharded = ShardedBatch(batch(), ())
     state = torch.get_rng_state()
-    found = teacher_scores(average, ShardedBatch(batch(), ()), settings)
+    found = teacher_scores(average, sharded, settings)
     assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(found, torch.stack(list(theirs.values())))
     terms = training_losses(model, ShardedBatch(batch(), ()), settings, False, {}, None, average)
