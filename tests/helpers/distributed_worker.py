@@ -55,6 +55,11 @@ def nan_in_step(wanted: int) -> None:
     _before(Training, "step", wanted, fill)
 
 
+def save_weights_at_step(wanted: int, path: str) -> None:
+    """Save the weights of the model at the beginning of a step."""
+    _before(Training, "step", wanted, lambda training, batch: torch.save(training.model.state_dict(), path))
+
+
 def set_stop_timeout(seconds: float) -> None:
     """Set how long to wait for the others after a request to stop."""
     process_group._SECONDS_TO_STOP = seconds

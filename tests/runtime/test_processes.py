@@ -126,6 +126,23 @@ def test_three_processes_learn_what_one_does(group: Group, shared: SmallDataset)
             torch.testing.assert_close(found[part][name], weight, atol=2e-4, rtol=1e-3)
 
 
+def test_all_processes_start_with_the_weights_of_one(group: Group, shared: SmallDataset, tmp_path: Path) -> None:
+    """Initial weights from data included, which the first process computes."""
+    flags_of_all = flags(shared, "--n_epoch", "1", "--input_init", "whitened", "--fusion_init", "aligned")
+    paths = []
+    for count in (1, 2):
+        own = [tmp_path / f"{rank} of {count}" for rank in range(count)]
+        events = {rank: [["save_weights_at_step", 0, str(path)]] for rank, path in enumerate(own)}
+        done = group.run(count, "method.train", [*flags_of_all, "--description", f"initial by {count}"], events)
+        assert [outcome.status for outcome in done] == [0] * count, done[0].show()
+        paths += own
+    alone, first, second = (torch.load(path, weights_only=True) for path in paths)
+    assert alone.keys() == first.keys() == second.keys()
+    for name, weight in alone.items():
+        assert torch.equal(first[name], weight), name
+        assert torch.equal(second[name], weight), name
+
+
 # What a run leaves
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
 import pytest
@@ -15,9 +16,11 @@ from method.data.ragged import Ragged
 from method.model.architecture import Architecture
 from method.model.fusion import AttentionFusion, DeformableFusion
 from method.model.retrieval import RetrievalModel
+from method.runtime.errors import Stopped
 from method.runtime.processes import SINGLE_PROCESS
 from method.training.checkpoint_file import read_checkpoint
 from method.training.initialization import initialize
+from tests.helpers.runs import Crash, assert_same_run, crash, send
 from tests.helpers.small_dataset import SmallDataset, run_train
 from tests.helpers.small_models import SMALL, changed, random_rows
 
@@ -141,6 +144,26 @@ def test_a_training_starts_so_and_does_not_depend_on_other_random_numbers(small:
         for part in ("weight", "bias")}  # fmt: skip
     fusion = {f"fusions.action.{name}.weight" for name in ("to_value.first", "to_value.second", "offset_output")}
     assert different == inputs | fusion
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_run_stopped_before_its_first_step_resumes_exactly(
+    small: SmallDataset, saved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a signal, which saves the initial weights, or by a kill, after which they are computed again."""
+    flags = small.flags("--n_epoch", "1", "--input_init", "whitened", "--fusion_init", "aligned")
+    unbroken = run_train([*flags, "--description", "unbroken"])
+    monkeypatch.setattr("method.train.training_loader", lambda *_: send(signal.SIGTERM)() if saved else crash())
+    with pytest.raises(Stopped if saved else Crash):
+        run_train([*flags, "--description", "stopped"])
+    monkeypatch.undo()
+    run = small.results / "stopped"
+    assert (run / "last.ckpt").exists() == saved
+    if saved:
+        progress = read_checkpoint(run / "last.ckpt")["progress"]
+        assert (progress["epoch"], progress["step"]) == (0, 0)
+    run_train(["--resume", str(run), "--device", "-1"])
+    assert_same_run(run, unbroken)
 
 
 def _trained(small: SmallDataset, name: str, *flags: str) -> dict[str, Tensor]:

@@ -202,6 +202,18 @@ def test_a_run_from_before_further_losses_were_recorded_has_none() -> None:
     check_same_options(before, {**now, "fused_loss": "off", "false_negatives": "off"})
 
 
+@pytest.mark.parametrize("change", ["losses triplet", "head clips", "attention gaussian", "registers 2",
+    "fusion_gradient true", "frame_drop 0.1", "token_drop 0.1", "feature_noise 0.1", "input_init whitened",
+    "fusion_init aligned"])  # fmt: skip
+def test_a_run_from_before_an_option_was_recorded_does_not_get_it(change: str) -> None:
+    flag, value = change.split()
+    now = plain(read_options(["--dataset_name", "charades", f"--{flag}", value]))
+    before = {name: own for name, own in now.items() if name != flag}
+    with pytest.raises(InputError, match=rf"keep its options: --{flag} was [^;]*, is [^;]*$"):
+        check_same_options(before, now)
+    check_same_options(before, plain(read_options(["--dataset_name", "charades"])))
+
+
 def copy_of(run: Path, name: str) -> Path:
     return Path(shutil.copytree(run, run.parent / name))
 
