@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.jobs < 1:
         raise InputError(f"--jobs {given.jobs}: expected at least 1")
     recipe = read_recipe(given.recipe, make_parser(""), CONFIGS / "recipes")
-    every = configurations(read_changes(given.changes), Path(given.recipe).stem, recipe)
+    changes = read_changes(given.changes)
+    every = configurations(changes, Path(given.recipe).stem, recipe)
     if unknown := [name for name in given.only or () if name not in every]:
         raise InputError(f"--only {' '.join(unknown)}: expected some of {', '.join(every)}")
     chosen = {name: own for name, own in every.items() if not given.only or name in (PUBLISHED, *given.only)}
@@ -85,8 +86,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     if any(word.split("=")[0] == "--seed" for own in flags.values() for word in own):
         raise InputError("--seed: --seeds chooses the seeds, expected one of them alone")
-    keys = [Key(name, world, seed) for seed in given.seeds for world in worlds for name in chosen]
-    ablation = Ablation(flags, out)
+    named = {*changes, PUBLISHED, Path(given.recipe).stem, *(given.only or ())}
+    ablation = Ablation(flags, out, {name for name in chosen if name not in named})
+    keys = [
+        Key(name, world, seed)
+        for seed in given.seeds
+        for world in worlds
+        for name in chosen
+        if ablation.trains(name, world)
+    ]
     failed = ablation.train(keys, given.jobs)
     show([ablation_table(ablation.results, PUBLISHED)], NOTES, "text")
     if failed:
@@ -123,16 +131,31 @@ class Ablation:
     Args:
         flags: of method/train.py, for each configuration in each world. InputError for those that are wrong.
         out: the folder.
+        optional: configurations that are left out, with a warning, if their flags do not go together: a recipe without
+            a part that another of its flags needs.
     """
 
-    def __init__(self, flags: Mapping[tuple[str, str], Sequence[str]], out: Path) -> None:
+    def __init__(
+        self, flags: Mapping[tuple[str, str], Sequence[str]], out: Path, optional: Collection[str] = ()
+    ) -> None:
         self._results: dict[Key, Result] = {}
         self._out = out
         self._flags = {
             own: [*words, "--exp_id", own[0], "--results_root", str(out / "runs" / own[1]), "--resume", AUTO]
             for own, words in flags.items()
         }
-        self._options = {own: _checked(*own, words) for own, words in self._flags.items()}
+        self._options: dict[tuple[str, str], EasyDict] = {}
+        for own, words in self._flags.items():
+            try:
+                self._options[own] = _checked(*own, words)
+            except InputError as error:
+                if own[0] not in optional:
+                    raise
+                log.warning("left out: %s", error)
+
+    def trains(self, name: str, world: str) -> bool:
+        """Whether this configuration is trained in this world."""
+        return (name, world) in self._options
 
     @property
     def results(self) -> dict[Key, Result]:

@@ -122,6 +122,27 @@ def test_what_is_refused_before_anything_starts(
     assert started == []
 
 
+def test_a_recipe_keeps_a_part_that_others_need(
+    words: list[str], started: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    keys: list[Key] = []
+
+    def train(self: ablation.Ablation, given: list[Key], jobs: int) -> dict[Key, int]:
+        keys.extend(given)
+        return {}
+
+    monkeypatch.setattr(ablation.Ablation, "train", train)
+    (tmp_path / "mine.yaml").write_text("fused_loss: beside\nquery_weights: true\nlr: 0.02\n")
+    ablation.main(words)
+    names = ["published", "slow", "average", "mine", "mine without query_weights", "mine without slow"]
+    assert list(dict.fromkeys(key.configuration for key in keys)) == names
+    left_out = "left out: mine without fused_loss, world tiny: --query_weights True: expected two branches and"
+    assert left_out in caplog.text
+    with pytest.raises(InputError, match=r"^mine without fused_loss, world tiny: --query_weights True"):
+        ablation.main([*words, "--only", "mine without fused_loss"])
+
+
 @pytest.mark.parametrize(("content", "message"), [
     ("a: 1\n", "expected 'name: {flag: value}' for each change"),
     ("a/b: {lr: 1}\n", "expected 'name: {flag: value}'"),
@@ -167,6 +188,12 @@ def test_the_table_against_a_calculation_by_hand() -> None:
         ["single", "all", "1", "2.0", "1.0", "–", "–", "–"],
     ]
     assert with_error([1.0, 4.0, 0.0]) == "+1.7 ± 1.2"
+
+
+def test_a_table_of_trainings_that_take_no_time() -> None:
+    """On a tiny world: the log rounds 0.04 s to 0.0 s."""
+    results = {Key(name, "A", 1): Result({"fused": 3.0}, 0.0) for name in ("published", "more")}
+    assert ablation_table(results, "published").rows[1] == ["more", "A", 1, "3.0", "+0.0", "–"]
 
 
 def test_the_minutes_of_a_run(one_epoch: Path, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from method import train
 from method.config.training_settings import InitializationSettings
 from method.data.captions import Caption
 from method.data.ragged import Ragged
@@ -153,7 +155,13 @@ def test_a_run_stopped_before_its_first_step_resumes_exactly(
     """By a signal, which saves the initial weights, or by a kill, after which they are computed again."""
     flags = small.flags("--n_epoch", "1", "--input_init", "whitened", "--fusion_init", "aligned")
     unbroken = run_train([*flags, "--description", "unbroken"])
-    monkeypatch.setattr("method.train.training_loader", lambda *_: send(signal.SIGTERM)() if saved else crash())
+    end, loader = send(signal.SIGTERM) if saved else crash, train.training_loader
+
+    def ended(*arguments: Any) -> Any:
+        end()
+        return loader(*arguments)
+
+    monkeypatch.setattr(train, "training_loader", ended)
     with pytest.raises(Stopped if saved else Crash):
         run_train([*flags, "--description", "stopped"])
     monkeypatch.undo()

@@ -77,7 +77,8 @@ def _cells(
     difference, time = "–", "–"
     if pairs and baseline not in {key.configuration for key in own}:
         difference = with_error([one.sumr[FUSED] - other.sumr[FUSED] for one, other in pairs if other])
-        time = f"{sum(one.minutes for one, _ in pairs) / sum(other.minutes for _, other in pairs if other):.2f}"
+        if minutes := sum(other.minutes for _, other in pairs if other):  # 0 for epochs that round to 0.0 s
+            time = f"{sum(one.minutes for one, _ in pairs) / minutes:.2f}"
     spread = [result.sumr[FUSED] for result in own.values()]
     one_world = len({key.world for key in own}) == 1
     deviation = f" ± {statistics.stdev(spread):.1f}" if len(spread) > 1 and one_world else ""
