@@ -153,7 +153,8 @@ def _check_losses(options: Mapping[str, Any], require: Callable[[str, bool, str]
         options["soft_target_teacher"] == "videos" or taught,
         "--ema and --soft_targets above 0 beside it",
     )
-    if OPTIMAL_MATCHING in names and not options["only_eval"] and importlib.util.find_spec("scipy") is None:
+    trains = not options["only_eval"] and not options["eval_ckpt"]
+    if OPTIMAL_MATCHING in names and trains and importlib.util.find_spec("scipy") is None:
         missing = "the package scipy is missing; run `pip install -r requirements-matching.txt`"
         raise InputError(f"--losses {options['losses']}: {missing}")
 

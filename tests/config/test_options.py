@@ -299,6 +299,7 @@ def test_optimal_matching_without_scipy_is_refused(monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError, match=message):
         read("--losses", "triplet,optimal_matching")
     assert read("--losses", "triplet")
+    assert read("--losses", "triplet,optimal_matching", "--eval_ckpt", "model.ckpt")  # a model trained elsewhere
 
 
 @pytest.mark.parametrize("arguments", [
