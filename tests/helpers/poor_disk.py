@@ -11,6 +11,7 @@ import stat
 from typing import Any
 
 import pytest
+import torch
 
 from method.runtime import locks
 
@@ -39,7 +40,12 @@ def refuse_all(patch: pytest.MonkeyPatch, name: str = "EOPNOTSUPP") -> None:
     patch.setattr(os, "rename", rename_files)
     for call in ("chmod", "fchmod", "utime", "fsync"):
         patch.setattr(os, call, fail)
+
+    def map_tensor(*arguments: Any, **named: Any) -> Any:
+        raise RuntimeError(f"unable to mmap: {os.strerror(getattr(errno, name))}")
+
     patch.setattr(mmap, "mmap", map_memory)
+    patch.setattr(torch, "from_file", map_tensor)
     patch.setattr(shutil, "disk_usage", fail)
 
 

@@ -11,7 +11,6 @@ Letters: N keys of all videos, D width, W 8-byte words.
 
 from __future__ import annotations
 
-import mmap
 import os
 import secrets
 import zlib
@@ -164,12 +163,15 @@ def _is_finite(keys_ND: Tensor) -> bool:
 
 
 def _map(descriptor: int, size: int) -> Tensor:
-    """The first bytes of a file, mapped into memory, or read where the file system cannot map files."""
+    """The first bytes of a file, mapped into memory, or read where the file system cannot map files.
+
+    Python's own mmap keeps a descriptor of each file, and an index may have more segments than a process descriptors.
+    """
     if not size:
         return torch.empty(0, dtype=torch.uint8)
     try:
-        return torch.frombuffer(mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY), dtype=torch.uint8)
-    except OSError:
+        return torch.from_file(f"/dev/fd/{descriptor}", shared=False, size=size, dtype=torch.uint8)
+    except RuntimeError:
         content = np.empty((size, 1), np.uint8)
         if not read_exactly(descriptor, 0, content):  # type: ignore[arg-type]
             raise
