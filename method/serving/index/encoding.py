@@ -60,10 +60,10 @@ class VideoEncoder:
         """Encode videos; returns the state of their features, too. InputError for features that are unusable."""
         for key, width in self.reader.streams.values():
             self.reader.videos.check([f"{video_id}/{key}" for video_id in video_ids], width)
-        state = features_state(self.reader, video_ids)
         videos = SingleVideos(self.reader, video_ids, self.workers, longest)
         corpus = encode_corpus(self.model, videos, self.model.device, self.precision)
-        if features_state(self.reader, video_ids) != state:
+        state = features_state(self.reader, video_ids)
+        if self.reader.videos.has_changed():
             raise InputError(f"{self.reader.videos.path}: modified while it was being read")
         known = read_durations(self.reader.videos.path, video_ids)
         durations = [known.get(video_id) for video_id in video_ids]

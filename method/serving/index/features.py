@@ -27,13 +27,15 @@ _VIDEOS_PER_READ = 16
 def features_state(reader: FeatureReader, video_ids: Iterable[str]) -> FeatureState:
     """Path of the feature file, and size and times of it and of the files that the arrays of these videos lie in.
 
+    As they were when the reader opened them: of a file that was replaced since, it reads the earlier one.
     InputError for a missing array.
     """
     file = reader.videos
     names = [f"{video_id}/{key}" for video_id in video_ids for key, _ in reader.streams.values()]
-    linked = {part["path"] for parts in file.linked(names).values() for part in parts}
+    parts = [part for own in file.linked(names).values() for part in own]
+    linked = {part["path"]: {name: part[name] for name in file.state()} for part in parts}
     own = str(file.path.resolve())
-    return {"path": own, "files": {path: state_of(path) for path in sorted({own, *linked})}}
+    return {"path": own, "files": dict(sorted({**linked, own: file.state()}.items()))}
 
 
 def is_current(state: FeatureState, reader: FeatureReader) -> bool:
