@@ -27,8 +27,7 @@ def save(folder: Path, split: str, calibration: Calibration) -> None:
     manifest = read_manifest(folder)
     if manifest is None:
         raise InputError(f"{folder}: no index there")
-    index = Index(folder, manifest.made_from)
-    index.calibrate({**(manifest.calibration or {}), split: as_json(calibration)})
+    Index(folder, manifest.made_from).calibrate({split: as_json(calibration)})
 
 
 def load(stored: Stored | None, split: str) -> Calibration | None:

@@ -133,10 +133,11 @@ class Index:
             self._commit(snapshot.manifest.changed(segments=tuple(entries)))
             return self._require()
 
-    def calibrate(self, table: Mapping[str, Any] | None) -> None:
-        """Store a table beside the index, as JSON values, or remove it."""
+    def calibrate(self, entries: Mapping[str, Any]) -> None:
+        """Store entries of a table beside the index, as JSON values; others that it has are kept."""
         with self._writing():
-            self._commit(self._require().manifest.changed(calibration=table))
+            manifest = self._require().manifest
+            self._commit(manifest.changed(calibration={**(manifest.calibration or {}), **entries}))
 
     def _require(self) -> Snapshot:
         snapshot = self.open()
