@@ -198,6 +198,9 @@ def _open_engine(
     corpus, *others = (snapshot.select(ids) for snapshot in snapshots)
     for other in others:
         corpus = corpus.joined(other)
+    if settings.engine.name != "exact":  # copies the keys
+        for snapshot in snapshots:
+            snapshot.verify(ids)
     engine = open_engine(
         settings.engine, [corpus], scoring, device, made_from, settings.rebuild, settings.rebuild_outdated
     )

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import h5py
 import pytest
 import torch
 
@@ -12,10 +16,13 @@ from method.data.dataset import Queries
 from method.evaluation.corpus import encode_queries
 from method.evaluation.ranking import rank
 from method.runtime.errors import InputError
+from method.serving import opening
 from method.serving.engines import Ranking
+from method.serving.engines.choice import EngineSettings
 from method.serving.engines.exact import ExactEngine
 from method.serving.index.features import Longest, batch_lengths
 from method.serving.searcher import Searcher
+from method.serving.selection import Selection
 from tests.evaluation.corpora import settings_of
 from tests.helpers.index_world import CPU, CountingEncoder, IndexWorld, close, corpus_results, results_of
 from tests.helpers.linked_files import WAYS, change, link
@@ -246,11 +253,52 @@ def test_an_index_may_become_empty(world: IndexWorld) -> None:
     )
 
 
+def test_the_file_that_was_read_counts_where_another_takes_its_place(world: IndexWorld, tmp_path: Path) -> None:
+    world.update()
+    encoder, copy = world.encoder, tmp_path / "copy.hdf5"
+    encoder.reader.videos.state()  # opens it
+    shutil.copy(world.data.features, copy)
+    with h5py.File(copy, "r+") as file:
+        file["E03/clip_feat"][0, 0] += 1
+    copy.replace(world.data.features)
+    world.index.update(encoder, world.video_ids)
+    CountingEncoder.encoded = []
+    with pytest.raises(InputError, match=r"hdf5: modified while it was being read"):
+        world.index.update(encoder, world.video_ids, rebuild=True)
+    assert results_of(world.update(), world.video_ids) == corpus_results(world.encode())
+    assert CountingEncoder.encoded == [*world.video_ids, "E03"]
+
+
+def test_an_open_index_keeps_no_file_descriptors(world: IndexWorld) -> None:
+    for video_id in world.video_ids:
+        world.update(video_id)
+    before = len(os.listdir("/dev/fd"))
+    snapshot = world.index.open()
+    assert snapshot is not None
+    assert len(snapshot.segments) == len(world.video_ids)
+    assert len(os.listdir("/dev/fd")) == before
+
+
+def test_only_intact_embeddings_are_copied_to_an_engine(world: IndexWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.update()
+    (segment,) = world.segments()
+    with segment.open("r+b") as file:
+        file.write(b"\xff")
+    snapshot = world.index.open()
+    assert snapshot is not None
+    monkeypatch.setattr(opening, "open_engine", lambda *_: pytest.fail("the embeddings are damaged"))
+    settings = cast(opening.SearchSettings, SimpleNamespace(engine=EngineSettings("milvus", "frames.db")))
+    videos = Selection(world.video_ids, [])
+    with pytest.raises(InputError, match="wrong checksum of the action embeddings"):
+        opening._open_engine([snapshot], videos, settings_of(0.3), CPU, {}, settings)
+
+
 def test_a_calibration_is_kept_until_the_index_is_rebuilt(world: IndexWorld) -> None:
     world.update()
     world.index.calibrate({"bins": [0.5, 1]})
+    world.index.calibrate({"other": 2})
     world.update(*world.training)
-    assert world.index.compact().manifest.calibration == {"bins": [0.5, 1]}
+    assert world.index.compact().manifest.calibration == {"bins": [0.5, 1], "other": 2}
     assert world.update(rebuild=True).manifest.calibration is None
 
 
