@@ -3,7 +3,8 @@
 Milvus finds, for each branch, the videos with the best frames. All that it finds are scored from our own embeddings. A
 video that it does not find scores, in each branch, at most as much as the last one found; if that is less than what the
 last result has, no video is missing (threshold algorithm, Fagin, Lotem and Naor 2003), and otherwise more are fetched.
-With an index that is exact, such as FLAT, so are the results, unless `_LIMITS` end the search.
+With an index that is exact, such as FLAT, so are the results, unless `_LIMITS` end the search. If these are too few,
+because most videos that Milvus has are not searched, all that are searched are scored.
 
 Letters: Q queries, D width.
 """
@@ -75,16 +76,21 @@ class MilvusEngine:
                 candidates = {name: self._frames[name].best(own[name], limit) for name in vectors}
             for place, query in enumerate(pending):
                 branches = {name: candidates[name][place] for name in vectors}
-                best = self._best({name: own[name][place] for name in vectors}, branches, count)
-                if factor == _LIMITS[-1] or self._is_complete(best, branches, count):
+                vector = {name: own[name][place] for name in vectors}
+                best = self._best(vector, self._known(branches), count)
+                if self._is_complete(best, branches, count):
                     found[query] = best
+                elif factor == _LIMITS[-1]:
+                    is_short = len(best) < min(count, len(self._videos))  # most that Milvus found are not searched
+                    found[query] = self._best(vector, range(len(self._videos)), count) if is_short else best
         return [Ranking(found[query]) for query in range(queries)]
 
-    def _best(
-        self, vectors: Mapping[str, Tensor], branches: Mapping[str, Mapping[str, float]], count: int
-    ) -> list[Found]:
-        known = {self._index_of[video] for own in branches.values() for video in own if video in self._index_of}
-        best = self._videos.best(vectors, sorted(known), count)
+    def _known(self, branches: Mapping[str, Mapping[str, float]]) -> list[int]:
+        """The searched videos among those that were found, in corpus order."""
+        return sorted({self._index_of[video] for own in branches.values() for video in own if video in self._index_of})
+
+    def _best(self, vectors: Mapping[str, Tensor], candidates: Sequence[int], count: int) -> list[Found]:
+        best = self._videos.best(vectors, candidates, count)
         if not all(torch.isfinite(torch.tensor(list(found.scores.values()))).all() for found in best):
             raise InputError("the scores are not finite: the weights or features are broken")
         return best
