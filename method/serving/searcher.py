@@ -35,6 +35,7 @@ from method.serving.queries import QueryEncoder, SentenceEncoder
 
 MAX_CHARACTERS = 500
 _BATCH = 64  # queries scored together, at most
+_TOGETHER = 200  # results of each, at most
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,12 @@ class Searcher:
         return {name: own_1D[0] for name, own_1D in vectors.items()}
 
     def _search(self, queries: Sequence[_Query]) -> list[Ranking]:
+        """Deep pages, for which many videos are scored exactly, are searched alone, so that others need not be."""
+        if len(queries) > 1 and any(query.count > _TOGETHER for query in queries):
+            few = iter(self._search([query for query in queries if query.count <= _TOGETHER]))
+            return [next(few) if query.count <= _TOGETHER else self._search([query])[0] for query in queries]
+        if not queries:
+            return []
         vectors = {name: torch.stack([query.vectors[name] for query in queries]) for name in queries[0].vectors}
         most = max(query.count for query in queries)
         return self._engine.search(vectors, most, [query.right for query in queries])

@@ -9,16 +9,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from method import __version__
 from method.runtime.errors import InputError
 from method.serving.output import as_json
-from method.serving.searcher import MAX_CHARACTERS, Searcher
+from method.serving.searcher import MAX_CHARACTERS, Searcher, _Query
 from method.serving.source import SearcherSource
 from method.serving.web.server import make_app
 from tests.helpers.search_runs import MISSING_ENCODER, confidence, kitchen, make_searcher
+from tests.helpers.small_models import SMALL
 
 SECURITY = ("Content-Security-Policy", "X-Content-Type-Options", "Cross-Origin-Resource-Policy")
 ADDRESSES = ("/api/search?q=a", "/api/videos", "/api/health", "/api/version")
@@ -243,3 +245,25 @@ def test_a_mistake_of_one_client_is_not_an_error_of_another(client: FlaskClient,
     with pytest.raises(InputError):
         searcher.search("", 1)
     read(client.get("/api/search?q=a"))
+
+
+def test_requests_for_a_deep_page_do_not_make_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    searcher = make_searcher(kitchen())
+    engine, asked = searcher._engine, []
+    search = engine.search
+
+    def noted(vectors: Any, count: int, right: Any = None) -> Any:
+        asked.append((len(right), count))
+        return search(vectors, count, right)
+
+    monkeypatch.setattr("method.serving.searcher._TOGETHER", 5)
+    monkeypatch.setattr(engine, "search", noted)
+    rows = torch.nn.functional.normalize(torch.randn(4, SMALL.hidden_size), dim=-1)
+    queries = [
+        _Query({"action": row, "object": -row}, count, None) for row, count in zip(rows, (3, 9, 4, 12), strict=True)
+    ]
+    found = searcher._search(queries)
+    assert asked == [(2, 4), (1, 9), (1, 12)]
+    for query, ranking in zip(queries, found, strict=True):
+        (alone,) = searcher._search([query])
+        assert ranking.best[: query.count] == alone.best
