@@ -169,7 +169,7 @@ def test_without_a_text_encoder() -> None:
 def test_other_addresses_and_methods_are_errors_in_json(client: FlaskClient) -> None:
     assert read(client.get("/api/nothing"), 404) == {"error": "Not Found"}
     for address in ADDRESSES:
-        for method in ("POST", "PUT", "DELETE", "PATCH"):
+        for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
             response = client.open(address, method=method)
             assert read(response, 405) == {"error": "Method Not Allowed"}
             assert "GET" in response.headers["Allow"]

@@ -56,6 +56,7 @@ def make_app(
             package av, the page has none.
     """
     app = Flask(__name__)
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
     videos = VideoFolder(video_dir)
     if video_dir is not None:
