@@ -163,7 +163,7 @@ def _add(own: ModelIndex, options: EasyDict) -> str:
     named = set(options.video_ids) or None
     video_ids = list(dict.fromkeys([*selected, *options.video_ids]))
     if options.dry_run:
-        plan = own.index.plan(own.encoder, video_ids, named)
+        plan = own.index.plan(own.encoder, video_ids, named, options.rebuild)
         parts = {"add": plan.missing, "replace": plan.changed, "leave out, as removed before": plan.skipped}
         found = [f"{what} {len(ids)} ({summarize(ids)})" for what, ids in parts.items() if ids]
         return f"{own.index.folder}: would {'; '.join(found) or 'change nothing'}"

@@ -105,9 +105,15 @@ class Index:
         with processes.raise_on_all():
             return self._require()
 
-    def plan(self, encoder: VideoEncoder, video_ids: Sequence[str], named: Collection[str] | None = None) -> Plan:
+    def plan(
+        self,
+        encoder: VideoEncoder,
+        video_ids: Sequence[str],
+        named: Collection[str] | None = None,
+        rebuild: bool = False,
+    ) -> Plan:
         """What `update` would do."""
-        return compare(self.open() or self._empty(0), encoder, video_ids, named)
+        return compare(self._start(rebuild), encoder, video_ids, named)
 
     def remove(self, video_ids: Sequence[str]) -> Snapshot:
         """Take videos out of the index; they are not added again unless they are named.
@@ -164,14 +170,11 @@ class Index:
         snapshot = None if rebuild else self.open()
         if snapshot is not None:
             return snapshot
-        generation = 0
+        old = None
         with contextlib.suppress(InputError):  # an index that is rebuilt may be unreadable
             old = read_manifest(self.folder)
-            generation = old.generation if old else 0
-        return self._empty(generation)
-
-    def _empty(self, generation: int) -> Snapshot:
-        return Snapshot(self.folder, Manifest(generation, self.made_from), ())
+        generation, excluded = (old.generation, old.excluded) if old else (0, ())
+        return Snapshot(self.folder, Manifest(generation, self.made_from, excluded=excluded), ())
 
     def _apply(self, snapshot: Snapshot | None, plan: Plan, encoder: VideoEncoder) -> None:
         """Encode in rounds, each of which is kept once it is done. The first process has the snapshot."""

@@ -269,6 +269,16 @@ def test_the_file_that_was_read_counts_where_another_takes_its_place(world: Inde
     assert CountingEncoder.encoded == [*world.video_ids, "E03"]
 
 
+def test_removed_videos_stay_removed_when_the_index_is_rebuilt(world: IndexWorld) -> None:
+    world.update()
+    world.index.remove(["E01"])
+    left = [video_id for video_id in world.video_ids if video_id != "E01"]
+    plan = world.index.plan(world.encoder, world.video_ids, rebuild=True)
+    assert (plan.missing, plan.skipped) == (left, ["E01"])
+    assert world.update(rebuild=True).video_ids == left
+    assert world.update(rebuild=True, named=["E01"]).video_ids == ["E01"]
+
+
 def test_an_open_index_keeps_no_file_descriptors(world: IndexWorld) -> None:
     for video_id in world.video_ids:
         world.update(video_id)
