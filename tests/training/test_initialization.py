@@ -20,6 +20,7 @@ from method.model.fusion import AttentionFusion, DeformableFusion
 from method.model.retrieval import RetrievalModel
 from method.runtime.errors import Stopped
 from method.runtime.processes import SINGLE_PROCESS
+from method.training import build
 from method.training.checkpoint_file import read_checkpoint
 from method.training.initialization import initialize
 from tests.helpers.runs import Crash, assert_same_run, crash, send
@@ -155,7 +156,7 @@ def test_a_run_stopped_before_its_first_step_resumes_exactly(
     """By a signal, which saves the initial weights, or by a kill, after which they are computed again."""
     flags = small.flags("--n_epoch", "1", "--input_init", "whitened", "--fusion_init", "aligned")
     unbroken = run_train([*flags, "--description", "unbroken"])
-    end, loader = send(signal.SIGTERM) if saved else crash, train.training_loader
+    end, loader = send(signal.SIGTERM) if saved else crash, build.training_loader
 
     def ended(*arguments: Any) -> Any:
         end()
