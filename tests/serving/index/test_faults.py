@@ -9,7 +9,6 @@ import resource
 import shutil
 import signal
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
