@@ -40,6 +40,7 @@ from method.runtime.process_group import joined_processes
 from method.runtime.processes import Processes, expect_one_process
 from method.runtime.progress import be_quiet
 from method.runtime.run_folder import log_to_terminal
+from method.serving.flags import LISTED_FLAGS
 from method.serving.index.features import read_digests
 from method.serving.index.snapshot import Snapshot
 from method.serving.model_index import ModelIndex, checkpoint_index, zero_shot_index
@@ -49,25 +50,8 @@ from method.training.resume import saved_options
 from utils import calibrate_search
 
 ACTIONS = ("add", "remove", "list", "compact", "verify", "calibrate")
-_LISTED_FLAGS = [
-    "dataset_name",
-    "config",
-    "root_path",
-    "device",
-    "device_ids",
-    "num_workers",
-    "quiet",
-    "video_feat_path",
-    "feature_recipe",
-    "caption_train_txt",
-    "caption_test_txt",
-    "model",
-    "eval_ckpt",
-    "zero_shot",
-    "clip_encoder",
-    "eval_context_bsz",
-    "eval_amp",
-]
+_WITHOUT_EFFECT = {"text_feat_path", "neg_query_loss", "neg_query_loss_branch", "text encoder", "zero_shot_weight"}
+_WITHOUT_EFFECT |= {"zero_shot_text", "fusion_weight", "eval_memory_mb", "moments"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -83,9 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         log_to_terminal(processes.is_first)
         with processes.raise_on_all():
             options = read_options(
-                words, "Change or check the index of a checkpoint.", listed=_LISTED_FLAGS, extra=_add_flags,
+                words,
+                "Change or check the index of a checkpoint.",
+                listed=[name for name in LISTED_FLAGS if name not in _WITHOUT_EFFECT],
+                extra=_add_flags,
                 saved=saved_options,
-            )  # fmt: skip
+            )
             if action not in ACTIONS:
                 raise InputError(f"the first word is {action!r}, expected {', '.join(ACTIONS)}")
             _check(action, options)
