@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -91,7 +92,7 @@ class MilvusEngine:
 
     def _best(self, vectors: Mapping[str, Tensor], candidates: Sequence[int], count: int) -> list[Found]:
         best = self._videos.best(vectors, candidates, count)
-        if not all(torch.isfinite(torch.tensor(list(found.scores.values()))).all() for found in best):
+        if not all(math.isfinite(score) for found in best for score in found.scores.values()):
             raise InputError("the scores are not finite: the weights or features are broken")
         return best
 
