@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -122,16 +123,24 @@ class _Moments:
         self._sum_I += normalized_NI.sum(0)
         self._products_II += normalized_NI.t() @ normalized_NI
 
-    def whiten(self, encoder: SequenceEncoder, scale: float, generator: torch.Generator) -> None:
-        """Set the input layer of an encoder; features that are all the same leave it as it is."""
-        layer = encoder.input
+    @cached_property
+    def _whitening(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Mean (I,), covariance (I, I), and what whitens it (I, I) or None without variance."""
         mean_I = self._sum_I / self._count
         covariance_II = self._products_II / self._count - mean_I.outer(mean_I)
         values_I, vectors_II = torch.linalg.eigh(covariance_II)
         values_I = values_I.clamp(min=0)
         if values_I.mean() < _NO_VARIANCE:
+            return mean_I, covariance_II, None
+        scale_I = (values_I + _SHRINKAGE * values_I.mean()).sqrt()
+        return mean_I, covariance_II, vectors_II / scale_I @ vectors_II.t()
+
+    def whiten(self, encoder: SequenceEncoder, scale: float, generator: torch.Generator) -> None:
+        """Set the input layer of an encoder; features that are all the same leave it as it is."""
+        layer = encoder.input
+        mean_I, covariance_II, whitening_II = self._whitening
+        if whitening_II is None:
             return
-        whitening_II = vectors_II / (values_I + _SHRINKAGE * values_I.mean()).sqrt() @ vectors_II.t()
         rotation_DI = torch.empty(layer.out_features, layer.in_features, dtype=torch.float64)
         weight_DI = nn.init.orthogonal_(rotation_DI, generator=generator) @ whitening_II
         variance = ((weight_DI @ covariance_II) * weight_DI).sum(1).mean()
