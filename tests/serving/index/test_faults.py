@@ -10,8 +10,9 @@ import select
 import shutil
 import signal
 import threading
+import traceback
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,9 @@ class Killed:
         shutil.rmtree(self.world.folder)
         shutil.copytree(self.base, self.world.folder)
 
-    def update(self, *video_ids: str, rebuild: bool = False) -> None:
+    def update(self, *video_ids: str, named: Collection[str] | None = None, rebuild: bool = False) -> None:
         w = self.world
-        w.index.update(Memory(w.model, w.reader), [*self.left, *video_ids], rebuild=rebuild)
+        w.index.update(Memory(w.model, w.reader), [*self.left, *video_ids], named=named, rebuild=rebuild)
 
     def content(self) -> dict[str, str]:
         """The videos of the index, and what of their features it has."""
@@ -118,16 +119,27 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_index(killed: Killed, name
 
 def _is_killed(change: Callable[[], object], operation: int) -> bool:
     """Make a change in another process that is killed before an operation, if it comes so far."""
-    process = os.fork()
-    if not process:
+
+    def change_and_die() -> None:
+        die_at(operation)
+        change()
+
+    _, status = os.waitpid(_forked(change_and_die), 0)
+    assert status in (0, signal.SIGKILL)
+    return status == signal.SIGKILL
+
+
+def _forked(work: Callable[[], object]) -> int:
+    """The id of a process that does this and exits, with status 1 if it raised."""
+    if process := os.fork():
+        return process
+    try:
         torch.set_num_threads(1)
-        try:
-            die_at(operation)
-            change()
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(process, 0)
-    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        work()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
 
 
 def test_readers_beside_a_writer(killed: Killed) -> None:
@@ -135,31 +147,26 @@ def test_readers_beside_a_writer(killed: Killed) -> None:
     killed.reset()
     expected = corpus_results(killed.everything.select(killed.left[:1] + killed.left[2:]))
     enough, seen_enough = os.pipe()  # closed by the reader
-    process = os.fork()
-    if not process:
-        torch.set_num_threads(1)
+
+    def write() -> None:
         os.close(seen_enough)
-        try:
-            for number in range(200):  # until the reader, which may have to wait for a core, has seen some of them
-                if number >= 8 and select.select([enough], [], [], 0)[0]:
-                    break
-                killed.update(*killed.world.training[:2])
-                killed.world.index.remove(killed.world.training[:2])
-                killed.world.index.compact()
-        finally:
-            os._exit(0)
+        while not select.select([enough], [], [], 0)[0]:
+            killed.update(*killed.world.training[:2], named=killed.world.training[:2])
+            killed.world.index.remove(killed.world.training[:2])
+            killed.world.index.compact()
+
+    process = _forked(write)
     os.close(enough)
     opened: list[Snapshot] = []
-    told = False
-    while os.waitpid(process, os.WNOHANG) == (0, 0):
-        one = Snapshot.open(killed.world.folder)
-        assert one is not None
-        opened.append(one)
-        if not told and len({one.generation for one in opened}) > 3:
-            os.close(seen_enough)
-            told = True
-    assert len({one.generation for one in opened}) > 3
-    for one in random.Random(0).sample(opened, 3):
+    try:
+        while os.waitpid(process, os.WNOHANG) == (0, 0) and len({one.generation for one in opened}) < 8:
+            one = Snapshot.open(killed.world.folder)
+            assert one is not None
+            opened.append(one)
+    finally:
+        os.close(seen_enough)
+    assert os.waitpid(process, 0) == (process, 0)
+    for one in random.Random(0).sample(opened, 5):
         one.verify()
         assert results_of(one, killed.left[:1] + killed.left[2:]) == expected
 
