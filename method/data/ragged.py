@@ -1,6 +1,7 @@
 """Sequences of different lengths, concatenated, so that nothing is computed for padding.
 
-Letters: B sequences, N rows in total, V of them valid, L rows of the longest sequence, D width.
+Letters: B sequences, N rows in total, V of them valid, D width; L rows of the longest sequence, rounded up to
+a multiple of `MANY_ROWS`.
 Lengths are Python integers, because reading one from a GPU would synchronise with it. Index tensors are computed on the
 device from a few numbers per sequence.
 """
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from method.runtime import hardware
+
+MANY_ROWS = 32  # BLAS libraries multiply, and thus round, fewer rows in other ways than many
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,12 @@ class Layout:
     @property
     def max_length(self) -> int:
         """L."""
-        return max(self.lengths, default=0)
+        return max(1, -(-max(self.lengths, default=0) // MANY_ROWS)) * MANY_ROWS
 
     @property
     def is_dense(self) -> bool:
-        """Whether all sequences have the same length, so that padding is a view."""
-        return len(set(self.lengths)) <= 1
+        """Whether all sequences have L rows, so that padding is a view."""
+        return set(self.lengths) <= {self.max_length}
 
     @cached_property
     def _sizes_3B(self) -> Tensor:
@@ -170,6 +173,19 @@ class Ragged:
         rows = self.values.new_zeros(layout.rows, self.values.shape[1])
         index_N = layout.starts_B[self.layout.owner_N] + self.layout.position_N
         return Ragged(rows.index_copy_(0, index_N, self.values), layout)
+
+    def with_last_repeated(self, copies: int) -> Ragged:
+        """Append copies of the last sequence."""
+        if not copies:
+            return self
+        layout, last = self.layout, self.layout.lengths[-1]
+        lengths, valid = (own + own[-1:] * copies for own in (layout.lengths, layout.valid))
+        rows = torch.cat([self.values, *[self.values[-last:]] * copies])
+        return Ragged(rows, Layout(lengths, valid, layout.longest, layout.device))
+
+    def first(self, count: int) -> Ragged:
+        """The first sequences."""
+        return self if count == len(self) else self.split([count, len(self) - count])[0]
 
     def valid(self) -> Ragged:
         """Only the valid rows."""

@@ -9,7 +9,7 @@ Letters: Q queries, q queries of a batch, n frames of a video, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from method.data.batch import QueryBatch, VideoBatch
 from method.data.captions import Caption
+from method.data.ragged import MANY_ROWS, Ragged
 from method.evaluation.frame_embeddings import FrameEmbeddings
 from method.evaluation.row_buffer import RowBuffer
 from method.evaluation.sharding import all_gather_items, all_gather_rows
@@ -89,8 +90,9 @@ def encode_corpus(
         for batch in progress_bar(batches, "videos", "batch"):
             video_ids += batch.video_ids
             with autocast(device, precision):
-                encoded = model.encode_videos(batch.to(device).streams)
-            for name, videos in encoded.items():
+                encoded = model.encode_videos(_with_many_rows(batch.to(device).streams))
+            for name, all_videos in encoded.items():
+                videos = all_videos.first(len(batch.video_ids))
                 by_cosine = model.branch(name).scores_by_cosine
                 buffers[name].append(normalized(videos).values if by_cosine else videos.values)
                 lengths[name] += videos.layout.lengths
@@ -116,14 +118,23 @@ def encode_queries(
         for batch in progress_bar(batches, "queries", "batch"):
             captions += batch.captions
             with autocast(device, precision):
-                encoded = model.encode_queries(batch.to(device).tokens)
+                encoded = model.encode_queries(_with_many_rows({"": batch.to(device).tokens})[""])
             for name, vectors_qD in encoded.items():
-                stored_qD = vectors_qD.float()
+                stored_qD = vectors_qD[: len(batch.captions)].float()
                 if model.branch(name).scores_by_cosine:
                     stored_qD = torch.nn.functional.normalize(stored_qD, dim=-1)
                 buffers[name].append(stored_qD.to(PRECISIONS[precision]))
     vectors = {name: torch.cat(list(all_gather_rows(own, processes))) for name, own in buffers.items()}
     return QuerySet(all_gather_items(captions, processes), vectors)
+
+
+def _with_many_rows(streams: Mapping[str, Ragged]) -> dict[str, Ragged]:
+    """Sequences with so many copies of the last that few rows are never multiplied, not even in the last chunk.
+
+    On a CPU, the embeddings of a video or a query are then the same, to the bit, whatever it is encoded with.
+    """
+    copies = max(-(-MANY_ROWS // rows.layout.valid[-1]) - 1 for rows in streams.values())
+    return {name: rows.with_last_repeated(copies) for name, rows in streams.items()}
 
 
 def _row_buffer(model: RetrievalModel, dtype: torch.dtype, device: torch.device) -> RowBuffer:

@@ -130,6 +130,7 @@ class QueryPooling(nn.Module):
     def forward(self, tokens: Ragged) -> Tensor:
         """Pool tokens (N, D) into one vector per query, (B, D)."""
         layout = tokens.layout
-        logits_BL = layout.pad(self.weight(tokens.values)).squeeze(-1)
+        # Sums rather than products with a vector, which BLAS libraries round differently for other rows beside it.
+        logits_BL = layout.pad((tokens.values * self.weight.weight[0]).sum(-1))
         weights_BL = logits_BL.masked_fill(~layout.valid_BL, -torch.inf).softmax(-1)
-        return torch.einsum("bl,bld->bd", weights_BL, layout.pad(tokens.values))
+        return (weights_BL[..., None] * layout.pad(tokens.values)).sum(1)

@@ -5,9 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from method.data.ragged import Layout, Ragged
+from method.data.ragged import MANY_ROWS, Layout, Ragged
 
-LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
+LENGTHS = st.lists(st.integers(1, 7) | st.sampled_from([MANY_ROWS, MANY_ROWS + 1]), min_size=1, max_size=6)
+
+
+def rounded(length: int) -> int:
+    """The least multiple of `MANY_ROWS` that is not less."""
+    return next(multiple for multiple in range(MANY_ROWS, 1000, MANY_ROWS) if multiple >= length)
 
 
 def sequences(lengths: list[int], width: int = 3) -> list[torch.Tensor]:
@@ -22,7 +27,7 @@ def test_pad_equals_a_loop_and_unpad_is_its_inverse(lengths: list[int]) -> None:
     parts = sequences(lengths)
     rows = Ragged.of(parts)
     padded = rows.layout.pad(rows.values)
-    assert padded.shape == (len(lengths), max(lengths), 3)
+    assert padded.shape == (len(lengths), rounded(max(lengths)), 3)
     for part, row in zip(parts, padded, strict=True):
         assert torch.equal(row[: len(part)], part)
         assert not row[len(part) :].any()
@@ -36,8 +41,9 @@ def test_layout_equals_a_loop(lengths: list[int], data: st.DataObject) -> None:
     layout = Layout.of(lengths, valid)
     indices = [(owner, position) for owner, length in enumerate(lengths) for position in range(length)]
     assert list(zip(layout.owner_N.tolist(), layout.position_N.tolist(), strict=True)) == indices
-    assert layout.valid_BL.tolist() == [[position < count for position in range(max(lengths))] for count in valid]
-    assert layout.max_length == max(lengths)
+    longest = rounded(max(lengths))
+    assert layout.valid_BL.tolist() == [[position < count for position in range(longest)] for count in valid]
+    assert layout.max_length == longest
 
 
 @given(LENGTHS, st.data())
@@ -56,11 +62,11 @@ def test_extended_adds_zero_rows_that_valid_removes(lengths: list[int], data: st
     assert torch.equal(back.values, rows.values)
 
 
-@pytest.mark.parametrize("lengths", [[4, 1, 3], [3, 3]], ids=["ragged", "dense"])
+@pytest.mark.parametrize("lengths", [[4, 1, 3], [3, 3], [MANY_ROWS] * 2], ids=["ragged", "equal", "dense"])
 def test_gradients_of_padding(lengths: list[int]) -> None:
     rows = Ragged.of(sequences(lengths))
     values = rows.values.clone().requires_grad_()
-    weights = torch.rand(len(lengths), max(lengths), 3)
+    weights = torch.rand(len(lengths), MANY_ROWS, 3)
     (rows.layout.pad(values) * weights).sum().backward()
     expected = torch.cat([weight[:length] for weight, length in zip(weights, lengths, strict=True)])
     assert values.grad is not None
@@ -88,7 +94,8 @@ def test_values_and_devices_can_change() -> None:
 
 
 @pytest.mark.parametrize(("lengths", "valid", "masked"), [
-    ([3, 3], [3, 3], False),
+    ([MANY_ROWS] * 2, [MANY_ROWS] * 2, False),
+    ([3, 3], [3, 3], True),
     ([3, 3], [3, 2], True),
     ([3, 2], [3, 2], True),
 ])  # fmt: skip
@@ -106,3 +113,13 @@ def test_split_keeps_the_sequences(lengths: list[int], data: st.DataObject) -> N
     assert [length for part in parts for length in part.layout.lengths] == list(rows.layout.lengths)
     assert [length for part in parts for length in part.layout.valid] == lengths
     assert {part.layout.longest for part in parts} == {max(lengths)}
+
+
+def test_the_last_sequence_is_repeated() -> None:
+    rows = Ragged.of(sequences([4, 2])).extended([4, 3])
+    more = rows.with_last_repeated(2)
+    assert (more.layout.lengths, more.layout.valid, more.layout.longest) == ((4, 3, 3, 3), (4, 2, 2, 2), 4)
+    assert torch.equal(more.values, torch.cat([rows.values, rows.values[4:], rows.values[4:]]))
+    assert torch.equal(more.first(2).values, rows.values)
+    assert rows.with_last_repeated(0) is rows
+    assert rows.first(2) is rows

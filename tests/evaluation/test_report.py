@@ -17,7 +17,7 @@ from matplotlib import rc_context, rcParams
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from method.data.ragged import Ragged
+from method.data.ragged import MANY_ROWS, Ragged
 from method.evaluation.bounds import best_branch, duplicates
 from method.evaluation.metrics import RECALL_AT, RECALLS, retrieval_metrics
 from method.evaluation.report import drawing
@@ -204,14 +204,14 @@ def test_timelines_have_each_branch_at_its_own_rate(tmp_path: Path) -> None:
 def test_multiply_adds_of_a_model_without_fusion_equal_the_formula(tmp_path: Path) -> None:
     model = report_input(some_captions(3), {}, tmp_path, **ONE_BRANCH).model
     frames, width, d = 7, 10, 16
-    # input, query and key and value and output projections, two attention products, frame key
-    expected = frames * (width * d + 4 * d * d + 2 * frames * d + d * d)
+    attention = 2 * MANY_ROWS**2 * d  # two products, of padded rows
+    # input, query and key and value and output projections, frame key
+    expected = frames * (width * d + 4 * d * d + d * d) + attention
     streams = {"action": random_rows([frames], width)}
     assert multiply_adds(lambda: model.encode_videos(streams)) == expected
     tokens, tokens_width = 5, 8
-    pooling = tokens * d + tokens * d
     query = random_rows([tokens], tokens_width)
-    expected = tokens * (tokens_width * d + 4 * d * d + 2 * tokens * d) + pooling
+    expected = tokens * (tokens_width * d + 4 * d * d) + attention  # sums, as in pooling, are not counted
     assert multiply_adds(lambda: model.encode_queries(query)) == expected
 
 

@@ -4,7 +4,7 @@ Queries, keys, values, logits and attention weights of a bucket lie in memory th
 them is stored for the backward pass, which computes them again.
 
 Letters: N rows, H heads, D width, d width of a head, E channels of a row; b sequences of a bucket, M rows of the
-longest, S = bH pairs of a sequence and a head, X tensors that share a buffer.
+longest or `MANY_ROWS`, S = bH pairs of a sequence and a head, X tensors that share a buffer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from method.data.ragged import Layout
+from method.data.ragged import MANY_ROWS, Layout
 from method.ops.cpu import kernels
 from method.ops.cpu.dropout import DropoutSeed
 from method.ops.cpu.threads import as_array, run_in_threads
@@ -85,7 +85,7 @@ class _Bucket:
     @property
     def longest(self) -> int:
         """M."""
-        return int(self.lengths_b.max())
+        return max(MANY_ROWS, int(self.lengths_b.max()))
 
     @property
     def pairs(self) -> int:
