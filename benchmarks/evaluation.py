@@ -48,7 +48,7 @@ from method.evaluation.frame_embeddings import FrameEmbeddings
 from method.evaluation.metrics import ranks_of
 from method.evaluation.ranking import rank
 from method.evaluation.row_buffer import RowBuffer
-from method.evaluation.scorer import Scorer, ScoringSettings
+from method.evaluation.scorer import ScoringSettings
 from method.ops.precision import PRECISIONS, enable_fast_matmul
 
 WIDTH, PUBLISHED_BLOCK = 384, 50
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lengths", choices=("equal", "mixed"), default="equal")
     parser.add_argument("--eval_amp", choices=tuple(PRECISIONS), default="off", help="our precision")
     parser.add_argument("--memory_mb", type=int, default=512, help="as --eval_memory_mb")
-    parser.add_argument("--only", choices=("products", "ours", "best frames", "published"), action="append")
+    parser.add_argument("--only", choices=("products", "ours", "published"), action="append")
     parser.add_argument("--memory", action="store_true", help="only our time and memory")
     parser.add_argument(
         "--growth", action="store_true", help="time and memory with 2 and 4 times the videos, captions and frames"
@@ -156,11 +156,10 @@ class Case:
         torch.testing.assert_close(torch.from_numpy(found), expected, atol=2, rtol=0)
 
     def programs(self, memory_mb: int) -> dict[str, Callable[[], object]]:
-        """Our ranking, our scoring with best frames, scoring as published, and the matmuls alone."""
+        """Our ranking, scoring as published, and the matmuls alone."""
         return {
             "products": as_trained(self.products, DEVICE),
             "ours": as_trained(lambda: self.ours(memory_mb), DEVICE),
-            "best frames": as_trained(lambda: self.best_frames(memory_mb), DEVICE),
             "published": as_published(lambda: self.published(self.kept, len(self.queries.captions))),
         }
 
@@ -177,13 +176,6 @@ class Case:
     def ours(self, memory_mb: int) -> None:
         """Ranks by the action, object and fused scores."""
         rank(self.corpus, self.queries, settings(memory_mb))
-
-    @torch.inference_mode()
-    def best_frames(self, memory_mb: int) -> None:
-        """Scores and the best frame of each."""
-        scorer = Scorer(self.corpus, settings(memory_mb))
-        for start in range(0, len(self.queries.captions), scorer.query_block):
-            scorer.scores_and_frames(self.queries.subset(slice(start, start + scorer.query_block)).vectors)
 
     @torch.inference_mode()
     def published(self, chunks: Iterable[tuple[list[int], Tensor]], captions: int) -> Tensor:

@@ -132,7 +132,7 @@ def make_queries(corpus: Corpus, frames: int) -> dict[str, Tensor]:
 
 
 def _open(corpus: Corpus, settings: EngineSettings) -> SearchEngine:
-    return open_engine(settings, [corpus], SETTINGS, DEVICE, dict.fromkeys(BRANCHES, "benchmark"), rebuild=True)
+    return open_engine(settings, corpus, SETTINGS, DEVICE, dict.fromkeys(BRANCHES, "benchmark"), rebuild=True)
 
 
 def _search(engine: SearchEngine, queries: dict[str, Tensor], count: int) -> Callable[[], object]:

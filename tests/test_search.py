@@ -87,7 +87,7 @@ def test_a_caption_finds_what_evaluation_found(trained: Trained, capsys: pytest.
         assert [hit["video_id"] for hit in answer["results"]] == scores["video_ids"][order].tolist()
         for name in ("action", "object", "fused"):
             own = [hit["scores"][name] for hit in answer["results"]]
-            np.testing.assert_allclose(own, scores[name][number][order], atol=1e-5)
+            assert np.array(own, np.float32).tolist() == scores[name][number][order].tolist()  # to the bit
         right = scores["video_ids"].tolist().index(answer["query"]["video_id"])
         assert answer["query"]["right_rank"] == (scores["fused"][number] >= scores["fused"][number][right]).sum()
 
@@ -131,7 +131,7 @@ def test_a_published_checkpoint_is_searched_with_the_flags_of_its_launcher(
         (answer,) = answers(capsys)
         order = np.argsort(-scores["fused"][number], kind="stable")
         found = [hit["score"] for hit in answer["results"]]
-        assert np.allclose(found, scores["fused"][number][order], rtol=0, atol=1e-6) == (batch == "3")
+        assert np.array_equal(np.array(found, np.float32), scores["fused"][number][order]) == (batch == "3")
         assert batch != "3" or [hit["video_id"] for hit in answer["results"]] == scores["video_ids"][order].tolist()
 
 

@@ -13,6 +13,7 @@ from itertools import accumulate, groupby
 import torch
 from torch import Tensor
 
+from method import ops
 from method.data.ragged import Layout, Ragged
 from method.runtime import hardware
 
@@ -113,6 +114,22 @@ class FrameEmbeddings:
             buckets.append(LengthBucket(index_v, rows.unflatten(0, (-1, length))))
         return buckets
 
+    def highest_dots(self, vectors_qD: Tensor) -> Tensor:
+        """The highest dot product of each query with the frames of each video, (V, q), without large products.
+
+        Rounded in another way than the scores of evaluation.
+        """
+        highest_Vq = vectors_qD.new_empty(len(self), len(vectors_qD))
+        for part in self._parts:
+            found_vq = ops.highest_dots(part.values_ND, part.start_v, part.length_v, vectors_qD)
+            highest_Vq.index_copy_(0, part.index_v, found_vq)
+        return highest_Vq
+
+    @cached_property
+    def _parts(self) -> list[_Part]:
+        """All videos, as they lie in memory."""
+        return [_Part.of(self, range(len(self)), range(len(self)))]
+
     @cached_property
     def _order(self) -> list[int]:
         return sorted(range(len(self.lengths)), key=self.lengths.__getitem__)
@@ -129,7 +146,7 @@ class FrameEmbeddings:
 class SelectedEmbeddings(FrameEmbeddings):
     """Videos of several collections, each read where it is; `values` is a copy of all of them.
 
-    Only of a collection of which less than half is selected, these videos are copied when buckets are first needed.
+    Where only some videos of a collection are selected, they are copied when buckets are first needed.
 
     Args:
         sources: at least one, of the same width and precision.
@@ -165,18 +182,47 @@ class SelectedEmbeddings(FrameEmbeddings):
     @cached_property
     def buckets(self) -> list[LengthBucket]:  # noqa: D102
         found = []
-        for number, source in enumerate(self.sources):
-            own = [video for video, place in enumerate(self.places) if place[0] == number]
-            if 2 * len(own) < len(source):
-                copied = FrameEmbeddings.gather(self.sources, [self.places[video] for video in own], "cpu")
-                video_v = torch.tensor(own, dtype=torch.long)
-                found += [LengthBucket(video_v[part.index_v], part.frames_vLD) for part in copied.buckets]
-                continue
-            video_V = torch.full((len(source),), -1)
-            video_V[[self.places[video][1] for video in own]] = torch.tensor(own, dtype=torch.long)
-            for bucket in source.buckets:
-                found += bucket.runs(video_V[bucket.index_v])
+        for source, own in self._by_source:
+            whole = len(own) == len(source)
+            part = (
+                source if whole else FrameEmbeddings.gather(self.sources, [self.places[video] for video in own], "cpu")
+            )
+            video_V = torch.tensor(own)
+            if whole:
+                video_V[[self.places[video][1] for video in own]] = torch.tensor(own)
+            found += [LengthBucket(video_V[bucket.index_v], bucket.frames_vLD) for bucket in part.buckets]
         return found
+
+    @cached_property
+    def _parts(self) -> list[_Part]:
+        return [_Part.of(source, [self.places[video][1] for video in own], own) for source, own in self._by_source]
+
+    @property
+    def _by_source(self) -> list[tuple[FrameEmbeddings, list[int]]]:
+        """The collections of which videos are selected, with these videos."""
+        videos: list[list[int]] = [[] for _ in self.sources]
+        for video, (number, _) in enumerate(self.places):
+            videos[number].append(video)
+        return [(source, own) for source, own in zip(self.sources, videos, strict=True) if own]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Videos in one tensor of frames: first frame, number of frames and index in the corpus of each, (v,)."""
+
+    values_ND: Tensor
+    start_v: Tensor
+    length_v: Tensor
+    index_v: Tensor
+
+    @classmethod
+    def of(cls, source: FrameEmbeddings, members: Sequence[int], indices: Sequence[int]) -> _Part:
+        """These members of a collection, which are the videos of these indices; in the order of their frames."""
+        numbers = [
+            (source._starts[own], source.lengths[own], index) for own, index in zip(members, indices, strict=True)
+        ]
+        sorted_3v = torch.tensor(sorted(numbers), dtype=torch.long).view(-1, 3).t().contiguous()
+        return cls(source.values, *hardware.to_device_async(sorted_3v, source.values.device))
 
 
 @dataclass(frozen=True)
@@ -190,9 +236,3 @@ class LengthBucket:
         """Buckets of at most `size` videos."""
         parts = zip(self.index_v.split(size), self.frames_vLD.split(size), strict=True)
         return [LengthBucket(index_v, frames_vLD) for index_v, frames_vLD in parts]
-
-    def runs(self, index_v: Tensor) -> list[LengthBucket]:
-        """Views of the videos whose new index is not negative, as many as they are in one piece."""
-        counts = torch.unique_consecutive(index_v >= 0, return_counts=True)[1].tolist()
-        parts = zip(index_v.split(counts), self.frames_vLD.split(counts), strict=True)
-        return [LengthBucket(own_v, frames_vLD) for own_v, frames_vLD in parts if own_v[0] >= 0]

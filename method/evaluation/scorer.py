@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from method.config.settings import EvaluationSettings
-from method.data.ragged import Layout, Ragged
+from method.data.ragged import MANY_ROWS, Layout, Ragged
 from method.evaluation.corpus import Corpus, QuerySet
 from method.evaluation.frame_embeddings import FrameEmbeddings, LengthBucket
 from method.evaluation.metrics import FUSED
@@ -33,7 +33,6 @@ _BYTES = 4  # float32
 _MAX_QUERY_BLOCK = 1024
 # Large enough to keep a GPU busy, small enough that a CPU takes the maximum from its cache.
 _MAX_PRODUCT = 16 * 2**20
-_FEW_QUERIES = 8
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,30 @@ class ScoringSettings:
         return fuse(scores, fixed | {name: weight.to(like.device) for name, weight in own.items()})
 
     def best(self, name: str, frames_vLD: Tensor, vectors_qD: Tensor) -> tuple[Tensor, Tensor]:
-        """Score of each video and its best frame, (v, q), for videos with L frames each."""
+        """Score of each video and its best frame, (v, q), for videos with L frames each.
+
+        Few frames or queries are scored with copies of them, so that scores do not depend on what else is scored.
+        """
+        videos, queries = len(frames_vLD), len(vectors_qD)
+        best_vq, frame_vq = self._best(name, *_many(frames_vLD, vectors_qD))
+        return best_vq[:videos, :queries], frame_vq[:videos, :queries]
+
+    def highest(self, name: str, frames_vLD: Tensor, vectors_qD: Tensor) -> Tensor:
+        """The scores of `best` alone, which are found faster without the frames."""
+        scores_vq = self.roughly_highest(name, *_many(frames_vLD, vectors_qD))
+        return scores_vq[: len(frames_vLD), : len(vectors_qD)]
+
+    def roughly_highest(self, name: str, frames_vLD: Tensor, vectors_qD: Tensor) -> Tensor:
+        """The same, but rounded in another way if there are few frames or queries."""
+        if name in self.heads:
+            return self._best(name, frames_vLD, vectors_qD)[0]
+        return _dots(frames_vLD, vectors_qD).amax(1)
+
+    def timelines(self, name: str, frames_nD: Tensor, vectors_QD: Tensor) -> Tensor:
+        """Score of each frame of one video as if it were the whole video, (Q, n)."""
+        return self.highest(name, frames_nD[:, None], vectors_QD).t()
+
+    def _best(self, name: str, frames_vLD: Tensor, vectors_qD: Tensor) -> tuple[Tensor, Tensor]:
         if name in self.heads:
             videos, length = frames_vLD.shape[:2]
             layout = Layout.of([length] * videos, device=frames_vLD.device)
@@ -99,32 +121,18 @@ class ScoringSettings:
         best_vq, frame_vq = _dots(frames_vLD, vectors_qD).max(1)
         return best_vq, frame_vq
 
-    def highest(self, name: str, frames_vLD: Tensor, vectors_qD: Tensor) -> Tensor:
-        """The scores of `best` alone, which are found faster without the frames."""
-        if name in self.heads:
-            return self.best(name, frames_vLD, vectors_qD)[0]
-        return _dots(frames_vLD, vectors_qD).amax(1)
-
-    def timelines(self, name: str, frames_nD: Tensor, vectors_QD: Tensor) -> Tensor:
-        """Score of each frame of one video as if it were the whole video, (Q, n)."""
-        if name in self.heads:
-            return self.best(name, frames_nD[:, None], vectors_QD)[0].t()
-        return vectors_QD @ frames_nD.t()
-
 
 def _dots(frames_vLD: Tensor, vectors_qD: Tensor) -> Tensor:
-    """Dot products of all frames and queries, (v, L, q).
+    """Dot products of all frames and queries, (v, L, q)."""
+    return (frames_vLD.flatten(0, 1).float() @ vectors_qD.t()).unflatten(0, frames_vLD.shape[:2])
 
-    A CPU multiplies matrices and vectors in other ways, and of the latter it rounds the last rows differently, so that
-    scores would depend on which videos make a block. A second row or column makes a matrix, at no cost that is seen.
-    """
-    rows_rD, queries = frames_vLD.flatten(0, 1).float(), len(vectors_qD)  # r = v * L
-    if queries == 1 and frames_vLD.dtype == torch.float32:
-        vectors_qD = vectors_qD.repeat(2, 1)  # not expanded: a product with a stride of 0 takes five times as long
-    if len(rows_rD) == 1:
-        rows_rD = rows_rD.expand(2, -1)
-    dots_rq = (rows_rD @ vectors_qD.t())[: len(frames_vLD) * frames_vLD.shape[1], :queries]
-    return dots_rq.unflatten(0, frames_vLD.shape[:2])
+
+def _many(frames_vLD: Tensor, vectors_qD: Tensor) -> tuple[Tensor, Tensor]:
+    """The frames of whole videos and the queries, each repeated if they are fewer than `MANY_ROWS`."""
+    videos = -(-MANY_ROWS // max(frames_vLD.shape[0] * frames_vLD.shape[1], 1))
+    queries = -(-MANY_ROWS // max(len(vectors_qD), 1))
+    frames_vLD = frames_vLD.repeat(videos, 1, 1) if videos > 1 else frames_vLD
+    return frames_vLD, vectors_qD.repeat(queries, 1) if queries > 1 else vectors_qD
 
 
 class Scorer:
@@ -133,11 +141,14 @@ class Scorer:
     The smaller `settings.memory_mb`, the fewer queries make a block and the more often the embeddings are read. It
     holds a matrix product and the scores of two blocks of queries against all videos; buffers of the BLAS library come
     on top: 130 MiB on a CPU with embeddings in half precision.
+
+    roughly: few queries take less time, and their scores are rounded in another way than those of many.
     """
 
-    def __init__(self, corpus: Corpus, settings: ScoringSettings) -> None:
+    def __init__(self, corpus: Corpus, settings: ScoringSettings, roughly: bool = False) -> None:
         self.corpus = corpus
         self.settings = settings
+        self._roughly = roughly
         budget = settings.memory_mb * 2**20
         product = min(_MAX_PRODUCT, budget // 2)
         # The branches' and the fused scores of two blocks; of one also a copy to write, and a byte each to compare.
@@ -159,32 +170,13 @@ class Scorer:
         scores = {name: self._best(name, vectors_qD).t() for name, vectors_qD in vectors.items()}
         return {**scores, FUSED: self.settings.fuse(scores, vectors)}
 
-    def scores_and_frames(self, vectors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What `scores` returns, and for each branch the best frame (q, V), the first of equals.
-
-        Finding the frames adds a third to the time of the products on a CPU.
-        """
-        frames = {
-            name: torch.empty(len(self.corpus.video_ids), len(vectors_qD), dtype=torch.long, device=vectors_qD.device)
-            for name, vectors_qD in vectors.items()
-        }
-        scores = {name: self._best(name, vectors_qD, frames[name]).t() for name, vectors_qD in vectors.items()}
-        return {**scores, FUSED: self.settings.fuse(scores, vectors)}, {
-            name: own_Vq.t() for name, own_Vq in frames.items()
-        }
-
-    def _best(self, name: str, vectors_qD: Tensor, frames_Vq: Tensor | None = None) -> Tensor:
-        """Score of each video (V, q); its best frame is written to `frames_Vq`."""
+    def _best(self, name: str, vectors_qD: Tensor) -> Tensor:
+        """Score of each video, (V, q)."""
         scores_Vq = vectors_qD.new_empty(len(self.corpus.video_ids), len(vectors_qD))
-        few = vectors_qD.device.type == "cpu" and len(vectors_qD) <= _FEW_QUERIES
-        with matmul_precision(self.corpus.frames[name].dtype, few):
+        highest = self.settings.roughly_highest if self._roughly else self.settings.highest
+        with matmul_precision(self.corpus.frames[name].dtype):
             for block in self._blocks[name]:
-                if frames_Vq is None:
-                    best_vq = self.settings.highest(name, block.frames_vLD, vectors_qD)
-                else:
-                    best_vq, frames_vq = self.settings.best(name, block.frames_vLD, vectors_qD)
-                    frames_Vq.index_copy_(0, block.index_v, frames_vq)
-                scores_Vq.index_copy_(0, block.index_v, best_vq)
+                scores_Vq.index_copy_(0, block.index_v, highest(name, block.frames_vLD, vectors_qD))
         return scores_Vq
 
     @torch.inference_mode()

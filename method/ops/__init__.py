@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,6 +40,7 @@ __all__ = [
     "deformable_attention",
     "dropout",
     "feed_forward",
+    "highest_dots",
     "map_videos",
     "normalized_linear",
     "relu_dropout",
@@ -151,6 +153,21 @@ def best_dots(frames_ND: Tensor, norms_N: Tensor, queries_QD: Tensor, layout: La
     """
     layout.expect_rows(frames_ND)
     return backend(frames_ND).best_dots(frames_ND, norms_N, queries_QD, layout)
+
+
+def highest_dots(rows_ND: Tensor, starts_B: Tensor, lengths_B: Tensor, queries_QD: Tensor) -> Tensor:
+    """The highest dot product of each query with the rows of each video, float32 (B, Q); for search, without gradient.
+
+    On a CPU, few queries take as long as reading the rows from memory.
+
+    Args:
+        rows_ND: float32, bf16 or fp16.
+        starts_B: first row of each video. lengths_B: how many rows it has, at least one.
+        queries_QD: float32.
+    """
+    # Kernels read 16-bit floats as bf16.
+    chosen = reference if rows_ND.dtype == torch.float16 else backend(rows_ND)
+    return chosen.highest_dots(rows_ND, starts_B, lengths_B, queries_QD)
 
 
 def map_videos(function: Callable[..., Tensor], *sequences: Ragged) -> Tensor:

@@ -74,3 +74,7 @@ class Backend(Protocol):
     def best_dots(  # noqa: D102
         self, frames_ND: Tensor, norms_N: Tensor, queries_QD: Tensor, layout: Layout
     ) -> tuple[Tensor, Tensor]: ...
+
+    def highest_dots(  # noqa: D102
+        self, rows_ND: Tensor, starts_B: Tensor, lengths_B: Tensor, queries_QD: Tensor
+    ) -> Tensor: ...

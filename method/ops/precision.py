@@ -29,13 +29,9 @@ def cpu_product_dtype() -> torch.dtype:
 
 
 @contextlib.contextmanager
-def matmul_precision(dtype: torch.dtype, few_columns: bool = False) -> Iterator[None]:
-    """The fastest exact products of float32 numbers that were rounded to `dtype`.
-
-    few_columns: of a long matrix and a few vectors on a CPU, which the default of PyTorch, MKL, multiplies at the rate
-    at which it reads them; oneDNN takes twice as long.
-    """
-    precision = "highest" if few_columns else _MATMUL_PRECISION.get(dtype)
+def matmul_precision(dtype: torch.dtype) -> Iterator[None]:
+    """The fastest exact products of float32 numbers that were rounded to `dtype`; a setting of the whole process."""
+    precision = _MATMUL_PRECISION.get(dtype)
     if precision is None:
         yield
         return

@@ -16,6 +16,7 @@ from method.data.ragged import Layout
 from method.ops.interface import MLP, SamplingPoints
 
 CHUNK_ROWS: int | None = None
+_MAX_DOTS = 1 << 24
 
 
 def dropout(values: Tensor, probability: float) -> Tensor:
@@ -116,6 +117,20 @@ def best_dots(frames_ND: Tensor, norms_N: Tensor, queries_QD: Tensor, layout: La
         frame_XBQ = torch.stack(scores_BLX.max(dim=1).indices.chunk(2, 1))
         row_XBQ = layout.starts_B[:, None] + frame_XBQ
     return dots_NQ.gather(0, row_XBQ.flatten(0, 1)).view(row_XBQ.shape), frame_XBQ
+
+
+def highest_dots(rows_ND: Tensor, starts_B: Tensor, lengths_B: Tensor, queries_QD: Tensor) -> Tensor:
+    """In groups of videos whose products take bounded memory."""
+    groups = (lengths_B.cumsum(0) * queries_QD.shape[0]).div(_MAX_DOTS, rounding_mode="floor")
+    counts = torch.unique_consecutive(groups, return_counts=True)[1].tolist()
+    highest = [queries_QD.new_empty(0, len(queries_QD))]
+    for start_b, length_b in zip(starts_B.split(counts), lengths_B.split(counts), strict=True):
+        owner_n = torch.repeat_interleave(length_b)
+        first_b = length_b.cumsum(0) - length_b
+        row_n = torch.arange(len(owner_n), device=owner_n.device) + (start_b - first_b)[owner_n]
+        dots_nQ = rows_ND.index_select(0, row_n).float() @ queries_QD.t()
+        highest.append(torch.segment_reduce(dots_nQ, "max", lengths=length_b, axis=0))
+    return torch.cat(highest)
 
 
 def interpolate(context_KD: Tensor, index_nG2: Tensor, weight_nG2: Tensor) -> Tensor:

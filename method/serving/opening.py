@@ -202,7 +202,7 @@ def _open_engine(
         for snapshot in snapshots:
             snapshot.verify(ids)
     engine = open_engine(
-        settings.engine, [corpus], scoring, device, made_from, settings.rebuild, settings.rebuild_outdated
+        settings.engine, corpus, scoring, device, made_from, settings.rebuild, settings.rebuild_outdated
     )
     return VerifiedEngine(engine, snapshots)
 

@@ -97,8 +97,7 @@ class Searcher:
         self._engine, self._find = engine, Batching(self._search, _BATCH)
         self.video_ids = engine.video_ids
         self._index_of = {video_id: index for index, video_id in enumerate(self.video_ids)}
-        # One thread computes at a time: how products are rounded is a setting of the process, which scoring changes.
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # text encoders are loaded, and used, by one thread at a time
         self.captions = {caption.id: caption for caption in captions}
         self.captions_of = {**{video_id: [] for video_id in self.video_ids}, **group_by_video(captions)}
 
@@ -236,8 +235,7 @@ class Searcher:
             return []
         vectors = {name: torch.stack([query.vectors[name] for query in queries]) for name in queries[0].vectors}
         most = max(query.count for query in queries)
-        with self._lock:
-            return self._engine.search(vectors, most, [query.right for query in queries])
+        return self._engine.search(vectors, most, [query.right for query in queries])
 
     @torch.inference_mode()
     def _answer(
@@ -257,8 +255,7 @@ class Searcher:
             confidence, confident = self.confidence.of(ranking.best[0].scores[FUSED])
             note = _joined(note, self.confidence.note)
         places = list(enumerate(ranking.best, start=1))[page.offset : page.offset + page.count]
-        with self._lock:
-            hits = [self._hit(rank, found, vectors, page.moments) for rank, found in places]
+        hits = [self._hit(rank, found, vectors, page.moments) for rank, found in places]
         several, seconds = page.moments > 1, time.perf_counter() - started
         rank = ranking.right_rank
         return Answer(caption, hits, rank, note, seconds, page.offset, several, like, confidence, confident)

@@ -32,7 +32,7 @@ def test_ranks_equal_the_published_ones(lengths: str) -> None:
 
 def test_frames_are_kept_only_for_programs_that_read_them_again() -> None:
     for amp, kept_for in (("off", {"published"}), ("bf16", {"published", "products"})):
-        for name in ("ours", "products", "best frames", "published"):
+        for name in ("ours", "products", "published"):
             case = Case(8, 10, 12, "mixed", amp)
             case.check_equal(16)
             case.programs(16)[name]()

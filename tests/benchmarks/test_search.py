@@ -14,7 +14,7 @@ def test_queries_find_the_video_that_they_are_near_to(tmp_path: Path) -> None:
     corpus = search.write_corpus(tmp_path, 40, 8, 64, torch.bfloat16)
     queries = search.make_queries(corpus, 8)
     right = (torch.randint(40 * 8, (search.QUERIES,), generator=torch.Generator().manual_seed(1)) // 8).tolist()
-    rankings = ExactEngine([corpus], search.SETTINGS, torch.device("cpu")).search(queries, 1)
+    rankings = ExactEngine(corpus, search.SETTINGS, torch.device("cpu")).search(queries, 1)
     assert [ranking.best[0].index for ranking in rankings] == right
 
 

@@ -12,7 +12,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from method.evaluation import scorer as scorer_module
 from method.evaluation.frame_embeddings import FrameEmbeddings
 from method.evaluation.ranking import rank
 from method.evaluation.scorer import Scorer
@@ -90,27 +89,43 @@ def test_blocks_equal_a_loop(memory_mb: int, videos: int, queries: int, longest:
     assert seen == queries
 
 
-@pytest.mark.parametrize("product", [1, 2**20])
-def test_best_frames_are_the_first_of_equals(product: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Integers, so that frames tie exactly; one video per block, or all of one length."""
-    monkeypatch.setattr(scorer_module, "_MAX_PRODUCT", product)
+def test_best_frames_are_the_first_of_equals() -> None:
+    """Integers, so that frames tie exactly."""
     generator = torch.Generator().manual_seed(3)
     encoded = random_encoded(videos=30, queries=20, longest=9)
     for name in BRANCHES:
         lengths = [len(own) for own in encoded.frames[name]]
         encoded.frames[name] = [torch.randint(-1, 2, (n, 4), generator=generator).float() for n in lengths]
         encoded.vectors[name] = torch.randint(-1, 2, (20, 4), generator=generator).float()
-    scorer = Scorer(encoded.corpus(), settings_of(0.3, 8))
-    scores, frames = scorer.scores_and_frames(encoded.vectors)
-    alone = scorer.scores(encoded.vectors)
-    expected = encoded.best_frames()
-    assert set(frames) == set(BRANCHES)
+    settings, expected = settings_of(0.3, 8), encoded.best_frames()
+    scores = Scorer(encoded.corpus(), settings).scores(encoded.vectors)
     for name in BRANCHES:
-        assert frames[name].tolist() == expected[name]
         assert any(frame > 0 for row in expected[name] for frame in row)
+        for index, frames_LD in enumerate(encoded.frames[name]):
+            best_1q, frame_1q = settings.best(name, frames_LD[None], encoded.vectors[name])
+            assert frame_1q[0].tolist() == [row[index] for row in expected[name]]
+            assert torch.equal(best_1q[0], scores[name][:, index])
     for name, scores_qV in scores.items():
-        assert torch.equal(scores_qV, alone[name])
         torch.testing.assert_close(scores_qV, encoded.scores(0.3)[name])
+
+
+@pytest.mark.parametrize("width", [16, 64, 100, 384])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_score_does_not_depend_on_what_is_scored_with_it_to_the_bit(width: int, threads: int) -> None:
+    """As few videos, frames and queries as a block may have."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        encoded = random_encoded(videos=40, queries=90, longest=70, width=width)
+        all_scores = Scorer(encoded.corpus(), settings_of(0.3)).scores(encoded.vectors)
+        for videos, queries in (([0], [89]), ([3, 17], [5]), (range(40), [8]), (range(9, 12), range(50))):
+            frames = {name: [own[index] for index in videos] for name, own in encoded.frames.items()}
+            vectors = {name: own[list(queries)] for name, own in encoded.vectors.items()}
+            scores = Scorer(Encoded(frames, vectors).corpus(), settings_of(0.3)).scores(vectors)
+            for name, own_qV in scores.items():
+                assert torch.equal(own_qV, all_scores[name][list(queries)][:, list(videos)])
+    finally:
+        torch.set_num_threads(before)
 
 
 # Memory
@@ -178,7 +193,7 @@ def in_half(encoded: Encoded, precision: str) -> Encoded:
 def test_half_precision_products_are_exact_and_summed_in_float32(precision: str) -> None:
     encoded = in_half(random_encoded(30, 20, 9, width=48), precision)
     corpus = encoded.corpus()
-    scores, frames = Scorer(corpus, settings_of(0.3, 8)).scores_and_frames(encoded.vectors)
+    scores = Scorer(corpus, settings_of(0.3, 8)).scores(encoded.vectors)
     expected = encoded.scores(0.3)
     for name, scores_qV in scores.items():
         assert scores_qV.dtype == torch.float32
@@ -187,7 +202,6 @@ def test_half_precision_products_are_exact_and_summed_in_float32(precision: str)
     for name in BRANCHES:
         assert corpus.frames[name].values.dtype == PRECISIONS[precision]
         assert corpus.video(3)[name].dtype == torch.float32
-        assert frames[name].tolist() == encoded.best_frames()[name]
 
 
 def test_matmul_precision_is_restored() -> None:

@@ -14,7 +14,7 @@ from method.data.dataset import CorpusVideos, FeatureReader
 from method.data.features import FeatureFile
 from method.evaluation.corpus import Corpus, encode_corpus
 from method.model.retrieval import RetrievalModel
-from method.serving.engines import Found, Ranking
+from method.serving.engines import Ranking
 from method.serving.engines.exact import ExactEngine
 from method.serving.index.encoding import VideoEncoder, fingerprint
 from method.serving.index.features import SingleVideos
@@ -115,23 +115,8 @@ def results_of(snapshot: Snapshot, video_ids: Sequence[str]) -> list[Ranking]:
 
 def corpus_results(corpus: Corpus) -> list[Ranking]:
     """The same for a corpus; the queries are searched one at a time and together, which changes nothing."""
-    engine, count = ExactEngine([corpus], settings_of(0.3), CPU), len(corpus.video_ids)
+    engine, count = ExactEngine(corpus, settings_of(0.3), CPU), len(corpus.video_ids)
     together = engine.search(QUERIES, count)
     alone = [engine.search({name: own[i : i + 1] for name, own in QUERIES.items()}, count) for i in range(5)]
     assert [ranking for (ranking,) in alone] == together
     return together
-
-
-def close(first: list[Ranking], second: list[Ranking]) -> bool:
-    """Whether all scores are equal within rounding."""
-    pairs = [(sorted(a.best, key=_index), sorted(b.best, key=_index)) for a, b in zip(first, second, strict=True)]
-    return all(
-        abs(own.scores[name] - other.scores[name]) < 5e-7
-        for videos, others in pairs
-        for own, other in zip(videos, others, strict=True)
-        for name in own.scores
-    )
-
-
-def _index(found: Found) -> int:
-    return found.index

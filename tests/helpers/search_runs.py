@@ -78,7 +78,7 @@ def make_searcher(
     settings = ScoringSettings(branch_weights(branches, 0.5), memory_mb=4)
     return Searcher(
         model=many_branches(branches),
-        engine=ExactEngine([Corpus(list(captions), videos)], settings, torch.device("cpu")),
+        engine=ExactEngine(Corpus(list(captions), videos), settings, torch.device("cpu")),
         captions=[
             Caption(f"{video}#enc#{k}", video, own) for video in captions for k, own in enumerate(captions[video])
         ],

@@ -241,36 +241,6 @@ def test_answers_of_many_clients_are_their_own(searcher: Searcher) -> None:
     assert not wrong
 
 
-def test_no_query_is_encoded_while_another_one_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scoring changes how the whole process rounds products, and equal queries would have scores that differ."""
-    searcher = make_searcher(kitchen())
-    engine, encoder = searcher._engine, searcher._encoders[0]
-    search, embed = engine.search, encoder.embed
-    scoring, may_end, encoded = threading.Event(), threading.Event(), threading.Event()
-
-    def blocked(*arguments: Any) -> Any:
-        scoring.set()
-        assert may_end.wait(30)
-        return search(*arguments)
-
-    def noted(*arguments: Any) -> Any:
-        if scoring.is_set():
-            encoded.set()
-        return embed(*arguments)
-
-    monkeypatch.setattr(engine, "search", blocked)
-    monkeypatch.setattr(encoder, "embed", noted)
-    first, second = (threading.Thread(target=searcher.search, args=(own, 1)) for own in ("a door", "a cup"))
-    first.start()
-    assert scoring.wait(30)
-    second.start()
-    assert not encoded.wait(0.2)
-    may_end.set()
-    for thread in (first, second):
-        thread.join(30)
-    assert encoded.is_set()
-
-
 def test_a_mistake_of_one_client_is_not_an_error_of_another(client: FlaskClient, searcher: Searcher) -> None:
     with pytest.raises(InputError):
         searcher.search("", 1)

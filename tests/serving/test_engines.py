@@ -7,33 +7,40 @@ import torch
 from torch import Tensor
 
 from method.evaluation.corpus import Corpus
-from method.evaluation.frame_embeddings import FrameEmbeddings
+from method.evaluation.frame_embeddings import FrameEmbeddings, SelectedEmbeddings
 from method.evaluation.ranking import rank
 from method.evaluation.scorer import Scorer
 from method.runtime.errors import InputError
 from method.serving.engines.exact import ExactEngine, best_candidates
 from method.serving.engines.rescoring import Videos
-from tests.evaluation.corpora import Encoded, random_encoded, settings_of
+from tests.evaluation.corpora import BRANCHES, Encoded, random_encoded, settings_of
 
 CPU = torch.device("cpu")
 
 
-def part(encoded: Encoded, videos: slice) -> Corpus:
-    """Some of the videos, with the ids that they have among all."""
-    own = Encoded({name: frames[videos] for name, frames in encoded.frames.items()}, encoded.vectors)
-    return Corpus(encoded.video_ids[videos], own.corpus().frames)
+def halves(encoded: Encoded) -> Corpus:
+    """The videos in two collections of other orders, which have others, too."""
+    places = [(index % 2, 29 - index) for index in range(30)]
+    frames = {}
+    for name, own in encoded.frames.items():
+        filler = torch.ones(3, own[0].shape[1])
+        sources = [[filler] * 30 for _ in range(2)]
+        for index, (number, place) in enumerate(places):
+            sources[number][place] = own[index]
+        collections = [FrameEmbeddings.join([torch.cat(each)], [len(rows) for rows in each]) for each in sources]
+        frames[name] = SelectedEmbeddings(collections, places)
+    return Corpus(encoded.video_ids, dict(frames))
 
 
-def halves(encoded: Encoded) -> list[Corpus]:
-    nothing = {name: FrameEmbeddings(torch.empty(0, 4), ()) for name in encoded.frames}
-    return [part(encoded, slice(0, 11)), Corpus([], nothing), part(encoded, slice(11, None))]
-
-
-@pytest.mark.parametrize("split", [lambda encoded: [encoded.corpus()], halves], ids=["one corpus", "three"])
-def test_the_exact_engine_ranks_as_evaluation(split: Callable[[Encoded], list[Corpus]]) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("corpus_of", [Encoded.corpus, halves])
+def test_the_exact_engine_ranks_as_evaluation(
+    corpus_of: Callable[[Encoded], Corpus], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A3PRVR_OPS", backend)
     encoded = random_encoded(videos=30, queries=40, longest=9)
     queries, settings = encoded.queries(), settings_of(0.3, memory_mb=1)
-    engine = ExactEngine(split(encoded), settings, CPU)
+    engine = ExactEngine(corpus_of(encoded), settings, CPU)
     assert list(engine.video_ids) == encoded.video_ids
     right = [encoded.video_ids.index(caption.video_id) for caption in queries.captions]
     rankings = engine.search(queries.vectors, 7, right)
@@ -54,20 +61,29 @@ def test_the_exact_engine_ranks_as_evaluation(split: Callable[[Encoded], list[Co
 def test_a_query_has_the_same_result_alone_and_with_others_and_the_scores_of_evaluation_to_the_bit() -> None:
     encoded = random_encoded(videos=20, queries=32, longest=40, width=384)
     corpus, settings = encoded.corpus(), settings_of(0.3)
-    engine, scores = ExactEngine([corpus], settings, CPU), Scorer(corpus, settings).scores(encoded.vectors)
+    engine, scores = ExactEngine(corpus, settings, CPU), Scorer(corpus, settings).scores(encoded.vectors)
     together = engine.search(encoded.vectors, 5)
     for query, ranking in enumerate(together):
         assert engine.search({name: own[query : query + 1] for name, own in encoded.vectors.items()}, 5) == [ranking]
         for found in ranking.best:
-            if min(len(frames[found.index]) for frames in encoded.frames.values()) > 16:
-                assert found.scores == {name: float(own[query, found.index]) for name, own in scores.items()}
+            assert found.scores == {name: float(own[query, found.index]) for name, own in scores.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_search_leaves_the_settings_of_the_process_alone(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may be encoding, and would round differently."""
+    encoded = random_encoded(videos=20, queries=3, longest=9)
+    encoded.frames = {name: [rows.to(dtype) for rows in own] for name, own in encoded.frames.items()}
+    engine = ExactEngine(encoded.corpus(), settings_of(0.3), CPU)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", pytest.fail)
+    assert len(engine.search(encoded.vectors, 5)) == 3
 
 
 def test_equal_videos_are_in_corpus_order_and_count_against_a_right_one() -> None:
     encoded = random_encoded(videos=3, queries=1, longest=5)
     for frames in encoded.frames.values():
-        frames[:] = [frames[0]] * 40
-    engine = ExactEngine([encoded.corpus(), encoded.corpus()], settings_of(0.3), CPU)
+        frames[:] = [frames[0]] * 80
+    engine = ExactEngine(encoded.corpus(), settings_of(0.3), CPU)
     (ranking,) = engine.search(encoded.vectors, 6, [17])
     assert [found.index for found in ranking.best] == [0, 1, 2, 3, 4, 5]
     assert ranking.right_rank == 80
@@ -76,21 +92,22 @@ def test_equal_videos_are_in_corpus_order_and_count_against_a_right_one() -> Non
 @pytest.mark.parametrize("count", [1, 5, 30, 99])
 def test_every_video_can_be_asked_for(count: int) -> None:
     encoded = random_encoded(videos=30, queries=2, longest=9)
-    for ranking in ExactEngine([encoded.corpus()], settings_of(0.3), CPU).search(encoded.vectors, count):
+    for ranking in ExactEngine(encoded.corpus(), settings_of(0.3), CPU).search(encoded.vectors, count):
         assert len({found.index for found in ranking.best}) == len(ranking.best) == min(count, 30)
         scores = [found.scores["fused"] for found in ranking.best]
         assert scores == sorted(scores, reverse=True)
 
 
 def test_without_videos_nothing_is_found() -> None:
-    assert [ranking.best for ranking in ExactEngine([], settings_of(0.3), CPU).search(_vectors(3), 5)] == [[], [], []]
+    nothing = Corpus([], {name: FrameEmbeddings(torch.empty(0, 4), ()) for name in BRANCHES})
+    assert [ranking.best for ranking in ExactEngine(nothing, settings_of(0.3), CPU).search(_vectors(3), 5)] == [[]] * 3
 
 
 def test_scores_that_are_not_finite_are_refused() -> None:
     encoded = random_encoded(videos=5, queries=1, longest=3)
-    encoded.frames["object"][2][:] = torch.nan
+    encoded.frames["object"][2][0] = torch.nan
     with pytest.raises(InputError, match="the object scores are not finite"):
-        ExactEngine([encoded.corpus()], settings_of(0.3), CPU).search(encoded.vectors, 2)
+        ExactEngine(encoded.corpus(), settings_of(0.3), CPU).search(encoded.vectors, 2)
 
 
 def test_candidates_include_what_rounding_may_have_put_behind() -> None:

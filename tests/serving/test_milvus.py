@@ -53,18 +53,18 @@ def database(tmp_path: Path) -> Iterator[Path]:
 
 def opened(database: Path, whole: Encoded, index: str = "FLAT", **flags: Any) -> MilvusEngine:
     flags = {"made_from": MADE_FROM, **flags}
-    return open_milvus(str(database), index, Videos([whole.corpus()], SETTINGS, CPU), **flags)
+    return open_milvus(str(database), index, Videos(whole.corpus(), SETTINGS, CPU), **flags)
 
 
 @needs_milvus
 @pytest.mark.parametrize("index", ["FLAT", "AUTOINDEX", "HNSW"])
 def test_milvus_finds_what_the_exact_engine_finds(database: Path, index: str) -> None:
     whole = encoded()
-    exact = ExactEngine([whole.corpus()], SETTINGS, CPU).search(whole.vectors, 7)
+    exact = ExactEngine(whole.corpus(), SETTINGS, CPU).search(whole.vectors, 7)
     engine = opened(database, whole, index)
     assert engine.search(whole.vectors, 7) == exact
     assert engine.search({name: own[:1] for name, own in whole.vectors.items()}, 7) == exact[:1]
-    assert engine.search(whole.vectors, 99) == ExactEngine([whole.corpus()], SETTINGS, CPU).search(whole.vectors, 99)
+    assert engine.search(whole.vectors, 99) == ExactEngine(whole.corpus(), SETTINGS, CPU).search(whole.vectors, 99)
     for name, frames_nD in engine.frames(4).items():
         assert torch.equal(frames_nD, whole.frames[name][4])
 
@@ -72,7 +72,7 @@ def test_milvus_finds_what_the_exact_engine_finds(database: Path, index: str) ->
 @needs_milvus
 def test_candidates_are_fetched_until_no_video_can_be_missing(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = encoded(videos=200)
-    exact = ExactEngine([whole.corpus()], SETTINGS, CPU).search(whole.vectors, 1)
+    exact = ExactEngine(whole.corpus(), SETTINGS, CPU).search(whole.vectors, 1)
     engine = opened(database, whole)
     asked: list[int] = []
     monkeypatch.setattr("method.serving.engines.milvus._LEAST", 3)
@@ -95,8 +95,8 @@ def test_all_videos_are_scored_if_milvus_finds_others_only() -> None:
             return [{"v3": 1.0, "of another split": 0.9} for _ in vectors_QD]
 
     whole = encoded()
-    engine = MilvusEngine(Videos([whole.corpus()], SETTINGS, CPU), dict.fromkeys(MADE_FROM, cast(Any, Others())), "")
-    assert engine.search(whole.vectors, 7) == ExactEngine([whole.corpus()], SETTINGS, CPU).search(whole.vectors, 7)
+    engine = MilvusEngine(Videos(whole.corpus(), SETTINGS, CPU), dict.fromkeys(MADE_FROM, cast(Any, Others())), "")
+    assert engine.search(whole.vectors, 7) == ExactEngine(whole.corpus(), SETTINGS, CPU).search(whole.vectors, 7)
 
 
 @needs_milvus
@@ -109,7 +109,7 @@ def test_without_grouping_frames_are_fetched_until_they_are_of_enough_videos(dat
         for own, expected in zip(frames.best(whole.vectors["action"], 12), grouped, strict=True):
             assert len(own) >= 12
             assert list(own)[:12] == list(expected)
-    assert engine.search(whole.vectors, 5) == ExactEngine([whole.corpus()], SETTINGS, CPU).search(whole.vectors, 5)
+    assert engine.search(whole.vectors, 5) == ExactEngine(whole.corpus(), SETTINGS, CPU).search(whole.vectors, 5)
 
 
 @needs_milvus
@@ -134,9 +134,9 @@ def test_only_videos_that_are_missing_or_have_changed_are_inserted(
     whole.frames["action"][3] = -whole.frames["action"][3]
     engine = opened(database, whole)
     assert inserted == ["v3"]
-    assert engine.search(whole.vectors, 7) == ExactEngine([whole.corpus()], SETTINGS, CPU).search(whole.vectors, 7)
+    assert engine.search(whole.vectors, 7) == ExactEngine(whole.corpus(), SETTINGS, CPU).search(whole.vectors, 7)
     few = first(whole, 10)  # the others stay, and are not found
-    assert opened(database, few).search(few.vectors, 7) == ExactEngine([few.corpus()], SETTINGS, CPU).search(
+    assert opened(database, few).search(few.vectors, 7) == ExactEngine(few.corpus(), SETTINGS, CPU).search(
         few.vectors, 7
     )
 
@@ -209,7 +209,7 @@ def test_a_file_that_one_process_wrote_is_read_by_another(database: Path) -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MilvusFrames, "_insert", lambda *_: pytest.fail("nothing is missing"))
         engine = opened(database, whole)
-    assert engine.search(whole.vectors, 7) == ExactEngine([whole.corpus()], SETTINGS, CPU).search(whole.vectors, 7)
+    assert engine.search(whole.vectors, 7) == ExactEngine(whole.corpus(), SETTINGS, CPU).search(whole.vectors, 7)
     second = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert "cannot be opened: another process has it open" in second.stderr.strip().splitlines()[-1]
 
@@ -225,12 +225,12 @@ def test_a_file_that_one_process_wrote_is_read_by_another(database: Path) -> Non
 )
 def test_a_wrong_address_is_one_line(uri: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        open_milvus(uri, "FLAT", Videos([encoded().corpus()], SETTINGS, CPU), MADE_FROM)
+        open_milvus(uri, "FLAT", Videos(encoded().corpus(), SETTINGS, CPU), MADE_FROM)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_package_and_a_head_of_its_own_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    videos = Videos([encoded().corpus()], SETTINGS, CPU)
+    videos = Videos(encoded().corpus(), SETTINGS, CPU)
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "pymilvus" else find(name))
     with pytest.raises(InputError, match=r"pymilvus is missing; run `pip install -r requirements-milvus.txt`"):
@@ -238,7 +238,7 @@ def test_a_missing_package_and_a_head_of_its_own_are_named(monkeypatch: pytest.M
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
     heads: ScoringSettings = replace(SETTINGS, heads={"object": _score})
     with pytest.raises(InputError, match="the branch object does not score by its best frame; expected --engine exact"):
-        open_milvus("frames.db", "FLAT", Videos([encoded().corpus()], heads, CPU), MADE_FROM)
+        open_milvus("frames.db", "FLAT", Videos(encoded().corpus(), heads, CPU), MADE_FROM)
 
 
 def _score(keys: Ragged, queries_QD: torch.Tensor) -> Similarity:

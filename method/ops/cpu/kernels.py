@@ -634,3 +634,91 @@ def best_dots_backward_queries(frames_ND, frame_XBQ, grad_XBQ, starts_B, start, 
             for video in range(starts_B.shape[0]):
                 row = starts_B[video] + frame_XBQ[x, video, q]
                 _add_multiple(grad_XBQ[x, video, q], frames_ND[row], grad_queries_QD[q])
+
+
+# Search: the highest dot product of each query with the rows of each video.
+
+_QUERIES_OF_ONE_ROW = 16
+
+
+@_inlined
+def _raise_to(highest_Q, q, score):
+    highest_Q[q] = score if (score > highest_Q[q]) | (score != score) else highest_Q[q]
+
+
+@_inlined
+def _dots_from(q, row_D, queries_QD, highest_Q):
+    """The queries from q on, one at a time: a single one as fast as the row is read from memory."""
+    for single in range(q, queries_QD.shape[0]):
+        query_D, dot = queries_QD[single], _ZERO
+        for d in range(row_D.shape[0]):
+            dot += _to_float(row_D[d]) * query_D[d]
+        _raise_to(highest_Q, single, dot)
+
+
+@_inlined
+def _dots_of_row(row_D, queries_QD, highest_Q):
+    """Four queries at a time, for which the row is converted and read from the cache once."""
+    fours = queries_QD.shape[0] // 4 * 4
+    for q in range(0, fours, 4):
+        query_D, query_1_D, query_2_D, query_3_D = (
+            queries_QD[q],
+            queries_QD[q + 1],
+            queries_QD[q + 2],
+            queries_QD[q + 3],
+        )
+        dot = dot_1 = dot_2 = dot_3 = _ZERO
+        for d in range(row_D.shape[0]):
+            value = _to_float(row_D[d])
+            dot += value * query_D[d]
+            dot_1 += value * query_1_D[d]
+            dot_2 += value * query_2_D[d]
+            dot_3 += value * query_3_D[d]
+        _raise_to(highest_Q, q, dot)
+        _raise_to(highest_Q, q + 1, dot_1)
+        _raise_to(highest_Q, q + 2, dot_2)
+        _raise_to(highest_Q, q + 3, dot_3)
+    _dots_from(fours, row_D, queries_QD, highest_Q)
+
+
+@_inlined
+def _dots_of_two_rows(row_D, next_D, queries_QD, highest_Q):
+    """For many queries, which are read half as often as by one row at a time."""
+    fours = queries_QD.shape[0] // 4 * 4
+    for q in range(0, fours, 4):
+        query_D, query_1_D, query_2_D, query_3_D = (
+            queries_QD[q],
+            queries_QD[q + 1],
+            queries_QD[q + 2],
+            queries_QD[q + 3],
+        )
+        dot = dot_1 = dot_2 = dot_3 = next_0 = next_1 = next_2 = next_3 = _ZERO
+        for d in range(row_D.shape[0]):
+            value, next_value = _to_float(row_D[d]), _to_float(next_D[d])
+            dot += value * query_D[d]
+            dot_1 += value * query_1_D[d]
+            dot_2 += value * query_2_D[d]
+            dot_3 += value * query_3_D[d]
+            next_0 += next_value * query_D[d]
+            next_1 += next_value * query_1_D[d]
+            next_2 += next_value * query_2_D[d]
+            next_3 += next_value * query_3_D[d]
+        for number, first, second in ((0, dot, next_0), (1, dot_1, next_1), (2, dot_2, next_2), (3, dot_3, next_3)):
+            _raise_to(highest_Q, q + number, first)
+            _raise_to(highest_Q, q + number, second)
+    _dots_from(fours, row_D, queries_QD, highest_Q)
+    _dots_from(fours, next_D, queries_QD, highest_Q)
+
+
+@kernel(*[(rows, _INTS, _INTS, _FLOATS_2, nb.int64, nb.int64, _FLOATS_2) for rows in (_FLOATS_2, _BF16_2)])
+def highest_dots(rows_ND, starts_B, lengths_B, queries_QD, start, stop, highest_BQ):
+    """Write the highest dot products."""
+    for video in range(start, stop):
+        first, end = starts_B[video], starts_B[video] + lengths_B[video]
+        highest_BQ[video] = -np.inf
+        if queries_QD.shape[0] <= _QUERIES_OF_ONE_ROW:
+            for row in range(first, end):
+                _dots_of_row(rows_ND[row], queries_QD, highest_BQ[video])
+        else:
+            for row in range(first, end, 2):
+                _dots_of_two_rows(rows_ND[row], rows_ND[min(row + 1, end - 1)], queries_QD, highest_BQ[video])

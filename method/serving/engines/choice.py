@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,27 +27,27 @@ class EngineSettings:
 
 def open_engine(
     settings: EngineSettings,
-    corpora: Sequence[Corpus],
+    corpus: Corpus,
     scoring: ScoringSettings,
     device: torch.device,
     made_from: Mapping[str, str],
     rebuild: bool = False,
     rebuild_outdated: bool = False,
 ) -> SearchEngine:
-    """Open an engine over the videos of these corpora. InputError as `open_milvus`.
+    """Open an engine over the videos of a corpus. InputError as `open_milvus`.
 
     Args:
         settings: which one.
-        corpora: the videos.
+        corpus: the videos.
         scoring: how to score.
         device: where to compute.
         made_from: branch -> digest of what its embeddings depend on, apart from the features.
         rebuild: make what Milvus stores again. rebuild_outdated: if it was made from something else.
     """
     if settings.name == "exact":
-        return ExactEngine(corpora, scoring, device)
+        return ExactEngine(corpus, scoring, device)
     from method.serving.engines.milvus import open_milvus
 
     assert settings.uri is not None
-    videos = Videos(corpora, scoring, device)
+    videos = Videos(corpus, scoring, device)
     return open_milvus(settings.uri, settings.index, videos, made_from, rebuild, rebuild_outdated)

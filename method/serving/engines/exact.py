@@ -18,16 +18,16 @@ from method.serving.engines.rescoring import Videos, rounding
 
 
 class ExactEngine:
-    """Scores all videos of one or more corpora; see `SearchEngine`.
+    """Scores all videos of a corpus; see `SearchEngine`.
 
     Args:
-        corpora: the videos, such as the segments of an index, in corpus order; they may be memory-mapped.
+        corpus: the videos; they may be memory-mapped.
         settings: how to score.
         device: where to compute; embeddings are moved there.
     """
 
-    def __init__(self, corpora: Sequence[Corpus], settings: ScoringSettings, device: torch.device) -> None:
-        self._videos = Videos(corpora, settings, device)
+    def __init__(self, corpus: Corpus, settings: ScoringSettings, device: torch.device) -> None:
+        self._videos = Videos(corpus, settings, device)
 
     @property
     def video_ids(self) -> list[str]:

@@ -80,11 +80,6 @@ class Snapshot:
         return sorted(self.places)
 
     @property
-    def corpora(self) -> list[Corpus]:
-        """The videos of each segment, those that have been removed included; see `places`."""
-        return [segment.corpus for segment in self.segments]
-
-    @property
     def durations(self) -> dict[str, float]:
         """Seconds of the videos whose feature file has them."""
         known = [segment.durations for segment in self.segments]

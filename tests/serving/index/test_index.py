@@ -24,7 +24,7 @@ from method.serving.index.features import Longest, batch_lengths
 from method.serving.searcher import Searcher
 from method.serving.selection import Selection
 from tests.evaluation.corpora import settings_of
-from tests.helpers.index_world import CPU, CountingEncoder, IndexWorld, close, corpus_results, results_of
+from tests.helpers.index_world import CPU, CountingEncoder, IndexWorld, corpus_results, results_of
 from tests.helpers.linked_files import WAYS, change, link
 from tests.helpers.poor_disk import refuse_all
 from tests.helpers.small_models import lively_model
@@ -40,7 +40,7 @@ def test_an_index_has_the_embeddings_and_videos_are_encoded_once(world: IndexWor
     snapshot = world.update()
     assert world.folder == world.data.root / "model.ckpt.index"
     assert snapshot.video_ids == sorted(world.video_ids) == sorted(CountingEncoder.encoded)
-    (corpus,), encoded = snapshot.corpora, world.encode()
+    (corpus,), encoded = [own.corpus for own in snapshot.segments], world.encode()
     for name, frames in encoded.frames.items():
         assert torch.equal(corpus.frames[name].values, frames.values)
         assert corpus.frames[name].lengths == frames.lengths
@@ -68,7 +68,7 @@ def test_growing_encodes_new_videos_alone_and_gives_the_same_scores(world: Index
 def test_scores_are_those_of_evaluation(world: IndexWorld) -> None:
     snapshot = world.update()
     for batch in (3, 8):
-        assert close(results_of(snapshot, world.video_ids), corpus_results(world.evaluated(batch)))
+        assert results_of(snapshot, world.video_ids) == corpus_results(world.evaluated(batch))
 
 
 def test_padded_fusion_reads_as_far_as_in_the_batches_of_evaluation(tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_padded_fusion_reads_as_far_as_in_the_batches_of_evaluation(tmp_path: Pa
         assert CountingEncoder.encoded == [name for name in world.video_ids if longest[name] != before.get(name)]
         before = longest
         results[world.batch_size] = results_of(snapshot, world.video_ids)
-        assert close(results[world.batch_size], corpus_results(world.evaluated(world.batch_size)))
-    assert not close(results[1], results[8])
+        assert results[world.batch_size] == corpus_results(world.evaluated(world.batch_size))
+    assert results[1] != results[8]
 
 
 def test_splits_are_selections_of_one_index(world: IndexWorld) -> None:
@@ -99,19 +99,19 @@ def test_splits_are_selections_of_one_index(world: IndexWorld) -> None:
 def test_an_index_in_half_precision_is_half_as_large_and_ranks_like_evaluation(
     world: IndexWorld, precision: str
 ) -> None:
-    (whole,) = world.update().corpora
+    (whole,) = (own.corpus for own in world.update().segments)
     world.precision = precision
     with pytest.raises(InputError, match="another --eval_amp; rebuild it"):
         world.update()
     snapshot = world.update(rebuild=True)
-    (half,) = snapshot.corpora
+    (half,) = (own.corpus for own in snapshot.segments)
     for name, keys in half.frames.items():
         assert 2 * keys.values.nbytes == whole.frames[name].values.nbytes
     captions = world.data.captions()
     queries = encode_queries(world.model, Loader(Queries(world.reader, captions), 4, 0, False), CPU, precision)
     expected = rank(half, queries, settings_of(0.3)).ranks["fused"]
     settings = settings_of(0.3, precision=precision)
-    engine = ExactEngine([snapshot.select(world.video_ids)], settings, CPU)
+    engine = ExactEngine(snapshot.select(world.video_ids), settings, CPU)
     searcher = Searcher(world.model, engine, captions, world.reader, pytest.fail, {}, settings)
     assert [searcher.search_caption(caption.id, 1).right_rank for caption in captions] == expected.tolist()
 
@@ -120,7 +120,7 @@ def test_best_frames_have_the_scores(world: IndexWorld) -> None:
     corpus, captions = world.encode(), world.data.captions()
     world.update(*world.training)
     snapshot = world.update()
-    engine = ExactEngine([snapshot.select(world.video_ids)], settings_of(0.3), CPU)
+    engine = ExactEngine(snapshot.select(world.video_ids), settings_of(0.3), CPU)
     searcher = Searcher(world.model, engine, captions, world.reader, pytest.fail, {}, settings_of(0.3))
     queries = encode_queries(world.model, Loader(Queries(world.reader, captions), 4, 0, False), CPU)
     later = 0
