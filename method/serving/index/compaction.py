@@ -1,4 +1,4 @@
-"""Compaction: the segments of an index as few as possible, without the videos that have been removed."""
+"""Compaction: segments of an index are merged, without the videos that have been removed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,25 @@ from method.serving.index.manifest import SegmentEntry
 from method.serving.index.segment import VIDEOS_PER_SEGMENT, write_segment
 from method.serving.index.snapshot import Snapshot
 
+_SMALL = 64  # videos
+_MANY = 32  # segments
 
-def compacted(snapshot: Snapshot) -> list[SegmentEntry] | None:
+
+def has_many_small(snapshot: Snapshot) -> bool:
+    """Whether an index has so many small segments that searching it takes noticeably longer."""
+    return sum(len(own.video_ids) < _SMALL for own in snapshot.segments) > _MANY
+
+
+def compacted(snapshot: Snapshot, only_small: bool = False) -> list[SegmentEntry] | None:
     """Write the segments that an index needs; None if they are as they should be.
 
-    Full ones stay as they are. UnusableIndex for a segment that is corrupt.
+    Full ones stay as they are, or with `only_small` all that are not small. UnusableIndex for a corrupt segment.
     """
     old = list(zip(snapshot.manifest.segments, snapshot.segments, strict=True))
-    kept = [entry for entry, own in old if not entry.removed and len(own.video_ids) >= VIDEOS_PER_SEGMENT]
+    if only_small:
+        kept = [entry for entry, own in old if len(own.video_ids) >= _SMALL]
+    else:
+        kept = [entry for entry, own in old if not entry.removed and len(own.video_ids) >= VIDEOS_PER_SEGMENT]
     rest = [entry for entry, _ in old if entry not in kept]
     groups = [list(own) for _, own in groupby(sorted(rest, key=_path), key=_path)]
     if all(len(own) == 1 and not own[0].removed for own in groups):

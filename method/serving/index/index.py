@@ -22,7 +22,7 @@ from method.runtime.disk import format_bytes
 from method.runtime.errors import InputError
 from method.runtime.locks import exclusive_lock
 from method.runtime.progress import poll
-from method.serving.index.compaction import compacted
+from method.serving.index.compaction import compacted, has_many_small
 from method.serving.index.earlier import remove_earlier
 from method.serving.index.encoding import VideoEncoder
 from method.serving.index.manifest import NAME, MadeFrom, Manifest, SegmentEntry, read_manifest, write_manifest
@@ -102,6 +102,8 @@ class Index:
             plan = processes.broadcast(planned)
             assert plan is not None
             self._apply(snapshot, plan, encoder)
+            if processes.is_first:
+                self._merge_small()
         with processes.raise_on_all():
             return self._require()
 
@@ -138,6 +140,17 @@ class Index:
                 return snapshot
             self._commit(snapshot.manifest.changed(segments=tuple(entries)))
             return self._require()
+
+    def _merge_small(self) -> None:
+        """Merge small segments if there are many, after one video was added at a time; changes no answer."""
+        snapshot = self._require()
+        if has_many_small(snapshot):
+            try:
+                entries = compacted(snapshot, only_small=True)
+            except (OSError, UnusableIndex) as error:  # what was added is there
+                log.warning("%s: small segments are not merged: %s", self.folder, error)
+            else:
+                self._commit(snapshot.manifest.changed(segments=tuple(entries or snapshot.manifest.segments)))
 
     def calibrate(self, entries: Mapping[str, Any]) -> None:
         """Store entries of a table beside the index, as JSON values; others that it has are kept."""

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -61,6 +62,10 @@ class Killed:
         w = self.world
         w.index.update(Memory(w.model, w.reader), [*self.left, *video_ids], named=named, rebuild=rebuild)
 
+    def add_and_merge(self) -> None:
+        with patch("method.serving.index.compaction._MANY", 1):
+            self.update(*self.world.training[:2])
+
     def content(self) -> dict[str, str]:
         """The videos of the index, and what of their features it has."""
         opened = Snapshot.open(self.world.folder)
@@ -87,6 +92,7 @@ def world(tmp_path: Path) -> IndexWorld:
 
 CHANGES: dict[str, Callable[[Killed], object]] = {
     "add and replace": lambda killed: killed.update(*killed.world.training[:2]),
+    "add and merge": lambda killed: killed.add_and_merge(),
     "remove": lambda killed: killed.world.index.remove(["E00"]),
     "compact": lambda killed: killed.world.index.compact(),
     "rebuild": lambda killed: killed.update(rebuild=True),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -63,6 +64,37 @@ def test_growing_encodes_new_videos_alone_and_gives_the_same_scores(world: Index
     assert results_of(grown, world.video_ids) == expected  # its files are deleted
     other = IndexWorld(tmp_path / "other")
     assert results_of(other.update(*world.training, *world.video_ids), world.video_ids) == expected
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_many_small_segments_are_merged(world: IndexWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("method.serving.index.compaction._MANY", 3)
+    monkeypatch.setattr("method.serving.index.compaction._SMALL", 5)
+    world.update(*world.training[:6])  # not small
+    counts = []
+    for number, video_id in enumerate(world.video_ids):
+        grown = world.update(video_id)
+        if number == 1:
+            world.index.remove([video_id])
+        counts.append(len(world.segments()))
+    assert counts == [2, 2, 3, 4, 2, 3, 4, 2]
+    left = [video_id for video_id in world.video_ids if video_id != world.video_ids[1]]
+    assert grown.video_ids == sorted([*left, *world.training[:6]])
+    assert results_of(grown, left) == corpus_results(world.encode(left))
+
+
+def test_segments_that_cannot_be_merged_stay(
+    world: IndexWorld, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("method.serving.index.compaction._MANY", 1)
+    world.update(world.video_ids[0])
+    monkeypatch.setattr("method.serving.index.compaction.write_segment", full_disk)
+    grown = world.update(world.video_ids[1])
+    assert grown.video_ids == sorted(world.video_ids[:2])
+    assert "small segments are not merged" in caplog.text
 
 
 def test_scores_are_those_of_evaluation(world: IndexWorld) -> None:
