@@ -176,7 +176,7 @@ def search_settings(options: EasyDict) -> SearchSettings:
         min_confidence=options.min_confidence,
         evaluation=evaluation_settings(options),
         encoder=encoder_settings(options),
-        engine=EngineSettings(options.engine, options.engine_uri, options.engine_index),
+        engine=EngineSettings(options.engine, options.engine_candidates, options.engine_uri, options.engine_index),
     )
 
 

@@ -93,6 +93,7 @@ SEARCH = {
     "json",
     "rebuild",
     "engine",
+    "engine_candidates",
     "engine_index",
     "engine_uri",
     "rebuild_outdated",

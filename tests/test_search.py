@@ -107,6 +107,19 @@ def test_milvus_shows_what_the_exact_engine_shows(
     assert found["query"]["right_rank"] is None
 
 
+def test_the_coarse_engine_with_enough_candidates_shows_what_the_exact_one_shows(
+    trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = ("--query_id", trained.data.captions()[2].id, "--json", "--topk", "3")
+    for engine in ([], ["--engine", "coarse"], ["--engine", "coarse", "--engine_candidates", "1"]):
+        trained.search(*query, *engine)
+    exact, found, few = answers(capsys)
+    assert found["results"] == few["results"] == exact["results"]  # at least 4 times those shown: 12 of 8
+    assert found["query"]["right_rank"] is None
+    with pytest.raises(InputError, match="--engine_candidates 0: expected at least 1"):
+        trained.search(*query, "--engine", "coarse", "--engine_candidates", "0")
+
+
 def test_the_flags_of_an_engine_belong_together(trained: Trained) -> None:
     with pytest.raises(InputError, match=r"--engine milvus needs --engine_uri, FILE\.db or http://HOST:PORT"):
         trained.search("--engine", "milvus", "a cup")

@@ -50,6 +50,11 @@ class Corpus:
             raise ValueError("the models must encode the same videos with branches of different names")
         return Corpus(self.video_ids, {**self.frames, **other.frames})
 
+    def select(self, indices: Sequence[int]) -> Corpus:
+        """Some of the videos, in this order; their frames stay where they are."""
+        ids = [self.video_ids[index] for index in indices]
+        return Corpus(ids, {name: frames.select(indices) for name, frames in self.frames.items()})
+
     def to(self, device: torch.device | str) -> Corpus:
         """The same videos on another device."""
         return Corpus(self.video_ids, {name: frames.to(device) for name, frames in self.frames.items()})

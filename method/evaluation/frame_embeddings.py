@@ -98,6 +98,10 @@ class FrameEmbeddings:
         """Embeddings (n, D) of one video of the corpus, in float32."""
         return self.values[self._starts[index] : self._starts[index] + self.lengths[index]].float()
 
+    def select(self, indices: Sequence[int]) -> SelectedEmbeddings:
+        """Some of the videos, in this order, read where they are."""
+        return SelectedEmbeddings([self], [(0, index) for index in indices])
+
     def to(self, device: torch.device | str) -> FrameEmbeddings:
         """The same embeddings on another device."""
         return FrameEmbeddings(self.values.to(device), self.lengths)
@@ -172,6 +176,9 @@ class SelectedEmbeddings(FrameEmbeddings):
     def video(self, index: int) -> Tensor:  # noqa: D102
         number, place = self.places[index]
         return self.sources[number].video(place)
+
+    def select(self, indices: Sequence[int]) -> SelectedEmbeddings:  # noqa: D102
+        return SelectedEmbeddings(self.sources, [self.places[index] for index in indices])
 
     def to(self, device: torch.device | str, copy: bool = False) -> FrameEmbeddings:
         """The same embeddings on another device, copied; on a CPU they stay where they are unless a copy is wanted."""

@@ -95,7 +95,19 @@ def add_index_flags(parser: Parser) -> None:
         help="folder of the index (default: <checkpoint>.index beside the checkpoint; for zero-shot CLIP beside the "
         "features)",
     )
-    add("--engine", choices=ENGINES, default="exact", help="what finds the videos: scoring all, or an index in Milvus")
+    add(
+        "--engine",
+        choices=ENGINES,
+        default="exact",
+        help="what finds the videos: scoring every frame; means of parts of each video first; an index in Milvus",
+    )
+    add(
+        "--engine_candidates",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="of --engine coarse: number of videos whose frames are all scored, at least 4 times those shown",
+    )
     add("--engine_uri", metavar="URI", help="of --engine milvus: http://HOST:PORT of a server, or FILE.db")
     add("--engine_index", choices=tuple(INDEXES), default="AUTOINDEX", help="kind of the index that Milvus builds")
 
@@ -116,6 +128,8 @@ def add_answer_flags(parser: Parser) -> None:
 
 def check_index_flags(options: EasyDict) -> None:
     """InputError naming the flag, the value and what was expected."""
+    if options.engine_candidates < 1:
+        raise InputError(f"--engine_candidates {options.engine_candidates}: expected at least 1")
     if options.engine == "milvus" and options.engine_uri is None:
         raise InputError("--engine milvus needs --engine_uri, FILE.db or http://HOST:PORT")
     if options.engine != "milvus" and options.engine_uri is not None:

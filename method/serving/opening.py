@@ -198,7 +198,7 @@ def _open_engine(
     corpus, *others = (snapshot.select(ids) for snapshot in snapshots)
     for other in others:
         corpus = corpus.joined(other)
-    if settings.engine.name != "exact":  # copies the keys
+    if settings.engine.name == "milvus":  # copies the keys at once
         for snapshot in snapshots:
             snapshot.verify(ids)
     engine = open_engine(

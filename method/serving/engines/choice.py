@@ -10,17 +10,22 @@ import torch
 from method.evaluation.corpus import Corpus
 from method.evaluation.scorer import ScoringSettings
 from method.serving.engines import SearchEngine
+from method.serving.engines.coarse import CoarseEngine
 from method.serving.engines.exact import ExactEngine
 from method.serving.engines.rescoring import Videos
 
-ENGINES = ("exact", "milvus")
+ENGINES = ("exact", "coarse", "milvus")
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """The engine, and for Milvus the address or file, and the kind of index that a new collection gets."""
+    """Which engine.
+
+    candidates: of the coarse engine. uri: of Milvus, the address or file. index: the kind that a new collection gets.
+    """
 
     name: str = "exact"
+    candidates: int = 1000
     uri: str | None = None
     index: str = "AUTOINDEX"
 
@@ -34,7 +39,7 @@ def open_engine(
     rebuild: bool = False,
     rebuild_outdated: bool = False,
 ) -> SearchEngine:
-    """Open an engine over the videos of a corpus. InputError as `open_milvus`.
+    """Open an engine over the videos of a corpus. InputError as `CoarseEngine` and `open_milvus`.
 
     Args:
         settings: which one.
@@ -46,6 +51,8 @@ def open_engine(
     """
     if settings.name == "exact":
         return ExactEngine(corpus, scoring, device)
+    if settings.name == "coarse":
+        return CoarseEngine(corpus, scoring, device, settings.candidates)
     from method.serving.engines.milvus import open_milvus
 
     assert settings.uri is not None

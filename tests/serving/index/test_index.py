@@ -329,7 +329,7 @@ def test_only_intact_embeddings_are_copied_to_an_engine(world: IndexWorld, monke
     snapshot = world.index.open()
     assert snapshot is not None
     monkeypatch.setattr(opening, "open_engine", lambda *_: pytest.fail("the embeddings are damaged"))
-    settings = cast(opening.SearchSettings, SimpleNamespace(engine=EngineSettings("milvus", "frames.db")))
+    settings = cast(opening.SearchSettings, SimpleNamespace(engine=EngineSettings("milvus", uri="frames.db")))
     videos = Selection(world.video_ids, [])
     with pytest.raises(InputError, match="wrong checksum of the action embeddings"):
         opening._open_engine([snapshot], videos, settings_of(0.3), CPU, {}, settings)
