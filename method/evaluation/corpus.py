@@ -122,8 +122,9 @@ def encode_queries(
     with processes.raise_on_all():
         for batch in progress_bar(batches, "queries", "batch"):
             captions += batch.captions
+            tokens = batch.to(device).tokens
             with autocast(device, precision):
-                encoded = model.encode_queries(_with_many_rows({"": batch.to(device).tokens})[""])
+                encoded = model.encode_queries(tokens.with_last_repeated(_copies(tokens)))  # as in _with_many_rows
             for name, vectors_qD in encoded.items():
                 stored_qD = vectors_qD[: len(batch.captions)].float()
                 if model.branch(name).scores_by_cosine:
@@ -134,12 +135,17 @@ def encode_queries(
 
 
 def _with_many_rows(streams: Mapping[str, Ragged]) -> dict[str, Ragged]:
-    """Sequences with so many copies of the last that few rows are never multiplied, not even in the last chunk.
+    """Videos with so many copies of the last that few rows are never multiplied, not even in the last chunk.
 
-    On a CPU, the embeddings of a video or a query are then the same, to the bit, whatever it is encoded with.
+    On a CPU, the embeddings of a video are then the same, to the bit, whatever it is encoded with.
     """
-    copies = max(-(-MANY_ROWS // rows.layout.valid[-1]) - 1 for rows in streams.values())
+    copies = max(map(_copies, streams.values()))
     return {name: rows.with_last_repeated(copies) for name, rows in streams.items()}
+
+
+def _copies(rows: Ragged) -> int:
+    """How many copies of the last sequence make, with it, `MANY_ROWS` rows."""
+    return -(-MANY_ROWS // rows.layout.valid[-1]) - 1
 
 
 def _row_buffer(model: RetrievalModel, dtype: torch.dtype, device: torch.device) -> RowBuffer:

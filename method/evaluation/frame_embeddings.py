@@ -190,14 +190,13 @@ class SelectedEmbeddings(FrameEmbeddings):
     def buckets(self) -> list[LengthBucket]:  # noqa: D102
         found = []
         for source, own in self._by_source:
-            whole = len(own) == len(source)
-            part = (
-                source if whole else FrameEmbeddings.gather(self.sources, [self.places[video] for video in own], "cpu")
-            )
-            video_V = torch.tensor(own)
-            if whole:
-                video_V[[self.places[video][1] for video in own]] = torch.tensor(own)
-            found += [LengthBucket(video_V[bucket.index_v], bucket.frames_vLD) for bucket in part.buckets]
+            places = [self.places[video][1] for video in own]
+            if len(own) < len(source):
+                source = FrameEmbeddings.gather([source], [(0, place) for place in places], "cpu")
+                places = list(range(len(own)))
+            video_V = torch.empty(len(source), dtype=torch.long)
+            video_V[places] = torch.tensor(own)
+            found += [LengthBucket(video_V[bucket.index_v], bucket.frames_vLD) for bucket in source.buckets]
         return found
 
     @cached_property
