@@ -1,7 +1,6 @@
 """Sequences of different lengths, concatenated, so that nothing is computed for padding.
 
-Letters: B sequences, N rows in total, V of them valid, D width; L rows of the longest sequence, rounded up to
-a multiple of `MANY_ROWS`.
+Letters: B sequences, N rows in total, V of them valid, L rows of the longest sequence, D width.
 Lengths are Python integers, because reading one from a GPU would synchronise with it. Index tensors are computed on the
 device from a few numbers per sequence.
 """
@@ -29,12 +28,14 @@ class Layout:
     valid: how many of these, from the start, are valid. The others are padding that an operation reads past the end.
     longest: valid rows of the longest sequence of the whole batch, of which this may be the shard of one process.
     device: of the rows and of all tensors here, which are computed on first use.
+    multiple: to which L is rounded up.
     """
 
     lengths: tuple[int, ...]
     valid: tuple[int, ...]
     longest: int
     device: torch.device
+    multiple: int = 1
 
     @classmethod
     def of(
@@ -59,7 +60,12 @@ class Layout:
     @property
     def max_length(self) -> int:
         """L."""
-        return max(1, -(-max(self.lengths, default=0) // MANY_ROWS)) * MANY_ROWS
+        return -(-max(self.lengths, default=0) // self.multiple) * self.multiple
+
+    @cached_property
+    def rounded(self) -> Layout:
+        """The same with L a multiple of `MANY_ROWS`: products and sums then do not depend on other sequences."""
+        return replace(self, multiple=MANY_ROWS)
 
     @property
     def is_dense(self) -> bool:

@@ -129,7 +129,7 @@ class QueryPooling(nn.Module):
 
     def forward(self, tokens: Ragged) -> Tensor:
         """Pool tokens (N, D) into one vector per query, (B, D)."""
-        layout = tokens.layout
+        layout = tokens.layout.rounded
         # Sums rather than products with a vector, which BLAS libraries round differently for other rows beside it.
         logits_BL = layout.pad((tokens.values * self.weight.weight[0]).sum(-1))
         weights_BL = logits_BL.masked_fill(~layout.valid_BL, -torch.inf).softmax(-1)

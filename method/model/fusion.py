@@ -59,13 +59,13 @@ class AttentionFusion(nn.Module):
     def forward(self, query: Ragged, context: Ragged) -> Ragged:
         """Attend from query frames (N, D) to context frames (K, D); valid query frames only."""
         queries, keys, values = (
-            frames.layout.pad(project(frames.values)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            frames.layout.rounded.pad(project(frames.values)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for frames, project in ((query, self.query), (context, self.key), (context, self.value))
         )
-        mask = context.layout.valid_BL[:, None, None, :]
+        mask = context.layout.rounded.valid_BL[:, None, None, :]
         probability = DROPOUT if self.training else 0.0
         attended_BHLd = F.scaled_dot_product_attention(queries, keys, values, mask, probability)
-        attended_ND = self.output(query.layout.unpad(attended_BHLd.transpose(1, 2).flatten(2)))
+        attended_ND = self.output(query.layout.rounded.unpad(attended_BHLd.transpose(1, 2).flatten(2)))
         return query.with_values(self.feed_forward(query.values, attended_ND)).valid()
 
 

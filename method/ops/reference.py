@@ -51,6 +51,7 @@ def normalized_linear(rows_NI: Tensor, norm: nn.LayerNorm, layer: nn.Linear, pro
 
 def self_attention(projected_NE: Tensor, layout: Layout, heads: int, probability: float, sigma: float | None) -> Tensor:
     """Padded self-attention over the valid rows of each sequence."""
+    layout = layout.rounded
     query, key, value = (
         part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in layout.pad(projected_NE).chunk(3, -1)
     )

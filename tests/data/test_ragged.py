@@ -1,5 +1,7 @@
 """Ragged rows against loops over padded sequences."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,11 +10,12 @@ from hypothesis import strategies as st
 from method.data.ragged import MANY_ROWS, Layout, Ragged
 
 LENGTHS = st.lists(st.integers(1, 7) | st.sampled_from([MANY_ROWS, MANY_ROWS + 1]), min_size=1, max_size=6)
+MULTIPLES = st.sampled_from([1, MANY_ROWS])
 
 
-def rounded(length: int) -> int:
-    """The least multiple of `MANY_ROWS` that is not less."""
-    return next(multiple for multiple in range(MANY_ROWS, 1000, MANY_ROWS) if multiple >= length)
+def rounded(length: int, multiple: int) -> int:
+    """The least multiple that is not less."""
+    return next(size for size in range(multiple, 1000, multiple) if size >= length)
 
 
 def sequences(lengths: list[int], width: int = 3) -> list[torch.Tensor]:
@@ -21,27 +24,28 @@ def sequences(lengths: list[int], width: int = 3) -> list[torch.Tensor]:
     return list(rows.split(lengths))
 
 
-@given(LENGTHS)
+@given(LENGTHS, MULTIPLES)
 @settings(deadline=None, max_examples=60)
-def test_pad_equals_a_loop_and_unpad_is_its_inverse(lengths: list[int]) -> None:
+def test_pad_equals_a_loop_and_unpad_is_its_inverse(lengths: list[int], multiple: int) -> None:
     parts = sequences(lengths)
     rows = Ragged.of(parts)
-    padded = rows.layout.pad(rows.values)
-    assert padded.shape == (len(lengths), rounded(max(lengths)), 3)
+    layout = rows.layout if multiple == 1 else rows.layout.rounded
+    padded = layout.pad(rows.values)
+    assert padded.shape == (len(lengths), rounded(max(lengths), multiple), 3)
     for part, row in zip(parts, padded, strict=True):
         assert torch.equal(row[: len(part)], part)
         assert not row[len(part) :].any()
-    assert torch.equal(rows.layout.unpad(padded), rows.values)
+    assert torch.equal(layout.unpad(padded), rows.values)
 
 
-@given(LENGTHS, st.data())
+@given(LENGTHS, MULTIPLES, st.data())
 @settings(deadline=None, max_examples=60)
-def test_layout_equals_a_loop(lengths: list[int], data: st.DataObject) -> None:
+def test_layout_equals_a_loop(lengths: list[int], multiple: int, data: st.DataObject) -> None:
     valid = [data.draw(st.integers(1, length)) for length in lengths]
-    layout = Layout.of(lengths, valid)
+    layout = replace(Layout.of(lengths, valid), multiple=multiple)
     indices = [(owner, position) for owner, length in enumerate(lengths) for position in range(length)]
     assert list(zip(layout.owner_N.tolist(), layout.position_N.tolist(), strict=True)) == indices
-    longest = rounded(max(lengths))
+    longest = rounded(max(lengths), multiple)
     assert layout.valid_BL.tolist() == [[position < count for position in range(longest)] for count in valid]
     assert layout.max_length == longest
 
@@ -62,11 +66,11 @@ def test_extended_adds_zero_rows_that_valid_removes(lengths: list[int], data: st
     assert torch.equal(back.values, rows.values)
 
 
-@pytest.mark.parametrize("lengths", [[4, 1, 3], [3, 3], [MANY_ROWS] * 2], ids=["ragged", "equal", "dense"])
+@pytest.mark.parametrize("lengths", [[4, 1, 3], [3, 3]], ids=["ragged", "dense"])
 def test_gradients_of_padding(lengths: list[int]) -> None:
     rows = Ragged.of(sequences(lengths))
     values = rows.values.clone().requires_grad_()
-    weights = torch.rand(len(lengths), MANY_ROWS, 3)
+    weights = torch.rand(len(lengths), max(lengths), 3)
     (rows.layout.pad(values) * weights).sum().backward()
     expected = torch.cat([weight[:length] for weight, length in zip(weights, lengths, strict=True)])
     assert values.grad is not None
@@ -94,13 +98,16 @@ def test_values_and_devices_can_change() -> None:
 
 
 @pytest.mark.parametrize(("lengths", "valid", "masked"), [
-    ([MANY_ROWS] * 2, [MANY_ROWS] * 2, False),
-    ([3, 3], [3, 3], True),
+    ([3, 3], [3, 3], False),
     ([3, 3], [3, 2], True),
     ([3, 2], [3, 2], True),
 ])  # fmt: skip
 def test_no_mask_without_padding(lengths: list[int], valid: list[int], masked: bool) -> None:
-    assert (Layout.of(lengths, valid).mask_BL is not None) == masked
+    layout = Layout.of(lengths, valid)
+    assert (layout.mask_BL is not None) == masked
+    assert layout.rounded.mask_BL is not None
+    dense = [MANY_ROWS] * 2
+    assert Layout.of(dense).rounded.mask_BL is None
 
 
 @given(LENGTHS, st.data())

@@ -30,7 +30,7 @@ from tests.helpers.small_videos import write_video
 IDS = ["trips/lake", "trips_lake", "ä % #1 'x' \"y\"", ".hidden name", "v04", "v05"]
 SECONDS = 3.0
 FLAGS: dict[str, Any] = {"top_k": 1, "offset": 0, "moments_per_video": 1, "min_confidence": 0.0}
-FLAGS |= {"engine": "exact", "engine_uri": None}
+FLAGS |= {"engine": "exact", "engine_candidates": 1000, "engine_uri": None}
 FLAGS |= {"sentence": [], "query_id": None, "like": None, "serve": False, "port": 0}
 
 
