@@ -31,7 +31,7 @@ from method.search import load_searcher, search_settings
 from method.serving.calibration import Calibration, fit
 from method.serving.calibration_file import save
 from method.serving.flags import LISTED_FLAGS, add_index_flags
-from method.serving.opening import searched_folder
+from method.serving.opening import searched_folders
 from method.serving.searcher import Searcher
 from method.training.resume import saved_options
 from utils.runs.tables import FORMATS, Table, show
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.update(moments_per_video=1, min_confidence=0.0)
     searcher, settings = load_searcher(options), search_settings(options)
     calibration = calibrate(searcher, settings.files)
-    folder = searched_folder(settings)
+    folder = searched_folders(settings)[0]
     save(folder, settings.split, calibration)
     log.info("stored in %s", folder)
     show(*report(calibration), options.format)

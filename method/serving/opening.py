@@ -147,22 +147,28 @@ def open_zero_shot_searcher(settings: SearchSettings, device: torch.device) -> S
     )
 
 
-def searched_folder(settings: SearchSettings) -> Path:
-    """The folder of the index whose calibration counts: that of the checkpoint, or of zero-shot CLIP alone."""
+def searched_folders(settings: SearchSettings) -> list[Path]:
+    """The folders of the indexes that are searched, of the checkpoint and of zero-shot CLIP.
+
+    The calibration that counts is in the first.
+    """
+    folders = []
     if settings.checkpoint is not None:
-        return index_folder(settings.checkpoint, settings.index_dir)
-    features = settings.files.video_feat_path
-    assert features is not None
-    return index_folder(features, settings.index_dir) / SUBFOLDER
+        folders.append(index_folder(settings.checkpoint, settings.index_dir))
+    if settings.zero_shot is not None:
+        features = settings.files.video_feat_path
+        assert features is not None
+        folders.append(index_folder(features, settings.index_dir) / SUBFOLDER)
+    return folders
 
 
 def generation_of(settings: SearchSettings) -> object:
-    """Another value whenever the index or its calibration has changed; None without an index."""
+    """Another value whenever an index or its calibration has changed; None if one is missing."""
     try:
-        status = (searched_folder(settings) / MANIFEST).stat()
+        found = [(folder / MANIFEST).stat() for folder in searched_folders(settings)]
     except OSError:
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    return [(status.st_ino, status.st_mtime_ns, status.st_size) for status in found]
 
 
 def _confidence(snapshot: Snapshot, scale: ScoreScale, videos: int, settings: SearchSettings) -> Confidence:

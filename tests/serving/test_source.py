@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from method.runtime.errors import InputError
 from method.serving import source as module
+from method.serving.opening import SearchSettings, generation_of, searched_folders
 from method.serving.searcher import Searcher
 from method.serving.source import SearcherSource
 from method.serving.web.server import make_app
@@ -159,3 +163,19 @@ def test_every_request_is_answered_by_one_searcher_during_reloads(disk: Disk) ->
     assert not failures
     assert max(sizes) > 3
     assert len(source.current().video_ids) == 11
+
+
+def test_the_indexes_of_the_checkpoint_and_of_zero_shot_clip_are_watched(tmp_path: Path) -> None:
+    files = SimpleNamespace(video_feat_path=tmp_path / "clip.hdf5")
+    fields = {"checkpoint": tmp_path / "m.ckpt", "zero_shot": True, "index_dir": None, "files": files}
+    settings = cast(SearchSettings, SimpleNamespace(**fields))
+    folders = searched_folders(settings)
+    assert [folder.relative_to(tmp_path).parts[0] for folder in folders] == ["m.ckpt.index", "clip.hdf5.index"]
+    seen: list[object] = []
+    for number, folder in enumerate([*folders, *folders]):
+        seen.append(generation_of(settings))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "manifest.json").write_text("x" * number)
+    seen.append(generation_of(settings))
+    assert seen[:2] == [None, None]
+    assert len({str(own) for own in seen[2:]}) == 3
