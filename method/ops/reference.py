@@ -130,7 +130,8 @@ def highest_dots(rows_ND: Tensor, starts_B: Tensor, lengths_B: Tensor, queries_Q
         first_b = length_b.cumsum(0) - length_b
         row_n = torch.arange(len(owner_n), device=owner_n.device) + (start_b - first_b)[owner_n]
         dots_nQ = rows_ND.index_select(0, row_n).float() @ queries_QD.t()
-        highest.append(torch.segment_reduce(dots_nQ, "max", lengths=length_b, axis=0))
+        lowest_bQ = dots_nQ.new_full((len(length_b), len(queries_QD)), -torch.inf)
+        highest.append(lowest_bQ.scatter_reduce_(0, owner_n[:, None].expand_as(dots_nQ), dots_nQ, "amax"))
     return torch.cat(highest)
 
 

@@ -361,6 +361,27 @@ def test_best_dots_are_those_of_a_loop(backend: str, valid: tuple[int, ...] | No
                 torch.testing.assert_close(value[video], expected, equal_nan=True, rtol=0, atol=0)
 
 
+@BACKEND
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("queries", [1, 3, 4, 7, 16, 17, 64])
+def test_highest_dots_are_those_of_a_loop(
+    backend: str, dtype: torch.dtype, queries: int, use: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Videos overlap, lie in any order and leave rows out, and the products of one are more than fit together."""
+    use(backend)
+    monkeypatch.setattr("method.ops.reference._MAX_DOTS", 40)
+    starts, lengths = [50, 0, 3, 3, 90], [40, 1, 9, 10, 7]
+    rows, vectors = torch.randn(100, 21).to(dtype), torch.randn(queries, 21)
+    rows[52, 4], rows[49, 4] = torch.nan, torch.nan  # of the first video, and of none
+    found = ops.highest_dots(rows, torch.tensor(starts), torch.tensor(lengths), vectors)
+    assert (found.dtype, found.shape) == (torch.float32, (5, queries))
+    assert found[0].isnan().all()
+    for video, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        expected = (rows[start : start + length].double() @ vectors.double().t()).amax(0)
+        torch.testing.assert_close(found[video].double(), expected, atol=1e-5, rtol=0, equal_nan=True)
+    assert ops.highest_dots(rows, torch.empty(0).long(), torch.empty(0).long(), vectors).shape == (0, queries)
+
+
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_whole_models(changes: dict[str, Any], use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs and gradients of both backends, with and without chunks of a few videos."""
