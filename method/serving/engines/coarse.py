@@ -4,7 +4,7 @@ The frames of a part of a video are alike, so that their mean tells whether one 
 fraction of the keys, stay in memory, and are read in as little time. What they miss is lost: `benchmarks/search.py`
 measures the recall.
 
-Letters: q queries, Q all of them, V videos, n frames of a video, P parts of it, D width.
+Letters: Q queries, V videos, n frames of a video, P parts of it, D width.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from torch import Tensor
 from method.evaluation.corpus import Corpus
 from method.evaluation.frame_embeddings import FrameEmbeddings
 from method.evaluation.scorer import ScoringSettings
-from method.runtime.errors import InputError
 from method.runtime.progress import progress_bar
 from method.serving.engines import Found, Ranking
 from method.serving.engines.exact import ExactEngine
-from method.serving.engines.rescoring import Videos
+from method.serving.engines.rescoring import Videos, require_best_frames
 
 PARTS = 4
 
@@ -38,10 +37,7 @@ class CoarseEngine:
     """
 
     def __init__(self, corpus: Corpus, settings: ScoringSettings, device: torch.device, candidates: int) -> None:
-        if heads := [*settings.heads]:
-            raise InputError(
-                f"--engine coarse: the branch {heads[0]} does not score by its best frame; expected --engine exact"
-            )
+        require_best_frames(settings, "coarse")
         self._corpus, self._settings, self._device = corpus.to(device), settings, device
         self._candidates = candidates
 
@@ -59,22 +55,15 @@ class CoarseEngine:
         self, vectors: Mapping[str, Tensor], count: int, right: Sequence[int | None] | None = None
     ) -> list[Ranking]:
         """See `SearchEngine`."""
-        queries = len(next(iter(vectors.values())))
-        found = []
-        for start in range(0, queries, self._means.query_block):
-            block = {name: own_QD[start : start + self._means.query_block] for name, own_QD in vectors.items()}
-            for row, scores_V in enumerate(self._means.scan(block)):
-                most = min(max(self._candidates, 4 * count), len(scores_V))
-                candidates = scores_V.topk(most).indices.sort().values.tolist()
-                found.append(
-                    self._best({name: own_qD[row : row + 1] for name, own_qD in block.items()}, candidates, count)
-                )
-        return found
-
-    def _best(self, vectors: Mapping[str, Tensor], candidates: Sequence[int], count: int) -> Ranking:
-        engine = ExactEngine(self._corpus.select(candidates), self._settings, self._device)
-        (ranking,) = engine.search(vectors, count)
-        return Ranking([Found(candidates[own.index], own.scores, own.best_frames) for own in ranking.best])
+        rankings = []
+        for query, scores_V in enumerate(self._means.scan(vectors)):
+            most = min(max(self._candidates, 4 * count), len(scores_V))
+            candidates = scores_V.topk(most).indices.sort().values.tolist()
+            engine = ExactEngine(self._corpus.select(candidates), self._settings, self._device)
+            (ranking,) = engine.search({name: own_QD[query : query + 1] for name, own_QD in vectors.items()}, count)
+            best = [Found(candidates[own.index], own.scores, own.best_frames) for own in ranking.best]
+            rankings.append(Ranking(best))
+        return rankings
 
     @cached_property
     def _means(self) -> Videos:

@@ -1,6 +1,6 @@
 """The exact engine: every query is scored against every frame of every video, as in evaluation.
 
-Letters: Q queries, q queries of a block, V videos, D width.
+Letters: Q queries, V videos, D width.
 """
 
 from __future__ import annotations
@@ -43,22 +43,12 @@ class ExactEngine:
         self, vectors: Mapping[str, Tensor], count: int, right: Sequence[int | None] | None = None
     ) -> list[Ranking]:
         """See `SearchEngine`."""
-        queries = len(next(iter(vectors.values())))
-        right = right or [None] * queries
-        found = []
-        for start in range(0, queries, self._videos.query_block):
-            block = slice(start, start + self._videos.query_block)
-            found += self._search({name: own[block] for name, own in vectors.items()}, count, right[block])
-        return found
-
-    def _search(self, vectors: Mapping[str, Tensor], count: int, right: Sequence[int | None]) -> list[Ranking]:
-        scores_qV = self._videos.scan(vectors)
         rankings = []
-        for row, target in enumerate(right):
-            own = {name: vectors_qD[row] for name, vectors_qD in vectors.items()}
-            candidates = best_candidates(scores_qV[row], count)
-            rank = None if target is None else self._rank(own, scores_qV[row], target)
-            rankings.append(Ranking(self._videos.best(own, candidates, count), rank))
+        for query, scores_V in enumerate(self._videos.scan(vectors)):
+            own = {name: vectors_QD[query] for name, vectors_QD in vectors.items()}
+            target = right[query] if right else None
+            rank = None if target is None else self._rank(own, scores_V, target)
+            rankings.append(Ranking(self._videos.best(own, best_candidates(scores_V, count), count), rank))
         return rankings
 
     def _rank(self, vectors: Mapping[str, Tensor], scores_V: Tensor, target: int) -> int:

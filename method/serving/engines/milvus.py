@@ -28,7 +28,7 @@ from method.evaluation.metrics import FUSED
 from method.runtime.errors import InputError
 from method.serving.engines import Found, Ranking
 from method.serving.engines.milvus_frames import MilvusFrames, version_of
-from method.serving.engines.rescoring import Videos
+from method.serving.engines.rescoring import Videos, require_best_frames
 
 log = logging.getLogger(__name__)
 
@@ -130,10 +130,7 @@ def open_milvus(
         raise InputError(
             "--engine milvus: the package pymilvus is missing; run `pip install -r requirements-milvus.txt`"
         )
-    if heads := [*videos.settings.heads]:
-        raise InputError(
-            f"--engine milvus: the branch {heads[0]} does not score by its best frame; expected --engine exact"
-        )
+    require_best_frames(videos.settings, "milvus")
     where = f"--engine_uri {uri}"
     frames = {}
     with one_line(where):

@@ -32,6 +32,14 @@ def rounding(scores: Tensor) -> float:
     return _ROUNDING * max(1.0, float(scores.abs().max()))
 
 
+def require_best_frames(settings: ScoringSettings, engine: str) -> None:
+    """InputError for a branch whose head scores in a way of its own, which this engine cannot."""
+    if heads := [*settings.heads]:
+        raise InputError(
+            f"--engine {engine}: the branch {heads[0]} does not score by its best frame; expected --engine exact"
+        )
+
+
 class Videos:
     """The videos of a corpus on one device.
 
@@ -44,7 +52,7 @@ class Videos:
     def __init__(self, corpus: Corpus, settings: ScoringSettings, device: torch.device) -> None:
         self.corpus, self.settings = corpus.to(device), settings
         self._scorer = Scorer(self.corpus, settings, roughly=True) if settings.heads else None
-        self.query_block = min(_QUERIES, self._scorer.query_block) if self._scorer else _QUERIES
+        self._query_block = min(_QUERIES, self._scorer.query_block) if self._scorer else _QUERIES
 
     @property
     def ids(self) -> list[str]:
@@ -58,11 +66,17 @@ class Videos:
         """Frame embeddings (n, D) of each branch of one video, in float32."""
         return self.corpus.video(index)
 
-    def scan(self, vectors: Mapping[str, Tensor]) -> Tensor:
-        """Fused scores (q, V) of at most `query_block` queries, within `rounding` of those of evaluation.
+    def scan(self, vectors: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """Fused scores (V,) of one query after the other, within `rounding` of those of evaluation.
 
         InputError if a score of a branch is not finite.
         """
+        queries = len(next(iter(vectors.values())))
+        for start in range(0, queries, self._query_block):
+            yield from self._scan({name: own_QD[start : start + self._query_block] for name, own_QD in vectors.items()})
+
+    def _scan(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """Fused scores (q, V) of a block of queries."""
         if self._scorer is not None:
             scores = self._scorer.scores(vectors)
         else:
