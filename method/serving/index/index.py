@@ -102,10 +102,10 @@ class Index:
             plan = processes.broadcast(planned)
             assert plan is not None
             self._apply(snapshot, plan, encoder)
-            if processes.is_first:
-                self._merge_small()
+            with processes.raise_on_all():
+                merged = self._merge_small() if processes.is_first else None
         with processes.raise_on_all():
-            return self._require()
+            return merged or self._require()
 
     def plan(
         self,
@@ -134,23 +134,25 @@ class Index:
     def compact(self) -> Snapshot:
         """Rewrite small segments and those with removed videos; changes no answer. UnusableIndex as `open`."""
         with self._writing():
-            snapshot = self._require()
-            entries = compacted(snapshot)
-            if entries is None:
-                return snapshot
-            self._commit(snapshot.manifest.changed(segments=tuple(entries)))
-            return self._require()
+            return self._compact(self._require())
 
-    def _merge_small(self) -> None:
+    def _compact(self, snapshot: Snapshot, only_small: bool = False) -> Snapshot:
+        entries = compacted(snapshot, only_small)
+        if entries is None:
+            return snapshot
+        self._commit(snapshot.manifest.changed(segments=tuple(entries)))
+        return self._require()
+
+    def _merge_small(self) -> Snapshot:
         """Merge small segments if there are many, after one video was added at a time; changes no answer."""
         snapshot = self._require()
-        if has_many_small(snapshot):
-            try:
-                entries = compacted(snapshot, only_small=True)
-            except (OSError, UnusableIndex) as error:  # what was added is there
-                log.warning("%s: small segments are not merged: %s", self.folder, error)
-            else:
-                self._commit(snapshot.manifest.changed(segments=tuple(entries or snapshot.manifest.segments)))
+        if not has_many_small(snapshot):
+            return snapshot
+        try:
+            return self._compact(snapshot, only_small=True)
+        except (OSError, UnusableIndex) as error:  # what was added is there
+            log.warning("%s: small segments are not merged: %s", self.folder, error)
+            return snapshot
 
     def calibrate(self, entries: Mapping[str, Any]) -> None:
         """Store entries of a table beside the index, as JSON values; others that it has are kept."""
