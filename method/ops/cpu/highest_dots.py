@@ -17,7 +17,5 @@ def highest_dots(rows_ND: Tensor, starts_B: Tensor, lengths_B: Tensor, queries_Q
     highest_BQ = torch.empty(len(starts_B), len(queries_QD))
     read = [as_array(tensor.contiguous()) for tensor in (rows_ND, starts_B, lengths_B, queries_QD)]
     written = as_array(highest_BQ)
-    run_in_threads(
-        lambda start, stop: kernels.highest_dots(*read, start, stop, written), lengths_B.tolist(), min_size=1024
-    )
+    run_in_threads(lambda start, stop: kernels.highest_dots(*read, start, stop, written), read[2], min_size=1024)
     return highest_BQ

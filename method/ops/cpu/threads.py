@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Sizes = Sequence[int] | np.ndarray[Any, Any]
 
 _pool: ThreadPoolExecutor | None = None
 
@@ -29,7 +30,7 @@ def cumulative(lengths: Sequence[int]) -> np.ndarray[Any, Any]:
     return np.cumsum([0, *lengths])
 
 
-def run_in_threads(kernel: Callable[[int, int], None], sizes: Sequence[int], min_size: int) -> None:
+def run_in_threads(kernel: Callable[[int, int], None], sizes: Sizes, min_size: int) -> None:
     """Call `kernel(start, stop)` for ranges that cover all items, one per thread, and wait for all of them.
 
     Args:
@@ -37,7 +38,7 @@ def run_in_threads(kernel: Callable[[int, int], None], sizes: Sequence[int], min
         min_size: smallest sum that is worth another thread.
     """
     global _pool
-    ranges = even_ranges(sizes, max(1, min(torch.get_num_threads(), sum(sizes) // min_size)))
+    ranges = even_ranges(sizes, max(1, min(torch.get_num_threads(), int(np.sum(sizes)) // min_size)))
     if len(ranges) > 1:
         _pool = _pool or ThreadPoolExecutor()
     futures = [_pool.submit(kernel, *range_) for range_ in ranges[1:]] if _pool is not None else []
@@ -49,7 +50,7 @@ def run_in_threads(kernel: Callable[[int, int], None], sizes: Sequence[int], min
             future.result()
 
 
-def even_ranges(sizes: Sequence[int], count: int) -> list[tuple[int, int]]:
+def even_ranges(sizes: Sizes, count: int) -> list[tuple[int, int]]:
     """At most `count` ranges of consecutive items with about equal sums, as (start, stop).
 
     >>> even_ranges([3, 1, 2, 2], 2)
@@ -59,15 +60,12 @@ def even_ranges(sizes: Sequence[int], count: int) -> list[tuple[int, int]]:
     >>> even_ranges([], 8)
     []
     """
-    ends = list(accumulate(sizes, initial=0))
-    targets = [ends[-1] * part / count for part in range(count + 1)]
-    return list(pairwise(sorted({_nearest(ends, target) for target in targets})))
-
-
-def _nearest(ends: Sequence[int], target: float) -> int:
-    """Index of the nearest of ascending numbers; the lower of two."""
-    above = min(bisect_left(ends, target), len(ends) - 1)
-    return min(range(max(above - 1, 0), above + 1), key=lambda index: abs(ends[index] - target))
+    ends = np.append(0, np.cumsum(sizes, dtype=np.int64))
+    targets = ends[-1] * np.arange(count + 1) / count
+    above = np.searchsorted(ends, targets).clip(max=len(ends) - 1)
+    below = np.maximum(above - 1, 0)
+    nearest = np.where(targets - ends[below] <= ends[above] - targets, below, above)
+    return list(pairwise(np.unique(nearest).tolist()))
 
 
 def _reset_pool() -> None:
