@@ -95,11 +95,15 @@ def shown(value: object, length: int = 60) -> str:
     return repr(value) if isinstance(value, bool | int | float | None) else f"a {type(value).__name__}"
 
 
-def _exit_now() -> NoReturn:
-    """Exit a process of torchrun without interpreter shutdown, during which a thread of gloo may abort it."""
+def _exit(status: int) -> NoReturn:
+    """Exit; a process of torchrun does so without interpreter shutdown, during which a thread of gloo may abort it."""
+    if "LOCAL_RANK" not in os.environ:
+        sys.exit(status)
+    for number in (signal.SIGINT, signal.SIGTERM):  # torchrun sends them again, and the status must stay what it is
+        signal.signal(number, signal.SIG_IGN)
     atexit._run_exitfuncs()
     sys.stderr.flush()
-    os._exit(EXIT_DONE)
+    os._exit(status)
 
 
 def run_command(main: Callable[[], object]) -> None:
@@ -116,7 +120,7 @@ def run_command(main: Callable[[], object]) -> None:
         main()
         sys.stdout.flush()
         if "LOCAL_RANK" in os.environ:
-            _exit_now()
+            _exit(EXIT_DONE)
     except InputError as error:
         _leave(f"error: {error}", EXIT_INPUT)
     except Stopped as stop:
@@ -129,7 +133,7 @@ def run_command(main: Callable[[], object]) -> None:
         _leave("terminated", 128 + signal.SIGTERM)
     except BrokenPipeError:  # the reader of the pipe has closed it, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_DONE)
+        _exit(EXIT_DONE)
     except OSError as error:
         if error.errno not in _MACHINE_ERRNOS:
             raise
@@ -183,4 +187,4 @@ def _leave(line: str, status: int) -> NoReturn:
             stream.flush()
         except OSError:  # a full disk or a closed pipe must not change the exit status
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    sys.exit(status)
+    _exit(status)

@@ -1,6 +1,7 @@
 """Exit status and the one line that the user sees."""
 
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -68,6 +69,36 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize(("outcome", "status"), [
+    ("None", 0), ("InputError('wrong')", 2), ("Stopped(15, 'saved')", 143), ("PeerFailed(1)", 1),
+    ("KeyboardInterrupt()", 130), ("BrokenPipeError()", 0),
+])  # fmt: skip
+def test_processes_of_torchrun_exit_without_interpreter_shutdown(outcome: str, status: int) -> None:
+    """A thread of gloo that still runs then may abort the process."""
+    code = f"""
+import atexit, os, sys
+from method.runtime.errors import InputError, PeerFailed, Stopped, run_command
+
+class Thread:
+    def __del__(self):
+        os.abort()
+
+def main():
+    if (outcome := {outcome}) is not None:
+        raise outcome
+
+still_runs = Thread()
+atexit.register(os.write, 1, b"registered functions ran")
+run_command(main)"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env={**os.environ, "LOCAL_RANK": "0"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False,
+    )  # fmt: skip
+    assert done.returncode == status
+    if "BrokenPipe" not in outcome:  # which closes standard output
+        assert done.stdout == b"registered functions ran"
 
 
 def test_a_closed_standard_output_is_an_error_where_answers_go_there() -> None:
