@@ -16,6 +16,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from method.config.settings import (
     checkpoint_evaluation,
     dataset_files,
     evaluation_settings,
+    fixed_fusion_weight,
     negatives_settings,
     run_name,
 )
@@ -107,6 +109,8 @@ def train(options: EasyDict, device: torch.device, processes: Processes = SINGLE
         if not processes.is_first:  # same weights on all ranks, different dropout
             seed_everything(options.seed, processes.rank)
         reader, splits = open_splits(dataset_files(options), model.architecture, settings)
+        if evaluation.fusion_weight is None:
+            log.info("the fusion weight is fitted to the %s", splits.selecting.name)
         options.feature_recipe = check_recipe(reader, options.feature_recipe, f"dataset {options.dataset_name}")
         moments = known_moments(options.moments, splits.reported)
         right_videos = known_right_videos(options.multi_gt, options.multi_gt_subset, splits.reported)
@@ -154,6 +158,8 @@ def train(options: EasyDict, device: torch.device, processes: Processes = SINGLE
                 if splits.reported is not splits.selecting:
                     evaluator = evaluator_of(splits.reported, device, processes, right_videos)
                 scores_in = path if options.save_scores else None
+                assert best.options is not None
+                evaluator.settings = replace(evaluation, fusion_weight=fixed_fusion_weight(best.options))
                 result = evaluator.evaluate(best.model.to(device), scores_in, moments)
             if folder:  # not interruptible: only rank 0 does this, so the others could not stop with it
                 given = ReportInput(

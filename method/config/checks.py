@@ -10,6 +10,8 @@ from typing import Any
 
 from method.config.architecture import edit_kinds, make_branches
 from method.config.flags import loss_names
+from method.config.parser import FITTED
+from method.config.settings import fixed_fusion_weight
 from method.config.yaml_values import place_of_branches
 from method.model.batch_scores import OPTIMAL_MATCHING
 from method.model.branch_spec import check_branches, fused_weights
@@ -50,7 +52,7 @@ _AT_LEAST_ZERO = [
     "fused_loss_weight",
 ]
 _POSITIVE = ["lr", "initializer_range"]
-_FRACTIONS = ["fusion_weight", "lr_warmup_proportion", "zero_shot_weight", "soft_targets", "clip_weight"]
+_FRACTIONS = ["lr_warmup_proportion", "zero_shot_weight", "soft_targets", "clip_weight"]
 _FRACTIONS_BELOW_ONE = ["input_drop", "drop", "neg_loss_label_smoothing", "holdout_fraction", "similar_from", "ema"]
 _FRACTIONS_BELOW_ONE += ["frame_drop", "token_drop"]
 
@@ -73,6 +75,10 @@ def check_options(options: Mapping[str, Any]) -> None:
         require(flag, 0 < options[flag] <= _LARGEST, f"a number above 0 and at most {_LARGEST}")
     for flag in _FRACTIONS:
         require(flag, 0 <= options[flag] <= 1, "a fraction from 0 to 1")
+    if options["fusion_weight"] != FITTED:
+        require("fusion_weight", 0 <= options["fusion_weight"] <= 1, "a fraction from 0 to 1")
+    elif options["eval_ckpt"]:
+        require("fusion_weight", False, "a fraction from 0 to 1; only a training can fit it")
     for flag in _FRACTIONS_BELOW_ONE:
         require(flag, 0 <= options[flag] < 1, "a fraction from 0 to below 1")
     for flag in ("input_drop", "drop"):  # the distance between two dropped values must fit into 32 bits
@@ -170,6 +176,6 @@ def check_branch_options(options: Mapping[str, Any], source: Path | str) -> None
     if idle and not options["cross_branch_fusion"]:
         log.warning("attends_to of %s has no effect without --cross_branch_fusion", ", ".join(idle))
     try:
-        fused_weights(branches, options["fusion_weight"])
+        fused_weights(branches, fixed_fusion_weight(options))
     except ValueError as error:
         raise InputError(f"--fusion_weight {options['fusion_weight']}: {error}") from error

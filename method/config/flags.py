@@ -5,7 +5,16 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from method.config.parser import PUBLISHED, Parser, Switch, cache_folder, run_to_resume, training_recipe, user_path
+from method.config.parser import (
+    PUBLISHED,
+    Parser,
+    Switch,
+    cache_folder,
+    fusion_weight,
+    run_to_resume,
+    training_recipe,
+    user_path,
+)
 from method.config.yaml_values import branch_table
 from method.model.batch_scores import NEGATIVE_QUERIES
 from method.model.losses import LOSSES
@@ -297,7 +306,14 @@ def _add_evaluation(parser: Parser) -> None:
         type=user_path,
         help="checkpoint, trained here or published; or an exported model: its folder, or owner/name on the Hub",
     )
-    add("--fusion_weight", type=float, default=0.5, help="weight of the action branch in the fused score")
+    add(
+        "--fusion_weight",
+        type=fusion_weight,
+        default=0.5,
+        metavar="W",
+        help="weight of the action branch in the fused score, from 0 to 1; fitted: a training selects it together with "
+        "the epoch, and the checkpoint stores it",
+    )
     add("--eval_query_bsz", type=int, default=50, help="batch size for encoding captions")
     add("--eval_context_bsz", type=int, default=200, help="batch size for encoding videos")
     add("--eval_memory_mb", type=int, default=512, help="memory limit for a block of scores, in MiB")

@@ -12,6 +12,7 @@ from method.runtime.errors import InputError, shown
 # `--resume auto` resumes the run with the same flags, or starts it.
 AUTO = "auto"
 PUBLISHED = "published"  # the recipe of a training without one
+FITTED = "fitted"  # the fusion weight of a training that fits it
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -72,6 +73,14 @@ def boolean(text: str) -> bool:
     if str(text).lower() not in words:
         raise ValueError(f"{text!r} is neither true nor false")
     return words[str(text).lower()]
+
+
+def fusion_weight(text: str) -> float | str:
+    """The `type` of --fusion_weight: a number, or `FITTED`. ArgumentTypeError for anything else."""
+    try:
+        return text if text == FITTED else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or {FITTED}, found {shown(text)}") from None
 
 
 def user_path(text: str) -> Path:

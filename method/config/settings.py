@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from method.config.architecture import edit_kinds, make_architecture
+from method.config.parser import FITTED
 from method.data.dataset_files import DatasetFiles
 from method.data.edits import KINDS, Kind
 from method.model.architecture import Architecture
@@ -38,14 +39,20 @@ def run_name(options: Mapping[str, Any]) -> RunName:
     )
 
 
+def fixed_fusion_weight(options: Mapping[str, Any]) -> float | None:
+    """The weight of the action branch; None if it is fitted."""
+    return None if options["fusion_weight"] == FITTED else options["fusion_weight"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
     """How videos and captions are loaded, encoded and scored for evaluation and search.
 
-    fusion_weight: of the action branch. memory_mb: MiB for a block of scores. precision: of encoders and embeddings.
+    fusion_weight: of the action branch; None: fitted, while a training evaluates.
+    memory_mb: MiB for a block of scores. precision: of encoders and embeddings.
     """
 
-    fusion_weight: float
+    fusion_weight: float | None
     memory_mb: int
     precision: str
     video_batch: int
@@ -57,7 +64,7 @@ class EvaluationSettings:
 def evaluation_settings(options: Mapping[str, Any]) -> EvaluationSettings:
     """The settings of evaluation and search."""
     return EvaluationSettings(
-        fusion_weight=options["fusion_weight"],
+        fusion_weight=fixed_fusion_weight(options),
         memory_mb=options["eval_memory_mb"],
         precision=options["eval_amp"],
         video_batch=options["eval_context_bsz"],

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from method.config.architecture import edit_kinds
+from method.config.settings import fixed_fusion_weight
 from method.data.edits import Kind
 from method.model.batch_scores import NEGATIVE_QUERIES, LossSettings
 
@@ -97,7 +98,7 @@ def training_settings(options: Mapping[str, Any]) -> TrainingSettings:
         nce_temperature=options["nce_temperature"],
         fused=options["fused_loss"],
         fused_weight=options["fused_loss_weight"],
-        fusion_weight=options["fusion_weight"],
+        fusion_weight=fixed_fusion_weight(options),
         false_negatives=options["false_negatives"],
         similar_from=options["similar_from"],
         soft_targets=options["soft_targets"],

@@ -9,6 +9,7 @@ Letters: Q queries, q queries of a batch, n frames of a video, D width.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ from method.evaluation.sharding import all_gather_items, all_gather_rows
 from method.model.retrieval import RetrievalModel
 from method.model.scoring import normalized
 from method.ops.precision import PRECISIONS, autocast
+from method.runtime import hardware
+from method.runtime.errors import InputError
 from method.runtime.processes import SINGLE_PROCESS, Processes
 from method.runtime.progress import progress_bar
 
@@ -77,6 +80,24 @@ class QuerySet:
         """Some of the captions."""
         captions = self.captions[indices] if isinstance(indices, slice) else [self.captions[i] for i in indices]
         return QuerySet(captions, {name: vectors_QD[indices] for name, vectors_QD in self.vectors.items()})
+
+
+def target_indices(corpus: Corpus, queries: QuerySet) -> Tensor:
+    """Index of each caption's video in the corpus, (Q,), on the device of the queries.
+
+    InputError without captions, and for a caption whose video is missing or occurs twice.
+    """
+    index_of = {video_id: index for index, video_id in enumerate(corpus.video_ids)}
+    if len(index_of) < len(corpus.video_ids):
+        twice = next(video_id for video_id, count in Counter(corpus.video_ids).items() if count > 1)
+        raise InputError(f"video {twice!r} is among the evaluated videos more than once")
+    lost = [caption.id for caption in queries.captions if caption.video_id not in index_of]
+    if lost:
+        raise InputError(f"caption {lost[0]!r}: its video is not among the {len(index_of)} evaluated videos")
+    if not queries.captions:
+        raise InputError("no captions to evaluate")
+    device = next(iter(queries.vectors.values())).device
+    return hardware.to_device_async(torch.tensor([index_of[caption.video_id] for caption in queries.captions]), device)
 
 
 @torch.inference_mode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,8 @@ from torch import Tensor
 from method.data.batch import QueryBatch, VideoBatch
 from method.data.captions import Caption
 from method.evaluation.best_videos import BestOfBlocks, BestVideos
-from method.evaluation.corpus import Corpus, QuerySet, encode_corpus, encode_queries
+from method.evaluation.corpus import Corpus, QuerySet, encode_corpus, encode_queries, target_indices
+from method.evaluation.fusion_weight import best_settings
 from method.evaluation.intervals import Interval, recall_intervals
 from method.evaluation.metrics import FUSED, Ranks, non_finite_score, ranks_of, retrieval_metrics
 from method.evaluation.multi_gt import RightVideos
@@ -23,7 +23,6 @@ from method.evaluation.score_files import ScoreFiles, Scores
 from method.evaluation.scorer import Scorer, ScoringSettings
 from method.evaluation.winners import Winners
 from method.model.retrieval import RetrievalModel
-from method.runtime import hardware
 from method.runtime.errors import InputError
 from method.runtime.processes import SINGLE_PROCESS, Processes
 
@@ -98,6 +97,7 @@ def evaluate(
     right_videos: RightVideos | None = None,
     best_videos: int = 0,
     also: Encoded | None = None,
+    alternatives: Sequence[ScoringSettings] = (),
 ) -> Evaluation:
     """Encode every video and every caption once and rank all videos for each caption.
 
@@ -114,6 +114,7 @@ def evaluate(
         right_videos: labels with several right videos for a caption.
         best_videos: how many of the best videos of each caption to keep.
         also: the same videos and captions by another model, whose branches are in `settings`, too.
+        alternatives: settings with other weights, of which the first to reach the highest SumR is used instead.
 
     Raises:
         InputError: for scores that are not finite, or a caption whose video is not among the videos.
@@ -124,6 +125,7 @@ def evaluate(
         corpus, query_set = encode(model, videos, queries, device, settings.precision, processes)
         if also is not None:
             corpus, query_set = corpus.joined(also[0]), query_set.joined(also[1])
+        settings = best_settings(corpus, query_set, [settings, *alternatives], processes)
         return rank(corpus, query_set, settings, scores_in, processes, right_videos, best_videos)
     finally:
         model.train(was_training)
@@ -178,24 +180,6 @@ def rank(
         right.ranks(own, sharing) if right is not None else None,
         best.best(own, sharing) if best is not None else None,
     )
-
-
-def target_indices(corpus: Corpus, queries: QuerySet) -> Tensor:
-    """Index of each caption's video in the corpus, (Q,), on the device of the queries.
-
-    InputError without captions, and for a caption whose video is missing or occurs twice.
-    """
-    index_of = {video_id: index for index, video_id in enumerate(corpus.video_ids)}
-    if len(index_of) < len(corpus.video_ids):
-        twice = next(video_id for video_id, count in Counter(corpus.video_ids).items() if count > 1)
-        raise InputError(f"video {twice!r} is among the evaluated videos more than once")
-    lost = [caption.id for caption in queries.captions if caption.video_id not in index_of]
-    if lost:
-        raise InputError(f"caption {lost[0]!r}: its video is not among the {len(index_of)} evaluated videos")
-    if not queries.captions:
-        raise InputError("no captions to evaluate")
-    device = next(iter(queries.vectors.values())).device
-    return hardware.to_device_async(torch.tensor([index_of[caption.video_id] for caption in queries.captions]), device)
 
 
 def rank_block(scores: Mapping[str, Tensor], target_q: Tensor, captions: Sequence[Caption]) -> dict[str, Tensor]:

@@ -44,6 +44,7 @@ class ScoringSettings:
     precision: 'off', 'bf16' or 'fp16', of the encoders and embeddings; scores are float32.
     query_weights: of the model, where the weights of its branches depend on the query.
     heads: `Branch.score` of every branch whose head scores in a way of its own, instead of by the best cosine.
+    fusion_weight: of the action branch, if the weights were made from it.
     """
 
     weights: Mapping[str, float]
@@ -51,6 +52,7 @@ class ScoringSettings:
     precision: str = "off"
     query_weights: QueryWeights | None = None
     heads: Mapping[str, Callable[[Ragged, Tensor], Similarity]] = field(default_factory=dict)
+    fusion_weight: float | None = None
 
     @classmethod
     def of(cls, settings: EvaluationSettings, model: RetrievalModel) -> ScoringSettings:
@@ -61,7 +63,7 @@ class ScoringSettings:
             raise InputError(f"--fusion_weight {settings.fusion_weight}: {error}") from error
         names = [name for name in model.branches if not model.branch(name).scores_by_cosine]
         heads = {name: model.branch(name).score for name in names}
-        return cls(weights, settings.memory_mb, settings.precision, model.query_weights, heads)
+        return cls(weights, settings.memory_mb, settings.precision, model.query_weights, heads, settings.fusion_weight)
 
     def with_branch(self, name: str, weight: float) -> ScoringSettings:
         """The same with another branch, whose cosine has this weight; the weights of the others sum to the rest.

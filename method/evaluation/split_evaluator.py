@@ -14,6 +14,7 @@ from method.data.batch import Loader
 from method.data.dataset import CorpusVideos, FeatureReader, Queries
 from method.data.splits import Split
 from method.evaluation.bounds import bounds
+from method.evaluation.fusion_weight import candidates
 from method.evaluation.metrics import FUSED, distinct_scores
 from method.evaluation.moment_metrics import CORPUS_RECALL_AT, moment_metrics
 from method.evaluation.moments import TrueMoment, read_moments
@@ -23,7 +24,6 @@ from method.evaluation.ranking import Encoded, Evaluation, encode, evaluate
 from method.evaluation.ranks_file import write_ranks
 from method.evaluation.report import drawing
 from method.evaluation.report.input import ReportInput
-from method.evaluation.scorer import ScoringSettings
 from method.evaluation.sharding import shard_batches
 from method.evaluation.vcmr import BEST_VIDEOS, vcmr_metrics
 from method.model.retrieval import RetrievalModel
@@ -88,7 +88,7 @@ class SplitEvaluator:
         also: Encoded | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> Evaluation:
-        """Evaluate a model.
+        """Evaluate a model; a fusion weight that is fitted is fitted to this split.
 
         Args:
             model: to evaluate.
@@ -97,20 +97,21 @@ class SplitEvaluator:
             also: the same split encoded by another model.
             weights: in the fused score, of each branch of that other model.
         """
-        settings = ScoringSettings.of(self.settings, model)
+        settings = candidates(self.settings, model)
         for name, weight in (weights or {}).items():
-            settings = settings.with_branch(name, weight)
+            settings = [one.with_branch(name, weight) for one in settings]
         return evaluate(
             model,
             self.videos,
             self.queries,
             self.device,
-            settings,
+            settings[0],
             scores_in,
             self.processes,
             self.right_videos,
             BEST_VIDEOS if moments else 0,
             also,
+            settings[1:],
         )
 
 
@@ -138,6 +139,7 @@ def write_results(folder: RunFolder, given: ReportInput, sha256: str, options: M
             "videos": len(evaluation.video_ids),
             "queries": len(evaluation.caption_ids),
             **metrics,
+            "weights": dict(evaluation.settings.weights),
             **interval_results(evaluation),
             "bounds": limits,
             **({"multi_gt": right.report()} if right is not None else {}),

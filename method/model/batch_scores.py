@@ -31,7 +31,7 @@ class LossSettings:
     fused: 'off'; 'beside': the fused score has losses like a branch; 'instead': only it has, except that hard negative
         queries are compared in each branch.
     fused_weight: of the fused score's terms, relative to those of a branch.
-    fusion_weight: of the action branch in the fused score.
+    fusion_weight: of the action branch in the fused score; None: fitted, with losses at the weight 0.5.
     false_negatives: 'off'; 'equal': captions with the text of a video's caption and that video are no negatives of each
         other; 'similar': further, less so the more similar the texts are above similar_from, a cosine.
     soft_targets: fraction of the cosine NCE loss that is to a teacher's distribution, the softmax of its scores divided
@@ -47,7 +47,7 @@ class LossSettings:
     nce_temperature: float = 0.07
     fused: str = "off"
     fused_weight: float = 1.0
-    fusion_weight: float = 0.5
+    fusion_weight: float | None = 0.5
     false_negatives: str = "off"
     similar_from: float = 0.9
     soft_targets: float = 0.0

@@ -16,7 +16,7 @@ SECOND_OFFSET_SCALE = 2.0  # of the object branch when both attend to each other
 LARGEST = 1 << 20  # of every size: no number of a file may ask for all memory, or be too large for a tensor
 # What stands beside the branches in metrics.json and scores.npz.
 _RESERVED = {"fused", "epoch", "videos", "queries", "moments", "checkpoint", "options", "environment"}
-_RESERVED |= {"query_ids", "video_ids", "intervals", "bounds", "about", "multi_gt", "vcmr"}
+_RESERVED |= {"query_ids", "video_ids", "intervals", "bounds", "about", "multi_gt", "vcmr", "weights"}
 _HOLDER = nn.ParameterDict()  # no module or parameter in it can be called as one of its own attributes
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -62,11 +62,11 @@ def two_branches(
     return branches
 
 
-def fused_weights(branches: Mapping[str, BranchSpec], fusion_weight: float) -> dict[str, float]:
+def fused_weights(branches: Mapping[str, BranchSpec], fusion_weight: float | None) -> dict[str, float]:
     """The weight of each branch in the fused score; they sum to 1.
 
     Before they are normalised the action branch has `fusion_weight`, the object branch 1 - `fusion_weight`, and any
-    other its own weight, or if it has none its equal share. ValueError when they are all 0.
+    other its own weight, or if it has none its equal share. None counts as 0.5. ValueError when they are all 0.
 
     >>> two = two_branches(("i3d_feat", 8), ("clip_feat", 8), None, 1.0)
     >>> fused_weights(two, 0.25)
@@ -76,6 +76,8 @@ def fused_weights(branches: Mapping[str, BranchSpec], fusion_weight: float) -> d
     """
     if len(branches) == 1:
         return dict.fromkeys(branches, 1.0)
+    if fusion_weight is None:
+        fusion_weight = 0.5
     published = {"action": fusion_weight, "object": 1 - fusion_weight}
     weights = {}
     for name, spec in branches.items():

@@ -1,7 +1,7 @@
 """The content of checkpoints, and loading models from them.
 
-A checkpoint is {"model", "epoch", "architecture", "options", ...}; a published one is {"model", "epoch", ...} with the
-published weight names.
+A checkpoint is {"model", "epoch", "architecture", "options", ...}, with the values of options that were fitted under
+"fitted"; a published one is {"model", "epoch", ...} with the published weight names.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ class Loaded:
     sha256: str
 
 
-def model_content(model: RetrievalModel, epoch: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of `model.ckpt`; `options` must be plain values.
+def model_content(
+    model: RetrievalModel, epoch: int, options: Mapping[str, Any], fitted: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """The content of `model.ckpt`; `options` must be plain values, `fitted` has those that the training has fitted.
 
     InputError for weights that are not finite, so that a good checkpoint is not overwritten by them.
     """
@@ -58,13 +60,20 @@ def model_content(model: RetrievalModel, epoch: int, options: Mapping[str, Any])
     broken = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
     if broken:
         raise InputError(f"epoch {epoch}: the weights are not finite ({summarize(broken)}); not saved")
-    return {"model": weights, "epoch": epoch, "architecture": model.architecture.as_dict(), "options": dict(options)}
+    content = {"epoch": epoch, "architecture": model.architecture.as_dict(), "options": dict(options)}
+    return {"model": weights, **content, **({"fitted": dict(fitted)} if fitted else {})}
 
 
 def stored_options(path: Path) -> dict[str, Any] | None:
-    """The options that a checkpoint was trained with; None for a published one."""
-    options = (read_config(path) if path.is_dir() else read_checkpoint(path)).get("options")
-    return dict(options) if isinstance(options, dict) else None
+    """The options that a checkpoint was trained with, those it was fitted included; None for a published one."""
+    return _options_in(read_config(path) if path.is_dir() else read_checkpoint(path))
+
+
+def _options_in(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    options, fitted = content.get("options"), content.get("fitted")
+    if not isinstance(options, dict):
+        return None
+    return {**options, **(fitted if isinstance(fitted, dict) else {})}
 
 
 def load_model(path: Path, architecture: Architecture) -> Loaded:
@@ -96,8 +105,8 @@ def load_model(path: Path, architecture: Architecture) -> Loaded:
     with torch.random.fork_rng(devices=[]):  # initial weights must not advance the generator
         model = RetrievalModel(architecture)
     model.load_state_dict(weights)
-    options = content.get("options")
-    if not published and not isinstance(options, dict):
+    options = _options_in(content)
+    if not published and options is None:
         raise InputError(f"{path}: expected the options of its training under 'options'")
     return Loaded(model.eval(), content["epoch"], None if published else options, digest)
 

@@ -114,8 +114,16 @@ class Training:
         """The model that is evaluated and saved: with the averaged weights if there is an average."""
         return self.model if self.average is None else self.average.model
 
-    def finish_epoch(self, losses: Mapping[str, float], metrics: Mapping[str, Mapping[str, float]]) -> bool:
-        """Record an evaluated epoch and move to the next; returns whether it is the best so far (ties count)."""
+    def finish_epoch(
+        self,
+        losses: Mapping[str, float],
+        metrics: Mapping[str, Mapping[str, float]],
+        fitted: Mapping[str, float] | None = None,
+    ) -> bool:
+        """Record an evaluated epoch and move to the next; returns whether it is the best so far (ties count).
+
+        fitted: values of options that this evaluation has fitted.
+        """
         progress = self.progress
         sumr = metrics["fused"]["sumr"]
         better = sumr >= progress.best_sumr
@@ -123,7 +131,8 @@ class Training:
             progress.best_sumr, progress.best_epoch, progress.since_best = sumr, progress.epoch, 0
         else:
             progress.since_best += 1
-        progress.history.append({"epoch": progress.epoch, "losses": dict(losses), "metrics": dict(metrics)})
+        row = {"epoch": progress.epoch, "losses": dict(losses), "metrics": dict(metrics)}
+        progress.history.append({**row, "fitted": dict(fitted)} if fitted else row)
         progress.epoch, progress.step, progress.terms = progress.epoch + 1, 0, {}
         return better
 

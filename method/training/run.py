@@ -79,21 +79,25 @@ class TrainingRun:
             # Keep only the metrics: the embeddings would take memory from the next epoch.
             evaluation = selector.evaluate(training.evaluated)
             metrics, several = evaluation.metrics, evaluation.right_ranks
+            weight = evaluation.settings.fusion_weight if selector.settings.fusion_weight is None else None
             del evaluation
             if several is not None:
                 self.monitor.scalars("multi_gt", several.metrics["fused"], self.steps_done)
             self.monitor.metrics(metrics, self.steps_done)
-            better = training.finish_epoch(losses, metrics)
+            fitted = {} if weight is None else {"fusion_weight": weight}
+            self.monitor.scalars("fitted", fitted, self.steps_done)
+            better = training.finish_epoch(losses, metrics, fitted)
             with self.processes.raise_on_all():
                 if better and self.processes.is_first:
                     write_checkpoint(self.path / BEST, self.content(epoch))
             self.write_history()
             self.save()
             log.info(
-                "epoch %d: loss %.4f, %s%s (training %.1f s, evaluation %.1f s)",
+                "epoch %d: loss %.4f, %s%s%s (training %.1f s, evaluation %.1f s)",
                 epoch,
                 sum(losses.values()),
                 recalls(metrics["fused"]),
+                "" if weight is None else f"  fusion weight {weight:.2f}",
                 ", the best so far" if better else "",
                 trained - started,
                 time.perf_counter() - trained,
@@ -125,7 +129,9 @@ class TrainingRun:
 
     def content(self, epoch: int) -> dict[str, Any]:
         """The content of a model checkpoint after an epoch."""
-        return model_content(self.training.evaluated, epoch, self.options)
+        history = self.training.progress.history
+        fitted = history[-1].get("fitted", {}) if history else {}
+        return model_content(self.training.evaluated, epoch, self.options, fitted)
 
     def save(self) -> None:
         """Write last.ckpt, from which the run can be resumed; all ranks wait until it is written."""

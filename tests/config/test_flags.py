@@ -26,7 +26,8 @@ def test_every_flag_has_help_and_a_type() -> None:
         assert action.help, action.dest
         default = action.default
         if isinstance(default, int | float) and not isinstance(default, bool):
-            assert action.type is type(default), action.dest
+            assert callable(action.type), action.dest
+            assert type(action.type(str(default))) is type(default), action.dest
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [

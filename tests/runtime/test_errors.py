@@ -94,7 +94,7 @@ atexit.register(os.write, 1, b"registered functions ran")
 run_command(main)"""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, env={**os.environ, "LOCAL_RANK": "0"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False,
+        capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == status
     if "BrokenPipe" not in outcome:  # which closes standard output

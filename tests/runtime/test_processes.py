@@ -22,6 +22,8 @@ import torch
 
 from method.data.batch import EpochBatches
 from method.data.captions import read_captions
+from method.evaluation.fusion_weight import FUSION_WEIGHTS
+from method.evaluation.metrics import ranks_of, retrieval_metrics
 from method.runtime.errors import InputError, PeerFailed
 from method.runtime.files import read_json
 from method.runtime.hardware import choose_device
@@ -39,6 +41,7 @@ from tests.helpers.small_negatives import damage
 from tests.helpers.tiny_text_encoder import make_text_encoder
 from utils import cache_negatives, index
 
+LONG = ["--n_epoch", str(EPOCHS), "--fusion_weight", "fitted"]
 Events = Mapping[int, Sequence[Sequence[Any]]]
 
 
@@ -84,7 +87,7 @@ def flags(data: SmallDataset, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def reference(group: Group, shared: SmallDataset) -> Path:
     """A run of two processes that was never interrupted, to be left as it is."""
-    done = group.train(flags(shared, "--n_epoch", str(EPOCHS), "--description", "two", "--save_scores"))
+    done = group.train(flags(shared, *LONG, "--description", "two", "--save_scores"))
     assert [outcome.status for outcome in done] == [0, 0], done[0].show()
     assert "metrics in" in done[0].log
     assert (done[1].log, done[1].output) == ("", "")  # only rank 0 logs
@@ -141,6 +144,20 @@ def test_all_processes_start_with_the_weights_of_one(group: Group, shared: Small
     for name, weight in alone.items():
         assert torch.equal(first[name], weight), name
         assert torch.equal(second[name], weight), name
+
+
+def test_two_processes_fit_the_fusion_weight_to_all_captions(reference: Path) -> None:
+    with np.load(reference / "scores.npz") as scores:
+        action, object_ = (torch.from_numpy(scores[name]) for name in ("action", "object"))
+        owners = np.array([caption.split("#")[0] for caption in scores["query_ids"]])
+        target_Q = torch.from_numpy((owners[:, None] == scores["video_ids"]).argmax(1))
+    sumr = {
+        weight: retrieval_metrics(ranks_of(weight * action + (1 - weight) * object_, target_Q).numpy())["sumr"]
+        for weight in FUSION_WEIGHTS
+    }
+    result = read_json(reference / "metrics.json")
+    assert sumr[result["weights"]["action"]] == max(sumr.values())
+    assert result["fused"]["sumr"] == max(sumr.values())
 
 
 # What a run leaves
@@ -215,7 +232,7 @@ def test_all_stop_after_the_same_step_and_resume_to_the_same_result(
     request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
     run = shared.results / f"two {request.node.callspec.id}"
-    given = flags(shared, "--n_epoch", str(EPOCHS), "--description", run.name)
+    given = flags(shared, *LONG, "--description", run.name)
     done = group.train(given, events)
     assert [outcome.status for outcome in done] == statuses, done[0].show()
     progress = read_checkpoint(run / "last.ckpt")["progress"]
@@ -233,7 +250,7 @@ def test_all_stop_after_the_same_step_and_resume_to_the_same_result(
 
 def test_a_finished_run_is_not_changed(group: Group, shared: SmallDataset, reference: Path) -> None:
     before = (reference / "metrics.json").stat().st_mtime_ns
-    given = flags(shared, "--n_epoch", str(EPOCHS), "--description", reference.name, "--save_scores")
+    given = flags(shared, *LONG, "--description", reference.name, "--save_scores")
     done = group.train([*given, "--resume", "auto"])
     assert [outcome.status for outcome in done] == [0, 0], done[0].show()
     assert done[0].log == f"{reference}: the run is finished, nothing to do\n"
@@ -370,7 +387,7 @@ def test_two_processes_add_to_an_index(group: Group, shared: SmallDataset, one_e
 
 def test_torchrun(shared: SmallDataset, reference: Path) -> None:
     run = shared.results / "torchrun"
-    arguments = flags(shared, "--n_epoch", str(EPOCHS), "--description", run.name)
+    arguments = flags(shared, *LONG, "--description", run.name)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*torchrun, REPOSITORY / "method" / "train.py", *arguments],

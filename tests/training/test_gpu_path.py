@@ -20,8 +20,8 @@ from method.data.captions import Caption
 from method.data.edits import KINDS, EditedQueries, PreparedEdits
 from method.data.ragged import Ragged
 from method.evaluation import ranking
-from method.evaluation.corpus import encode_corpus, encode_queries
-from method.evaluation.ranking import rank_block, target_indices
+from method.evaluation.corpus import encode_corpus, encode_queries, target_indices
+from method.evaluation.ranking import rank_block
 from method.evaluation.scorer import Scorer
 from method.evaluation.winners import Winners
 from method.model.losses import LOSSES as ALL_LOSSES
