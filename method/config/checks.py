@@ -49,6 +49,7 @@ _AT_LEAST_ZERO = [
     "wd",
     "margin",
     "neg_query_loss_weight",
+    "neg_query_start_epoch",
     "fused_loss_weight",
 ]
 _POSITIVE = ["lr", "initializer_range"]

@@ -13,7 +13,7 @@ _BEFORE: dict[str, Any] = {"recipe": PUBLISHED, "ema": 0.0, "lr_schedule": "line
 _BEFORE |= {"losses": "triplet,nce", "fused_loss": "off", "false_negatives": "off"}
 _BEFORE |= {"soft_targets": 0.0, "soft_target_teacher": "videos", "input_init": "normal", "fusion_init": "normal"}
 _BEFORE |= {"head": "frames", "attention": "plain", "registers": 0, "fusion_gradient": False, "query_weights": False}
-_BEFORE |= {"frame_drop": 0.0, "token_drop": 0.0, "feature_noise": 0.0}
+_BEFORE |= {"neg_query_start_epoch": 0, "frame_drop": 0.0, "token_drop": 0.0, "feature_noise": 0.0}
 
 
 def current_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -276,6 +276,7 @@ def _add_negatives(parser: Parser) -> None:
     add("--neg_query_loss", choices=("action", "object", "both"), help="edit verbs, nouns or both (default: off)")
     weight = LOSSES[NEGATIVE_QUERIES].weight
     add("--neg_query_loss_weight", type=float, default=weight, help="weight of the loss")
+    add("--neg_query_start_epoch", type=int, default=0, help="first epoch with the loss")
     add("--neg_query_loss_branch", choices=("i3d", "clip", "both"), default="both", help="branches with the loss")
     add("--neg_loss_label_smoothing", type=float, default=0.2, help="label smoothing of the loss")
     add("--neg_action_num", type=int, default=8, help="edits of a caption with another verb")

@@ -23,6 +23,7 @@ class StepSettings:
     amp: 'off', 'bf16' or 'fp16'.
     seed: of the random negatives, with the epoch and the step, so that all ranks draw the same.
     edit_kinds: for each branch that is trained with hard negative queries the kind of edits that it gets.
+    edits_from_epoch: first epoch with hard negative queries.
     """
 
     hard_from_epoch: int
@@ -31,6 +32,7 @@ class StepSettings:
     losses: LossSettings
     seed: int
     edit_kinds: Mapping[str, Kind] = field(default_factory=dict)
+    edits_from_epoch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +119,7 @@ def training_settings(options: Mapping[str, Any]) -> TrainingSettings:
         losses=losses,
         seed=options["seed"],
         edit_kinds=edit_kinds(options),
+        edits_from_epoch=options["neg_query_start_epoch"],
     )
     return TrainingSettings(
         loop=loop,

@@ -107,17 +107,23 @@ class FeatureReader:
 class TrainingVideos(Dataset[VideoBatch]):
     """Batches of videos with all their captions, and hard negatives if there is a source of them.
 
-    Without a reader, batches have no features; `with_features` adds them later.
+    Without a reader, batches have no features; `with_features` adds them later. Hard negatives begin at
+    `negatives_from`, an epoch.
 
     `__getitems__` returns an InputError instead of raising it, here and below: an exception in a worker would reach the
     user as a traceback.
     """
 
     def __init__(
-        self, reader: FeatureReader | None, captions: Sequence[Caption], negatives: NegativeSource | None = None
+        self,
+        reader: FeatureReader | None,
+        captions: Sequence[Caption],
+        negatives: NegativeSource | None = None,
+        negatives_from: int = 0,
     ) -> None:
         self.reader = reader
         self.negatives = negatives
+        self.negatives_from = negatives_from
         self.videos = [(video_id, tuple(own)) for video_id, own in group_by_video(captions).items()]
 
     def __len__(self) -> int:
@@ -132,7 +138,7 @@ class TrainingVideos(Dataset[VideoBatch]):
         try:
             if self.reader is not None:
                 batch = with_features(batch, self.reader)
-            if self.negatives is not None:
+            if self.negatives is not None and drawn.epoch >= self.negatives_from:
                 batch = replace(batch, edits=self.negatives.prepare(captions, drawn.epoch))
         except InputError as error:
             return error

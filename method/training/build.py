@@ -45,12 +45,11 @@ def training_loader(
 ) -> Iterable[VideoBatch]:
     """The batches to train on."""
     workers, pinned = settings.workers, settings.pin_memory and device.type == "cuda"
+    edits = negatives, settings.loop.edits_from_epoch
     if not settings.features_on_device:
-        return Loader(TrainingVideos(reader, split.captions, negatives), order, workers, pinned)
+        return Loader(TrainingVideos(reader, split.captions, *edits), order, workers, pinned)
     # Features are gathered on the device, so workers only prepare edits.
-    without_features = Loader(
-        TrainingVideos(None, split.captions, negatives), order, workers if negatives else 0, pinned
-    )
+    without_features = Loader(TrainingVideos(None, split.captions, *edits), order, workers if negatives else 0, pinned)
     return WithFeatures(without_features, on_device(reader, split, device))
 
 

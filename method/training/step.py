@@ -57,7 +57,7 @@ class TrainStep:
         InputError when the loss is not finite, before anything is updated.
         """
         with self.stopwatch.part("negatives"):
-            edits = self._edits(batch)
+            edits = self._edits(batch) if epoch >= self._settings.edits_from_epoch else {}
         with self.stopwatch.part("forward"):
             terms = self._losses(shard_batch(self._processes, batch.to(self._device), edits), edits, epoch, step)
             loss = total(terms)
