@@ -175,6 +175,9 @@ class Index:
         self.folder.mkdir(parents=True, exist_ok=True)
         busy = f"waiting for another process that is writing the index {self.folder}"
         with exclusive_lock(self.folder / ".lock", busy, poll=poll):
+            for name in (PATTERN, NAME):
+                for path in self.folder.glob(f".{name}.*.part"):
+                    path.unlink(missing_ok=True)
             with contextlib.suppress(InputError):
                 if (manifest := read_manifest(self.folder)) is not None:
                     self._clean(manifest)
@@ -224,9 +227,9 @@ class Index:
     def _clean(self, manifest: Manifest) -> None:
         """Delete what is not part of the index: readers keep the segments that they have opened."""
         names = {entry.name for entry in manifest.segments}
-        left = [path for path in self.folder.glob(PATTERN) if path.name not in names]
-        for path in [*left, *self.folder.glob(f".{PATTERN}.*.part"), *self.folder.glob(f".{NAME}.*.part")]:
-            path.unlink(missing_ok=True)
+        for path in self.folder.glob(PATTERN):
+            if path.name not in names:
+                path.unlink(missing_ok=True)
 
 
 def _after_round(

@@ -123,6 +123,20 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_index(killed: Killed, name
     assert operation > 4
 
 
+def test_what_a_killed_first_writer_left_is_gone_before_the_next_writes(world: IndexWorld) -> None:
+    """The next may be killed between the manifest and its own cleaning up."""
+    part, operation, died = world.folder / ".segment-1.keys.a.part", 0, True
+    while died:
+        shutil.rmtree(world.folder, ignore_errors=True)
+        world.folder.mkdir()
+        part.touch()
+        died = _is_killed(world.update, operation)
+        assert not part.exists() or not (world.folder / "manifest.json").exists()
+        operation += 1
+    assert operation > 4
+    assert not list(world.folder.glob(".*.part"))
+
+
 def _is_killed(change: Callable[[], object], operation: int) -> bool:
     """Make a change in another process that is killed before an operation, if it comes so far."""
 
