@@ -28,8 +28,9 @@ from method.evaluation.report import figures
 from method.runtime.errors import run_command
 from tests.faults import handicaps
 
-# What the programs import, and what torch and the report import when they are first used.
-PRELOADED = (*("method.train", "method.search", "utils.cache_negatives", "utils.convert_checkpoint"), "torch._dynamo")
+# What the programs import, and what they, torch and the report import when they are first used.
+PRELOADED = [*("method.train", "method.search", "utils.cache_negatives", "utils.convert_checkpoint"), "torch._dynamo"]
+PRELOADED += ["method.ops.cpu"]  # whose kernels take most of a second to load
 _PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 
 

@@ -117,7 +117,8 @@ def test_the_drawn_split_is_stable_and_of_its_size() -> None:
     assert 350 < list(split.values()).count("test") < 450
     few = draw_split(ids[:500], 0.2)
     assert {own: split[own] for own in few} == few
-    assert {own for own in ids if draw_split(ids, 0.1)[own] == "test"} < {own for own in ids if split[own] == "test"}
+    smaller = draw_split(ids, 0.1)
+    assert {own for own in ids if smaller[own] == "test"} < {own for own in ids if split[own] == "test"}
 
 
 @pytest.mark.parametrize(("fraction", "others", "expected"), [
