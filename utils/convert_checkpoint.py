@@ -81,6 +81,11 @@ def convert(source: Path, target: Path, options: EasyDict) -> None:
             "and will score them differently",
             source,
         )
+    if len(architecture.branches) > 1 and (weight := loaded.options.get("fusion_weight", 0.5)) != 0.5:
+        log.warning(
+            "%s: the published format does not store the weight of the branches; evaluate with --fusion_weight %s",
+            *(target, weight),
+        )
     weights = to_published(loaded.model.state_dict(), architecture)
     write_checkpoint(target, {"model": weights, "epoch": loaded.epoch})
     log.info("%s: published format of %s, epoch %d", target, source, loaded.epoch)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,21 @@ def test_ours_to_published(tmp_path: Path, changes: dict[str, str], caplog: pyte
         # The published program divides the scale of the logits by the root of the padded length.
         factor = model.architecture.max_frames**0.5 if name.endswith("logit_scale") and changes == {} else 1.0
         torch.testing.assert_close(read.model.state_dict()[name], weight * factor, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(("options", "fitted", "needed"), [
+    ({"fusion_weight": 0.5}, {}, ""), ({"fusion_weight": 0.3}, {}, "0.3"),
+    ({"fusion_weight": "fitted"}, {"fusion_weight": 0.5}, ""),
+    ({"fusion_weight": "fitted"}, {"fusion_weight": 0.85}, "0.85"),
+])  # fmt: skip
+def test_the_weight_that_is_lost_is_named(
+    tmp_path: Path, options: dict[str, Any], fitted: dict[str, float], needed: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = model_content(lively_model(), 5, {"dataset_name": "demo", **options}, fitted)
+    write_checkpoint(tmp_path / "ours.ckpt", content)
+    convert([tmp_path / "ours.ckpt", tmp_path / "published.ckpt"])
+    warned = [message for message in caplog.messages if "--fusion_weight" in message]
+    assert [message.split()[-1] for message in warned] == [needed] * bool(needed)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
