@@ -14,7 +14,7 @@ from method.runtime import hardware
 
 
 def augmented(rows: Ragged, drop: float, noise: float) -> Ragged:
-    """Rows without some of them, and with noise on the others, both drawn anew from PyTorch's global generator.
+    """Rows without some of them, and with noise on the others, both drawn from PyTorch's global generator.
 
     Whole rows are left out as in Wei and Zou, *EDA: Easy Data Augmentation*, EMNLP 2019, noise as in Bishop, *Training
     with Noise is Equivalent to Tikhonov Regularization*, Neural Computation 1995.

@@ -119,7 +119,7 @@ def _results(metrics: Mapping[str, Any] | None) -> str:
 
 def _license(published: bool, license_id: str | None) -> str:
     stated = (
-        f"The license `{license_id}` was chosen by whoever exported the model."
+        f"The license `{license_id}` was chosen by the person who exported the model."
         if license_id
         else "Whoever exported the model stated no license: ask before you use it. "
         "(To the exporter: `--license` of utils/convert_checkpoint.py states one.)"

@@ -204,7 +204,7 @@ def test_a_run_from_before_further_losses_were_recorded_has_none() -> None:
 
 @pytest.mark.parametrize("change", ["losses triplet", "head clips", "attention gaussian", "registers 2",
     "fusion_gradient true", "frame_drop 0.1", "token_drop 0.1", "feature_noise 0.1", "input_init whitened",
-    "fusion_init aligned"])  # fmt: skip
+    "fusion_init aligned", "neg_query_start_epoch 1"])  # fmt: skip
 def test_a_run_from_before_an_option_was_recorded_does_not_get_it(change: str) -> None:
     flag, value = change.split()
     now = plain(read_options(["--dataset_name", "charades", f"--{flag}", value]))

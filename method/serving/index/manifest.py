@@ -44,7 +44,7 @@ class Manifest:
 
     generation: incremented at each change. made_from: the model, by the names under which a change is reported.
     excluded: videos that were removed by the user and are not added again unless they are named.
-    calibration: a table of whoever sets it; not kept when the index is rebuilt.
+    calibration: what `Index.calibrate` was given; not kept when the index is rebuilt.
     """
 
     generation: int

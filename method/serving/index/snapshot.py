@@ -30,7 +30,7 @@ class Snapshot:
     def open(cls, folder: Path) -> Snapshot | None:
         """Open an index; None if there is none.
 
-        A writer deletes segments that the new manifest no longer has; whoever has read the old one reads again.
+        A writer deletes segments that the new manifest no longer has; if the old one was read, it is read again.
 
         Raises:
             UnusableIndex: for an index that is damaged or of another version.
@@ -106,7 +106,7 @@ class Snapshot:
     def select(self, video_ids: Sequence[str]) -> Corpus:
         """These videos of the index, in this order, where they are mapped.
 
-        The segments are verified by whoever uses them, see `verify`.
+        The segments are not verified, see `verify`.
         """
         places = [self.places[video_id] for video_id in video_ids]
         return Corpus(list(video_ids), {name: SelectedEmbeddings(own, places) for name, own in self._sources().items()})
