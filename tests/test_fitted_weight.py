@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import pytest
 from method import search
 from method.runtime.errors import InputError, Stopped
 from method.runtime.files import read_json
-from method.training.checkpoint_file import read_checkpoint
+from method.training.checkpoint import stored_options
+from method.training.checkpoint_file import read_checkpoint, write_checkpoint
 from tests.helpers.runs import Interruption, assert_same_run, send
 from tests.helpers.small_dataset import SmallDataset, history, metrics, own_log_handlers, run_evaluate, run_train
 from utils import convert_checkpoint
@@ -78,6 +81,34 @@ def test_evaluation_and_search_use_it(
     for hit in json.loads(capsys.readouterr().out)["results"]:
         scores = hit["scores"]
         assert hit["score"] == pytest.approx(weight * scores["action"] + (1 - weight) * scores["object"], abs=1e-5)
+
+
+@pytest.mark.parametrize("found", [None, [1], {}, {"fusion_weight": "0.5"}, {"fusion_weight": math.nan},
+                                   {"fusion_weight": 7.0}, {"fusion_weight": True}])  # fmt: skip
+def test_a_damaged_weight_is_refused(fitted: Path, shared: SmallDataset, found: object) -> None:
+    run = Path(shutil.copytree(fitted, fitted.with_name("damaged weight"), dirs_exist_ok=True))
+    content = read_checkpoint(run / "model.ckpt")
+    write_checkpoint(run / "model.ckpt", {**content, "fitted": found})
+    message = r"damaged weight/model\.ckpt: expected the fitted fusion_weight, a fraction from 0 to 1, found"
+    with pytest.raises(InputError, match=message):
+        run_evaluate(["--eval_ckpt", str(run / "model.ckpt"), "--device", "-1"])
+    with pytest.raises(InputError, match=message):
+        run_train(["--resume", str(run), "--n_epoch", "5", "--device", "-1"])
+
+
+def test_nothing_else_is_taken_from_what_was_fitted(fitted: Path, tmp_path: Path) -> None:
+    content = read_checkpoint(fitted / "model.ckpt")
+    write_checkpoint(tmp_path / "more.ckpt", {**content, "fitted": {**content["fitted"], "hidden_size": 512}})
+    assert (stored_options(tmp_path / "more.ckpt") or {})["hidden_size"] == 16
+
+
+def test_before_the_first_evaluation_both_branches_count_equally(shared: SmallDataset, interrupt: Interruption) -> None:
+    interrupt.at(1, send(signal.SIGINT))
+    with pytest.raises(Stopped):
+        run_train(shared.flags(*FITTED, "--description", "stopped early"))
+    interrupt.over()
+    run = run_evaluate(["--eval_ckpt", str(shared.results / "stopped early" / "last.ckpt"), "--device", "-1"])
+    assert read_json(run / "metrics.json")["weights"] == {"action": 0.5, "object": 0.5}
 
 
 def test_a_stopped_run_fits_the_same(fitted: Path, shared: SmallDataset, interrupt: Interruption) -> None:

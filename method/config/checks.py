@@ -78,7 +78,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         require(flag, 0 <= options[flag] <= 1, "a fraction from 0 to 1")
     if options["fusion_weight"] != FITTED:
         require("fusion_weight", 0 <= options["fusion_weight"] <= 1, "a fraction from 0 to 1")
-    elif options["eval_ckpt"]:
+    elif options["eval_ckpt"] or options.get("source"):  # of utils/convert_checkpoint.py
         require("fusion_weight", False, "a fraction from 0 to 1; only a training can fit it")
     for flag in _FRACTIONS_BELOW_ONE:
         require(flag, 0 <= options[flag] < 1, "a fraction from 0 to below 1")
@@ -132,6 +132,9 @@ def _check_model(options: Mapping[str, Any], require: Callable[[str, bool, str],
         require("max_ctx_l", options["max_ctx_l"] <= 128, "at most 128 with --fusion_positions")
     published = options["action_branch"] or options["phrase_action_branch"]
     trained = published or edit_kinds(options)
+    start, last = options["neg_query_start_epoch"], options["n_epoch"] - 1
+    if options["neg_query_loss"] and start > last:
+        log.warning("--neg_query_start_epoch %d has no effect: the last epoch is %d", start, last)
     expected = "--action_branch or --phrase_action_branch on, or a branch with such edits"
     require("neg_query_loss", not options["neg_query_loss"] or bool(trained), expected)
     if options["neg_query_loss"] and options["neg_query_loss_branch"] != "both":

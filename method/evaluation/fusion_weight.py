@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from method.evaluation.corpus import Corpus, QuerySet, target_indices
 from method.evaluation.metrics import FUSED, RECALL_AT, ranks_of
 from method.evaluation.scorer import Scorer, ScoringSettings
 from method.model.retrieval import RetrievalModel
+from method.runtime.errors import InputError
 from method.runtime.processes import Processes
 
 # From the middle outwards: of equally good weights the one nearest to 0.5 is chosen.
@@ -21,17 +23,23 @@ FUSION_WEIGHTS = sorted((step / 20 for step in range(21)), key=lambda weight: ab
 def candidates(settings: EvaluationSettings, model: RetrievalModel) -> list[ScoringSettings]:
     """How a model may score: with the fusion weight of the settings, or if it is fitted with each of `FUSION_WEIGHTS`.
 
-    InputError when all weights of the branches are 0.
+    Those that change nothing, or with which no branch would count, are left out. InputError when none is left.
     """
     if settings.fusion_weight is not None:
         return [ScoringSettings.of(settings, model)]
-    return [ScoringSettings.of(replace(settings, fusion_weight=weight), model) for weight in FUSION_WEIGHTS]
+    found = [ScoringSettings.of(replace(settings, fusion_weight=FUSION_WEIGHTS[0]), model)]
+    for weight in FUSION_WEIGHTS[1:]:
+        with contextlib.suppress(InputError):
+            other = ScoringSettings.of(replace(settings, fusion_weight=weight), model)
+            if other.weights != found[0].weights:
+                found.append(other)
+    return found
 
 
 def best_settings(
     corpus: Corpus, queries: QuerySet, settings: Sequence[ScoringSettings], processes: Processes
 ) -> ScoringSettings:
-    """The settings, which differ in their weights alone, with the highest SumR of the fused score; of equals the first.
+    """The settings, which differ in their weights alone, with the highest SumR of the fused score; in a tie, the first.
 
     Each process scores its shard of the queries.
     """

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from method.config.parser import FITTED
 from method.model.architecture import Architecture
+from method.model.branch_spec import is_number
 from method.model.published import (
     check_scales,
     from_published,
@@ -25,7 +27,7 @@ from method.model.published import (
     published_architecture,
 )
 from method.model.retrieval import RetrievalModel
-from method.runtime.errors import InputError, summarize
+from method.runtime.errors import InputError, shown, summarize
 from method.runtime.files import require_file, sha256_of
 from method.training.checkpoint_file import read_checkpoint, read_open_checkpoint
 from method.training.model_folder import architecture_of, read_config, read_model_folder
@@ -65,15 +67,20 @@ def model_content(
 
 
 def stored_options(path: Path) -> dict[str, Any] | None:
-    """The options that a checkpoint was trained with, those it was fitted included; None for a published one."""
-    return _options_in(read_config(path) if path.is_dir() else read_checkpoint(path))
+    """The options that a checkpoint was trained with, including the fitted ones; None for a published one."""
+    return _options_in(read_config(path) if path.is_dir() else read_checkpoint(path), path)
 
 
-def _options_in(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    options, fitted = content.get("options"), content.get("fitted")
-    if not isinstance(options, dict):
-        return None
-    return {**options, **(fitted if isinstance(fitted, dict) else {})}
+def _options_in(content: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
+    """InputError for a fitted weight that is missing or not a fraction."""
+    options = content.get("options")
+    if not isinstance(options, dict) or options.get("fusion_weight") != FITTED:
+        return options if isinstance(options, dict) else None
+    fitted = content.get("fitted")
+    weight = fitted.get("fusion_weight") if isinstance(fitted, dict) else None
+    if not is_number(weight, 1):
+        raise InputError(f"{path}: expected the fitted fusion_weight, a fraction from 0 to 1, found {shown(weight)}")
+    return {**options, "fusion_weight": weight}
 
 
 def load_model(path: Path, architecture: Architecture) -> Loaded:
@@ -105,7 +112,7 @@ def load_model(path: Path, architecture: Architecture) -> Loaded:
     with torch.random.fork_rng(devices=[]):  # initial weights must not advance the generator
         model = RetrievalModel(architecture)
     model.load_state_dict(weights)
-    options = _options_in(content)
+    options = _options_in(content, path)
     if not published and options is None:
         raise InputError(f"{path}: expected the options of its training under 'options'")
     return Loaded(model.eval(), content["epoch"], None if published else options, digest)

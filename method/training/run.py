@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from method.config.parser import FITTED
 from method.data.batch import EpochBatches, VideoBatch
+from method.evaluation.fusion_weight import FUSION_WEIGHTS
 from method.evaluation.ranking import Evaluation
 from method.evaluation.report import drawing
 from method.evaluation.split_evaluator import SplitEvaluator, recalls
@@ -129,8 +131,10 @@ class TrainingRun:
 
     def content(self, epoch: int) -> dict[str, Any]:
         """The content of a model checkpoint after an epoch."""
-        history = self.training.progress.history
-        fitted = history[-1].get("fitted", {}) if history else {}
+        fitted: dict[str, float] = {}
+        if self.options.get("fusion_weight") == FITTED:
+            evaluations = self.training.progress.history or [{}]
+            fitted = evaluations[-1].get("fitted", {"fusion_weight": FUSION_WEIGHTS[0]})
         return model_content(self.training.evaluated, epoch, self.options, fitted)
 
     def save(self) -> None:

@@ -11,10 +11,11 @@ from method.config.options import read_options
 from method.config.settings import evaluation_settings
 from method.evaluation.fusion_weight import FUSION_WEIGHTS, best_settings, candidates
 from method.evaluation.ranking import rank
+from method.model.branch_spec import BranchSpec
 from method.model.retrieval import RetrievalModel
 from method.runtime.processes import SINGLE_PROCESS
 from tests.evaluation.corpora import Encoded, random_encoded, settings_of
-from tests.helpers.small_models import lively_model, many_branches
+from tests.helpers.small_models import SMALL, VARIANTS, lively_model, many_branches
 
 
 def fitted(encoded: Encoded, memory_mb: int = 64) -> float:
@@ -58,11 +59,21 @@ def test_equally_good_weights_leave_both_branches_equal() -> None:
     assert fitted(encoded) == 0.5
 
 
-@pytest.mark.parametrize("model", [lively_model(), many_branches(("a", "b", "c"))], ids=["two branches", "others"])
-def test_a_weight_that_is_given_is_not_fitted(model: RetrievalModel) -> None:
+AUDIO = {"audio": BranchSpec("audio_feat", 5, weight=0.0)}
+ACTION = {"action": SMALL.branches["action"]}
+
+
+@pytest.mark.parametrize(("model", "fitted"), [
+    (lively_model(), FUSION_WEIGHTS),
+    (lively_model(branches={**SMALL.branches, **AUDIO}, temperatures=()), FUSION_WEIGHTS),
+    (lively_model(branches={**ACTION, **AUDIO}, fusion="none", temperatures=()), [0.5]),
+    (many_branches(("a", "b", "c")), [0.5]),
+    (lively_model(**VARIANTS["action-only"]), [0.5]),
+], ids=["two", "three", "a second that does not count", "others", "one"])  # fmt: skip
+def test_what_is_tried(model: RetrievalModel, fitted: list[float]) -> None:
     settings = replace(evaluation_settings(read_options(["--dataset_name", "charades"])), fusion_weight=0.3)
     (given,) = candidates(settings, model)
     assert given.fusion_weight == 0.3
     every = candidates(replace(settings, fusion_weight=None), model)
-    assert [one.fusion_weight for one in every] == FUSION_WEIGHTS
+    assert [one.fusion_weight for one in every] == fitted
     assert all(sum(one.weights.values()) == pytest.approx(1) for one in every)

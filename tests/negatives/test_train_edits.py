@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from method.config.options import read_options
 from method.data.captions import read_captions
 from method.runtime.errors import InputError, Stopped
 from method.runtime.files import read_json
@@ -96,6 +97,15 @@ def test_they_may_begin_later(shared: SmallDataset, edits: list[str], one_epoch:
         before, since = history(run_train(shared.flags(*given, "--description", f"later, {way}")))
         assert before["losses"].keys() == history(one_epoch)[0]["losses"].keys()
         assert {ACTION, OBJECT} < since["losses"].keys()
+
+
+def test_a_start_after_the_last_epoch_is_remarked(caplog: pytest.LogCaptureFixture) -> None:
+    read_options(["--dataset_name", "charades", "--neg_query_start_epoch", "3", "--n_epoch", "3"])
+    assert not caplog.messages
+    read_options(
+        ["--dataset_name", "charades", "--neg_query_start_epoch", "3", "--n_epoch", "3", "--neg_query_loss", "both"]
+    )
+    assert caplog.messages == ["--neg_query_start_epoch 3 has no effect: the last epoch is 2"]
 
 
 WAYS = {"workers": ["--num_workers", "2"], "features on the device": ["--features_on_device", "--num_workers", "2"]}

@@ -104,6 +104,8 @@ def test_wrong_uses(tmp_path: Path) -> None:
     write_checkpoint(published, {"model": published_weights(case), "epoch": 1})
     with pytest.raises(InputError, match="--dataset_name is missing"):
         convert([published, tmp_path / "out.ckpt"])
+    with pytest.raises(InputError, match="--fusion_weight fitted: expected a fraction from 0 to 1; only a training"):
+        convert([published, tmp_path / "out.ckpt", *flags(case), "--fusion_weight", "fitted"])
     with pytest.raises(InputError, match="weights do not fit the options"):
         convert([published, tmp_path / "out.ckpt", *flags("ablation_transformer")])
     with pytest.raises(InputError, match=r"nowhere\.ckpt: no such file"):
