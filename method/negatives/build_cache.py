@@ -30,6 +30,7 @@ from method.negatives.convert import convert_block
 from method.negatives.editor import CaptionEditor
 from method.runtime.disk import format_bytes, free_bytes
 from method.runtime.errors import InputError
+from method.runtime.files import remove_partial_files
 from method.runtime.locks import exclusive_lock
 from method.text.encoder import TextEncoder
 
@@ -88,8 +89,7 @@ def make_cache(folder: Path, pools: Pools, fingerprint: Mapping[str, Any], encod
     parts = {**fingerprint, **pool_sizes(pools.sizes)}
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(folder / ".lock", f"{folder}: another process is building this cache", wait=False):
-        for left_over in folder.glob(".*.part"):
-            left_over.unlink()
+        remove_partial_files(folder)
         if not (folder / "cache.json").exists():
             write_manifest(folder, Manifest(parts, complete=False))
         manifest = read_manifest(folder, parts, convert=True)

@@ -39,6 +39,12 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     _flush(path.parent)
 
 
+def remove_partial_files(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes left of files with this name, which may be a pattern; none may be written now."""
+    for partial in folder.glob(f".{name}.*.part"):
+        partial.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends and is removed if it raises.

@@ -29,7 +29,7 @@ from method.data.hdf5_writer import atomic_hdf5
 from method.data.linked_files import state_of
 from method.data.provenance import DURATION, FEATURES, SOURCE, Source, read_description, read_sources
 from method.runtime.errors import InputError
-from method.runtime.files import atomic_writer, digest_of, read_json, write_json
+from method.runtime.files import atomic_writer, digest_of, read_json, remove_partial_files, write_json
 from method.runtime.locks import exclusive_lock
 from method.runtime.progress import poll, progress_bar
 
@@ -158,8 +158,7 @@ class FeatureStore:
         with contextlib.ExitStack() as stack:
             self._enter(stack, self.parts / ".lock", f"waiting for another process that writes {self.path}", True)
             self.check_description()
-            for left_over in self.path.parent.glob(f".{self.path.name}.*.part"):  # of a killed process
-                left_over.unlink()
+            remove_partial_files(self.path.parent, self.path.name)
             kept = [video_id for video_id, video in videos.items() if video.exists() and self.has(video_id, video)]
             parts = [part for video_id in kept if (part := self._file(video_id, "npz")).exists()]
             if parts or set(kept) != set(self.sources()):
@@ -198,8 +197,7 @@ class FeatureStore:
         """Remove what earlier runs left, and the folder of the parts if nothing else is in it."""
         for lock in self.parts.glob("*.lock"):
             with contextlib.suppress(InputError), exclusive_lock(lock, "in use", wait=False):
-                for left_over in self.parts.glob(f".{lock.stem}.*.part"):
-                    left_over.unlink()
+                remove_partial_files(self.parts, lock.stem)
                 lock.unlink()
         stems = {self._file(video_id, "npz").stem for video_id in videos}
         for path in [*self.parts.glob("*.npz"), *self.parts.glob("*.failed")]:

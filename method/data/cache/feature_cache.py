@@ -29,7 +29,7 @@ from method.data.ragged import Ragged
 from method.data.splits import Split, sampled_lengths
 from method.runtime.disk import format_bytes, free_bytes
 from method.runtime.errors import InputError, summarize
-from method.runtime.files import digest_of
+from method.runtime.files import digest_of, remove_partial_files
 from method.runtime.locks import exclusive_lock
 from method.runtime.progress import poll, progress_bar
 
@@ -117,8 +117,7 @@ class _Cache:
         folder = self.path.parent
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(folder / ".lock", f"waiting for another process that is filling {folder}", poll=poll):
-            for left_over in folder.glob(".*.part"):  # left by a killed process
-                left_over.unlink()
+            remove_partial_files(folder)
             try:
                 return self._open()  # another process has built it meanwhile
             except _Unusable as reason:

@@ -20,12 +20,13 @@ from typing import Any
 from method.evaluation.sharding import all_gather_items, shard
 from method.runtime.disk import format_bytes
 from method.runtime.errors import InputError
+from method.runtime.files import remove_partial_files
 from method.runtime.locks import exclusive_lock
 from method.runtime.progress import poll
 from method.serving.index.compaction import compacted, has_many_small
 from method.serving.index.earlier import remove_earlier
 from method.serving.index.encoding import VideoEncoder
-from method.serving.index.manifest import NAME, MadeFrom, Manifest, SegmentEntry, read_manifest, write_manifest
+from method.serving.index.manifest import MadeFrom, Manifest, SegmentEntry, read_manifest, write_manifest
 from method.serving.index.plan import Plan, compare
 from method.serving.index.segment import PATTERN, VIDEOS_PER_SEGMENT, UnusableIndex, write_segment
 from method.serving.index.snapshot import Snapshot
@@ -175,9 +176,7 @@ class Index:
         self.folder.mkdir(parents=True, exist_ok=True)
         busy = f"waiting for another process that is writing the index {self.folder}"
         with exclusive_lock(self.folder / ".lock", busy, poll=poll):
-            for name in (PATTERN, NAME):
-                for path in self.folder.glob(f".{name}.*.part"):
-                    path.unlink(missing_ok=True)
+            remove_partial_files(self.folder)
             with contextlib.suppress(InputError):
                 if (manifest := read_manifest(self.folder)) is not None:
                     self._clean(manifest)
