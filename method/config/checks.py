@@ -132,9 +132,6 @@ def _check_model(options: Mapping[str, Any], require: Callable[[str, bool, str],
         require("max_ctx_l", options["max_ctx_l"] <= 128, "at most 128 with --fusion_positions")
     published = options["action_branch"] or options["phrase_action_branch"]
     trained = published or edit_kinds(options)
-    start, last = options["neg_query_start_epoch"], options["n_epoch"] - 1
-    if options["neg_query_loss"] and start > last:
-        log.warning("--neg_query_start_epoch %d has no effect: the last epoch is %d", start, last)
     expected = "--action_branch or --phrase_action_branch on, or a branch with such edits"
     require("neg_query_loss", not options["neg_query_loss"] or bool(trained), expected)
     if options["neg_query_loss"] and options["neg_query_loss_branch"] != "both":
@@ -164,6 +161,9 @@ def _check_losses(options: Mapping[str, Any], require: Callable[[str, bool, str]
         "--ema and --soft_targets above 0 beside it",
     )
     trains = not options["only_eval"] and not options["eval_ckpt"]
+    start, last = options["neg_query_start_epoch"], options["n_epoch"] - 1
+    if options["neg_query_loss"] and start > last and trains:
+        log.warning("--neg_query_start_epoch %d has no effect: the last epoch is %d", start, last)
     if OPTIMAL_MATCHING in names and trains and importlib.util.find_spec("scipy") is None:
         missing = "the package scipy is missing; run `pip install -r requirements-matching.txt`"
         raise InputError(f"--losses {options['losses']}: {missing}")
